@@ -1,0 +1,31 @@
+//! A relayed SYN goes up its owner's stack, with the client's address instead of the trailer.
+
+use crate::{
+    ingress::arriving,
+    net::checksum::Change,
+    packet::{Packet, Parsed, parse},
+    relay,
+    tables::Tables,
+    trailer::Trailer,
+    verdict::{Drop, Pass, Verdict},
+};
+
+/// Delivers a SYN of the flow that [`crate::accept`] has set up for it.
+#[inline(always)]
+pub fn deliver<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    let key = arriving(&segment);
+    let flow = tables.half_open(&key).or_else(|| tables.live(&key));
+    let at = (segment.family.l4() as u32).wrapping_add(segment.header);
+    let (Some(flow), Some(trailer)) = (flow, packet.read_anywhere::<Trailer>(at as usize)) else {
+        return Verdict::Drop(Drop::NoRecord);
+    };
+    let mut change = Change::default();
+    for word in trailer.words() {
+        change.segment = change.segment.word(word, 0);
+    }
+    match packet.resize(at).and_then(|()| relay::readdress(packet, &segment, &flow, segment.header, change)) {
+        Some(()) => Verdict::Pass(Pass::Restored),
+        None => Verdict::Drop(Drop::Unwritable),
+    }
+}

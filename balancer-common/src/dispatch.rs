@@ -1,0 +1,45 @@
+//! A relayed SYN leaves its entry, with the client's address behind it.
+
+use crate::{
+    ingress::arriving,
+    net::checksum::Change,
+    packet::{Packet, Parsed, parse},
+    relay::{self, clamp_mss},
+    tables::Tables,
+    trailer::{Hop, Trailer},
+    verdict::{Drop, Pass, Send, Verdict},
+};
+
+/// Sends a SYN along the flow that [`crate::open`] has set up for it.
+#[inline(always)]
+pub fn dispatch<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    // Gone already: pushed out by a flood. The client repeats its SYN.
+    let Some(flow) = tables.half_open(&arriving(&segment)) else { return Verdict::Drop(Drop::NoRecord) };
+    let mut change = Change::default();
+    if let Some(device) = tables.device(packet.ifindex()) {
+        clamp_mss(packet, &segment, device.mtu, &mut change);
+    }
+    let hop = Hop {
+        source: flow.source,
+        destination: flow.destination,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        seq: segment.seq,
+    };
+    let trailer = Trailer::seal(&segment.source, segment.source_port, &hop, settings.tag_key);
+    for word in trailer.words() {
+        change.segment = change.segment.word(0, word);
+    }
+    let at = (segment.family.l4() as u32).wrapping_add(segment.length);
+    let length = segment.length.wrapping_add(Trailer::LEN);
+    let written = packet
+        .resize(at.wrapping_add(Trailer::LEN))
+        .and_then(|()| packet.write_anywhere(at as usize, &trailer))
+        .and_then(|()| relay::readdress(packet, &segment, &flow, length, change));
+    match written {
+        Some(()) => Verdict::Send(Send::Opened, flow.ifindex),
+        None => Verdict::Drop(Drop::Unwritable),
+    }
+}

@@ -1,0 +1,115 @@
+//! A packet arrives: which of the ways does it go?
+
+use crate::{
+    abi::{Class, Reservation, Settings, Tuple},
+    admit,
+    net::{Family, Tcp},
+    packet::{Packet, Parsed, Segment, parse},
+    relay,
+    tables::{Socket, Tables},
+    verdict::{Drop, Pass, Send, Stage, Verdict},
+};
+
+/// Decides for a packet that arrived on an API-facing interface.
+#[inline(always)]
+pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    if settings.active == 0 {
+        return Verdict::Pass(Pass::Other);
+    }
+    match parse(packet) {
+        Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
+        Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
+        Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(Pass::Other),
+    }
+}
+
+#[inline(always)]
+fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
+    let to_api = segment.destination_port == settings.api_port;
+    let to_relay = settings.is_relay_port(segment.destination_port);
+    if !to_api && !to_relay && !settings.is_peer_port(segment.source_port) {
+        return Verdict::Pass(Pass::Other);
+    }
+    if segment.opens() && (to_api || to_relay) {
+        return Verdict::Next(if to_api { Stage::Open } else { Stage::Accept });
+    }
+    let key = arriving(segment);
+    if let Some(mut flow) = tables.live(&key) {
+        return relay::live(packet, tables, segment, &mut flow);
+    }
+    if let Some(mut flow) = tables.half_open(&key) {
+        return relay::half_open(packet, tables, settings, segment, &key, &mut flow);
+    }
+    if to_api {
+        return local(tables, settings, segment, &key);
+    }
+    if !tables.member(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(Pass::Other);
+    }
+    if to_relay {
+        homeless(tables, segment)
+    } else if tables.member(&segment.source).is(Class::Controller)
+        && tables.socket(&key, segment.family) == Socket::None
+    {
+        // An owner's answer, and this entry knows nothing of it.
+        refuse(segment)
+    } else {
+        Verdict::Pass(Pass::Socket)
+    }
+}
+
+/// A segment to the API port that belongs to a connection served here, or to none.
+#[inline(always)]
+fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+    if segment.has(Tcp::RST) {
+        admit::abandon(tables, settings, key, segment.seq);
+    } else if tables.watching(tables.now_s()) {
+        let held = tables.reservation(key).unwrap_or(Reservation::NONE);
+        let last_ack = held != Reservation::NONE || tables.socket(key, segment.family) == Socket::Handshake;
+        if last_ack
+            && tables.member(&segment.source).is(Class::Client)
+            && !admit::admit_ack(tables, settings, key, held)
+        {
+            return Verdict::Reset(Send::Late);
+        }
+    }
+    Verdict::Pass(Pass::Local)
+}
+
+/// A segment to one of our relay ports that belongs to no relay.
+#[inline(always)]
+fn homeless<T: Tables>(tables: &T, segment: &Segment) -> Verdict {
+    if tables.member(&segment.source).is(Class::Controller) {
+        refuse(segment)
+    } else {
+        Verdict::Drop(Drop::Stranger)
+    }
+}
+
+#[inline(always)]
+fn refuse(segment: &Segment) -> Verdict {
+    if segment.has(Tcp::RST) { Verdict::Drop(Drop::NoAnswer) } else { Verdict::Reset(Send::NoFlow) }
+}
+
+/// The key of an arriving segment's connection.
+#[inline(always)]
+pub fn arriving(segment: &Segment) -> Tuple {
+    Tuple {
+        remote: segment.source,
+        local: segment.destination,
+        remote_port: segment.source_port,
+        local_port: segment.destination_port,
+    }
+}
+
+/// Whether an ICMP message reports an error (RFC 792; RFC 4443: types below 128).
+#[inline(always)]
+fn is_error<P: Packet>(packet: &P, family: Family) -> bool {
+    let kind: Option<u8> = packet.read(family.l4());
+    match (family, kind) {
+        (Family::V4, Some(kind)) => kind == 3 || kind == 11 || kind == 12,
+        (Family::V6, Some(kind)) => kind != 0 && kind < 5,
+        (Family::V4 | Family::V6, None) => false,
+    }
+}

@@ -1,0 +1,206 @@
+//! What becomes of a packet, why, and the counter that says so.
+
+/// What a program decided. The last expression of every decision; the program turns it into its
+/// hook's code.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// On to the next program and the stack.
+    Pass(Pass),
+    /// Out of interface `.1`, next hop by the route there.
+    Send(Send, u32),
+    /// Gone.
+    Drop(Drop),
+    /// Decided by another stage.
+    Next(Stage),
+    /// Answered with RST by [`Stage::Reset`].
+    Reset(Send),
+}
+
+/// The parts of `ingress` that run apart, so that each fits the verifier's stack.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Stage {
+    /// [`crate::open`]: a SYN to the API port.
+    Open = 0,
+    /// [`crate::place`]: a new client.
+    Place = 1,
+    /// [`crate::settle`]: a new client whose controller is picked.
+    Settle = 2,
+    /// [`crate::dispatch`]: a SYN that is to be relayed.
+    Dispatch = 3,
+    /// [`crate::accept`]: a SYN to a relay port.
+    Accept = 4,
+    /// [`crate::deliver`]: a relayed SYN that was accepted.
+    Deliver = 5,
+    /// [`crate::icmp`]: an ICMP error.
+    Icmp = 6,
+    /// [`crate::reset`]: answer the segment with RST.
+    Reset = 7,
+}
+
+impl Stage {
+    /// Stages there are.
+    pub const COUNT: u32 = 8;
+}
+
+macro_rules! counters {
+    ($($(#[$enum_doc:meta])* $enum:ident from $first:literal { $($(#[$doc:meta])* $name:ident = $value:literal,)* })*) => {
+        $($(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(u32)]
+        pub enum $enum { $($(#[$doc])* $name = $value,)* }
+
+        impl $enum {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Index of its counter.
+            #[inline(always)]
+            pub const fn index(self) -> u32 { self as u32 }
+
+            /// Its name in `status` and the documents.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => {
+                        static NAME: Snake = snake(stringify!($name));
+                        NAME.as_str()
+                    })*
+                }
+            }
+        })*
+
+        /// Names of all counters by index; empty where an index is free.
+        pub fn names() -> [&'static str; COUNTERS] {
+            let mut names = [""; COUNTERS];
+            $(for counter in $enum::ALL {
+                debug_assert!(names[counter.index() as usize].is_empty());
+                names[counter.index() as usize] = counter.name();
+            })*
+            names
+        }
+    };
+}
+
+/// Slots of the counter map.
+pub const COUNTERS: usize = 64;
+
+counters! {
+    /// Why a packet was passed on. Counted except for [`Pass::Other`], which is no business of ours.
+    Pass from 0 {
+        /// Neither the API port nor a relay port of this host (not counted).
+        Other = 0,
+        /// To the API port, of no relayed flow: a connection served here.
+        Local = 1,
+        /// A SYN of a controller or an exempt address.
+        Exempt = 2,
+        /// A client's SYN that this controller serves itself.
+        Chosen = 3,
+        /// A client's SYN whose connection is open here.
+        Sticky = 4,
+        /// A SYN with data, served here because the data's place is the address's.
+        FastOpen = 5,
+        /// A SYN above the rate of new flows, served here without a record.
+        Flood = 6,
+        /// A SYN that was to be relayed, but no port or record was free.
+        NoRoom = 7,
+        /// A relayed packet, the client's address given back.
+        Restored = 8,
+        /// An ICMP error about a relayed connection, the client's address given back.
+        IcmpRestored = 9,
+        /// Towards a relay source port, of no flow, but a socket of this host has it.
+        Socket = 10,
+    }
+    /// Why a packet was sent on.
+    Send from 16 {
+        /// Entry: a SYN, relayed with the client's address.
+        Opened = 16,
+        /// Entry: client to owner.
+        Forwarded = 17,
+        /// Entry: owner to client.
+        Returned = 18,
+        /// Owner: to the entry instead of the client.
+        Diverted = 19,
+        /// RST: every controller is full.
+        Full = 20,
+        /// RST: the owner is dead.
+        OwnerDead = 21,
+        /// RST: on a relay port, of no flow.
+        NoFlow = 22,
+        /// RST: a handshake's last ACK found no room.
+        Late = 23,
+        /// RST: a relayed SYN found no room here.
+        RelayFull = 24,
+        /// Entry: an ICMP error, translated for the owner.
+        IcmpToOwner = 25,
+        /// Entry: an ICMP error, translated for the client.
+        IcmpToClient = 26,
+        /// RST: the owner's answer to a SYN that was picked anew meanwhile.
+        Superseded = 27,
+        /// RST: another controller is to serve this client, which finds it by itself.
+        Steered = 28,
+    }
+    /// Why a packet was dropped.
+    Drop from 32 {
+        /// On a relay port, from an address that is no controller's.
+        Stranger = 32,
+        /// A relayed SYN whose tag is wrong.
+        BadTag = 33,
+        /// A relayed SYN whose trailer is none of ours.
+        BadTrailer = 34,
+        /// A relayed SYN for a client's port that another live relay has.
+        Conflict = 35,
+        /// A relayed SYN for which no record was free.
+        NoRecord = 36,
+        /// A packet that could not be changed.
+        Unwritable = 37,
+        /// RST not sent: to a RST, or to a multicast or own address.
+        NoAnswer = 38,
+    }
+    /// What happened besides.
+    Event from 48 {
+        /// A relayed SYN repeated without an answer: picked anew. Subset of what is opened or chosen.
+        Repicked = 48,
+        /// A handshake at a relay was completed.
+        Completed = 49,
+        /// Socket look-ups that `admit` passed.
+        Admitted = 50,
+        /// Socket look-ups that `admit` refused.
+        Refused = 51,
+        /// Socket look-ups on a relay port that no listener could take.
+        NoListener = 52,
+        /// Handshakes without a place, to be decided at their last ACK.
+        Unreserved = 53,
+        /// Established sockets that could not be tracked.
+        Untracked = 54,
+        /// New client connections that arrived here, as far as they were decided.
+        Arrived = 55,
+        /// Handshakes refused because their client's address has as many connections as it may.
+        ClientFull = 56,
+    }
+}
+
+/// A name in snake case, built at compile time.
+struct Snake {
+    bytes: [u8; 32],
+    len: usize,
+}
+
+impl Snake {
+    fn as_str(&self) -> &str {
+        self.bytes.get(..self.len).and_then(|name| core::str::from_utf8(name).ok()).unwrap_or_default()
+    }
+}
+
+const fn snake(name: &str) -> Snake {
+    let (name, mut out, mut len, mut at) = (name.as_bytes(), [0; 32], 0, 0);
+    while at < name.len() {
+        if name[at].is_ascii_uppercase() && at > 0 {
+            out[len] = b'_';
+            len += 1;
+        }
+        out[len] = name[at].to_ascii_lowercase();
+        len += 1;
+        at += 1;
+    }
+    Snake { bytes: out, len }
+}

@@ -1,0 +1,319 @@
+//! Picking against its formula in floating point, and over time.
+
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::needless_range_loop,
+    clippy::float_cmp,
+    reason = "loads and rates are far below 2^52; a certainty is exactly 1; controllers are indices into several tables"
+)]
+
+use balancer_common::abi::MAX_CONTROLLERS;
+use balancer_common::load::{Ledger, view_base};
+use balancer_common::pick::{Candidate, DEAD_BAND, Field, MOST, Pick, WEIGHT_ONE, pick};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+
+/// What a pick should come to.
+struct Odds {
+    local: f64,
+    relay: [f64; MAX_CONTROLLERS],
+}
+
+/// The formula of the module's introduction. `None`: nobody can be picked.
+fn odds(field: &Field) -> Option<Odds> {
+    let own = field.own as usize;
+    let eligible = |candidate: &&Candidate| candidate.eligible == 1;
+    let all = &field.candidates;
+    let staleness = all.iter().filter(eligible).map(|c| c.age_ms).fold(field.report_ms, u32::max);
+    let rate = |candidate: &Candidate| f64::from(candidate.arrivals_milli) / 1000.0;
+    // A client is here, so its controller's rate is not 0.
+    let own_rate = rate(&all[own]).max(0.001);
+    let heard: f64 = all.iter().map(rate).sum();
+    let total = heard + own_rate - rate(&all[own]);
+    let horizon = 4.0 * f64::from(staleness) / 1000.0;
+    let expected = (heard * horizon).max(all.iter().filter(eligible).count() as f64 * DEAD_BAND as f64);
+    let surface = |c: &Candidate, level: f64| level * f64::from(c.weight) / f64::from(WEIGHT_ONE);
+    let (mut low, mut high) = (0.0, 1e12);
+    for _ in 0..200 {
+        let level = f64::midpoint(low, high);
+        let poured: f64 =
+            all.iter().filter(eligible).map(|c| (surface(c, level) - f64::from(c.load)).max(0.0)).sum();
+        if poured < expected { low = level } else { high = level }
+    }
+    let lacks = |c: &Candidate| {
+        let ceiling = surface(c, low).min(f64::from(c.limit));
+        if c.eligible == 1 { (ceiling - f64::from(c.load)).max(0.0) } else { 0.0 }
+    };
+    let others = |value: &dyn Fn(&Candidate) -> f64| {
+        let mut values = [0.0; MAX_CONTROLLERS];
+        for (index, candidate) in all.iter().enumerate() {
+            values[index] = if index == own { 0.0 } else { value(candidate) };
+        }
+        values
+    };
+    let rooms = others(&lacks);
+    let unclaimed = others(&|c| (lacks(c) - expected * rate(c) / total).max(0.0));
+    let own_room = lacks(&all[own]);
+    let sum = |values: &[f64]| values.iter().sum::<f64>();
+    let none = Odds { local: 1.0, relay: [0.0; MAX_CONTROLLERS] };
+    if sum(&rooms) == 0.0 || (sum(&unclaimed) == 0.0 && own_room > 0.0) {
+        return (all[own].eligible == 1).then_some(none);
+    }
+    let local = (own_room / (expected * own_rate / total)).min(1.0);
+    let shares = if sum(&unclaimed) == 0.0 { rooms } else { unclaimed };
+    Some(Odds { local, relay: shares.map(|share| (1.0 - local) * share / sum(&shares)) })
+}
+
+/// How often each is picked over all chances, evenly taken.
+fn frequencies(field: &Field) -> Odds {
+    const STEPS: u32 = 256;
+    let evenly = |step: u32| (step * 2 + 1) << 23;
+    let mut odds = Odds { local: 0.0, relay: [0.0; MAX_CONTROLLERS] };
+    let share = 1.0 / f64::from(STEPS * STEPS);
+    for first in 0..STEPS {
+        for second in 0..STEPS {
+            match pick(&mut field.clone(), (evenly(first), evenly(second))) {
+                Pick::Local => odds.local += share,
+                Pick::Relay(index) => odds.relay[index] += share,
+                Pick::Nobody => {}
+            }
+        }
+    }
+    odds
+}
+
+fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = Field> {
+    let candidate =
+        (loads, 1u32..5_000, 512u32..4096, 0u32..2_000_000, prop::bool::weighted(0.8), 0u32..9_000);
+    let candidate = candidate.prop_map(|(load, spare, weight, arrivals_milli, eligible, age_ms)| Candidate {
+        load,
+        limit: load + spare,
+        weight,
+        arrivals_milli,
+        eligible: eligible.into(),
+        age_ms,
+        ..Candidate::default()
+    });
+    (prop::collection::vec(candidate, 1..=MAX_CONTROLLERS), any::<prop::sample::Index>(), 50u32..1000)
+        .prop_map(|(candidates, own, report_ms)| {
+            let mut field = Field { own: own.index(candidates.len()) as u32, report_ms, ..Field::default() };
+            field.candidates[..candidates.len()].copy_from_slice(&candidates);
+            field.candidates[field.own as usize].age_ms = 0;
+            field
+        })
+}
+
+/// All alike, each dialled by as many.
+fn even(count: usize, load: u32, arrivals_milli: u32) -> Field {
+    let mut field = Field { report_ms: 100, avoid: u32::MAX, ..Field::default() };
+    field.candidates[..count].fill(Candidate {
+        load,
+        limit: MOST,
+        weight: WEIGHT_ONE,
+        arrivals_milli,
+        eligible: 1,
+        age_ms: 50,
+        ..Candidate::default()
+    });
+    field
+}
+
+proptest! {
+    #[test]
+    fn nobody_who_is_not_eligible_is_picked(field in candidates(0..MOST - 5_000), random: (u32, u32)) {
+        let own = field.own as usize;
+        let another = field.candidates.iter().enumerate().any(|(index, c)| index != own && c.eligible == 1);
+        match pick(&mut field.clone(), random) {
+            Pick::Local => prop_assert!(field.candidates[own].eligible == 1 || !another),
+            Pick::Relay(index) => {
+                prop_assert!(index != own);
+                prop_assert_eq!(field.candidates[index].eligible, 1);
+            }
+            Pick::Nobody => prop_assert!(field.candidates[own].eligible == 0 && !another),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_odds_are_the_formulas(field in candidates(0..20_000)) {
+        let measured = frequencies(&field);
+        match odds(&field) {
+            None => prop_assert_eq!((measured.local, measured.relay), (0.0, [0.0; MAX_CONTROLLERS])),
+            Some(odds) => {
+                prop_assert!((measured.local - odds.local).abs() < 0.02, "local {} not {}", measured.local, odds.local);
+                for (index, (found, right)) in measured.relay.iter().zip(odds.relay).enumerate() {
+                    prop_assert!((found - right).abs() < 0.02, "to {}: {} not {}", index, found, right);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn among_equals_clients_stay_where_they_dialled(
+        count in 1usize..=MAX_CONTROLLERS, load in 0u32..60_000, arrivals_milli in 0u32..1_000_000,
+    ) {
+        let local = frequencies(&even(count, load, arrivals_milli)).local;
+        prop_assert!(local >= 0.97, "{local}");
+    }
+}
+
+#[test]
+fn the_last_one_that_is_ready_is_picked_at_any_load() {
+    for load in (0..MOST - 1).step_by(99_991).chain([8_192, 8_300, 10_000, 64_000]) {
+        let mut field = even(2, load, 0);
+        field.candidates[0].eligible = 0;
+        assert_eq!(pick(&mut field, (0, 0)), Pick::Relay(1), "at {load}");
+    }
+}
+
+#[test]
+fn a_limit_bounds_the_room() {
+    let mut field = even(2, 1000, 0);
+    field.candidates[0].load = 5000;
+    field.candidates[1].limit = 1001;
+    assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Relay(1));
+    field.candidates[1].eligible = 0;
+    assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Local);
+}
+
+/// Entries that decide on their own, on reports that are late, for clients that all dial the first.
+struct Cluster {
+    loads: Vec<u32>,
+    /// `[entry][owner]`: relays so far.
+    sent: Vec<Vec<u64>>,
+    ledgers: Vec<Vec<Ledger>>,
+    bases: Vec<Vec<i64>>,
+    reported_ms: u32,
+}
+
+impl Cluster {
+    fn new(count: usize) -> Self {
+        Self {
+            loads: vec![0; count],
+            sent: vec![vec![0; count]; count],
+            ledgers: vec![vec![Ledger::default(); count]; count],
+            bases: vec![vec![0; count]; count],
+            reported_ms: 0,
+        }
+    }
+
+    /// Dials `entry` at `now_ms`.
+    fn dial(&mut self, entry: usize, now_ms: u32, rates_milli: &[u32], random: (u32, u32)) {
+        let count = self.loads.len();
+        let mut field = even(count, 0, 0);
+        field.own = entry as u32;
+        for owner in 0..count {
+            let view = self.bases[entry][owner] + self.sent[entry][owner] as i64;
+            let candidate = &mut field.candidates[owner];
+            candidate.load = if owner == entry { self.loads[entry] } else { view.max(0) as u32 };
+            candidate.age_ms = if owner == entry { 0 } else { now_ms - self.reported_ms };
+            candidate.arrivals_milli = rates_milli[owner];
+        }
+        let owner = match pick(&mut field, random) {
+            Pick::Local => entry,
+            Pick::Relay(owner) => {
+                self.sent[entry][owner] += 1;
+                owner
+            }
+            Pick::Nobody => panic!("all are ready"),
+        };
+        self.loads[owner] += 1;
+    }
+
+    /// All report to all what they had and had received when `then` was.
+    fn report(&mut self, now_ms: u32, then: &(Vec<u32>, Vec<Vec<u64>>)) {
+        for entry in 0..self.loads.len() {
+            for owner in 0..self.loads.len() {
+                let (received, sent) = (then.1[entry][owner], self.sent[entry][owner]);
+                let on_their_way = self.ledgers[entry][owner].settle(received, sent, received);
+                self.bases[entry][owner] = view_base(then.0[owner].into(), on_their_way, sent);
+            }
+        }
+        self.reported_ms = now_ms;
+    }
+}
+
+/// Whom clients dial.
+#[derive(Clone, Copy, Debug)]
+enum Dialled {
+    First,
+    AtRandom,
+    InTurn,
+}
+
+/// Runs a cluster of `count` whose clients come at `rate` a second; reports arrive `late` intervals of 100 ms late.
+fn simulate(count: usize, clients: u32, rate: u32, dialled_one: Dialled, late: usize, seed: u8) -> Cluster {
+    let mut chance = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
+    let mut cluster = Cluster::new(count);
+    let mut past = std::collections::VecDeque::new();
+    let (mut dialled, mut window) = (0, vec![0u32; count]);
+    let mut rates = vec![0; count];
+    for now_ms in 0.. {
+        if dialled == clients {
+            break;
+        }
+        if now_ms % 100 == 0 {
+            past.push_back((cluster.loads.clone(), cluster.sent.clone()));
+            // Reports are `late` intervals old when they arrive.
+            if past.len() > late {
+                cluster.report(now_ms, &past[0]);
+                past.pop_front();
+            }
+            // The last second's arrivals, as an agent smooths them.
+            for (rate, arrived) in rates.iter_mut().zip(&mut window) {
+                *rate = (*rate * 9 + *arrived * 10_000) / 10;
+                *arrived = 0;
+            }
+        }
+        let due = u64::from(now_ms + 1) * u64::from(rate) / 1000;
+        while u64::from(dialled) < due && dialled < clients {
+            let entry = match dialled_one {
+                Dialled::First => 0,
+                Dialled::AtRandom => chance.next_u32() as usize % count,
+                Dialled::InTurn => dialled as usize % count,
+            };
+            window[entry] += 1;
+            dialled += 1;
+            cluster.dial(entry, now_ms, &rates, (chance.next_u32(), chance.next_u32()));
+        }
+    }
+    cluster
+}
+
+#[test]
+fn clients_that_all_dial_one_are_spread() {
+    for count in [3, 5, 7] {
+        for rate in [200, 1000, 3000] {
+            for seed in 0..5 {
+                let loads = simulate(count, 3000, rate, Dialled::First, 1, seed).loads;
+                let mean = 3000.0 / count as f64;
+                let bound = (mean * 0.05).max(13.0);
+                let worst = loads.iter().map(|&load| (f64::from(load) - mean).abs()).fold(0.0, f64::max);
+                assert!(worst <= bound, "{count} at {rate}/s, seed {seed}: {loads:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_that_come_evenly_are_hardly_relayed() {
+    for (count, rate) in [3, 5, 7].into_iter().flat_map(|count| [20, 100, 300].map(|rate| (count, rate))) {
+        for dialled in [Dialled::AtRandom, Dialled::InTurn] {
+            for seed in 0..3 {
+                // The same run twice: what it relays once rates are known.
+                let relayed = |clients| {
+                    simulate(count, clients, rate, dialled, 0, seed).sent.iter().flatten().sum::<u64>()
+                };
+                let relayed = relayed(6000) - relayed(3000);
+                // Clients at random are not even: what chance piles up must be levelled.
+                let most = if matches!(dialled, Dialled::InTurn) { 450 } else { 600 };
+                assert!(relayed <= most, "{count} at {rate}/s, {dialled:?}, seed {seed}: {relayed} of 3000");
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Every map. Names and records are in `balancer_common::abi`.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SockMap},
+    macros::btf_map,
+};
+use balancer_common::{
+    abi::{
+        Budget, Controller, Device, Flow, MAX_CLIENTS, MAX_CONTROLLERS, MAX_DEVICES, MAX_FLOWS,
+        MAX_HALF_OPEN, MAX_MEMBERS, MAX_RESERVED, MAX_SPARED, MAX_TRACKED, Member, Reservation, Settings,
+        Tracked, Traffic, Tuple,
+    },
+    net::Address,
+    pick::Field,
+    verdict::{COUNTERS as COUNTER_SLOTS, Stage},
+};
+
+/// Memory only for the flows that there are: the maximum is rarely met.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static BUDGET: Array<Budget, 1> = Array::new();
+#[btf_map]
+pub static CLIENTS: HashMap<Address, Budget, MAX_CLIENTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static CONTROLLERS: Array<Controller, MAX_CONTROLLERS> = Array::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, COUNTER_SLOTS> = PerCpuArray::new();
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, MAX_DEVICES, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static HALF_OPEN: LruHashMap<Tuple, Flow, MAX_HALF_OPEN> = LruHashMap::new();
+#[btf_map]
+pub static LISTENERS: SockMap<2> = SockMap::new();
+#[btf_map]
+pub static LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static MEMBERS: LpmTrie<Address, Member, MAX_MEMBERS> = LpmTrie::new();
+#[btf_map]
+pub static SPARED: LruHashMap<Address, u64, MAX_SPARED> = LruHashMap::new();
+#[btf_map]
+pub static RESERVED: LruHashMap<Tuple, Reservation, MAX_RESERVED> = LruHashMap::new();
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map]
+pub static STAGES: ProgramArray<{ Stage::COUNT as usize }> = ProgramArray::new();
+#[btf_map]
+pub static TRACKED: HashMap<u64, Tracked, MAX_TRACKED, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static TRAFFIC: Array<Traffic, MAX_CONTROLLERS> = Array::new();
+
+/// Room for a pick, too large for the stack.
+#[btf_map]
+pub static FIELD: PerCpuArray<Field, 1> = PerCpuArray::new();
+/// 1 while one of our programs looks up a socket, so that `admit`, which runs inside, keeps still.
+#[btf_map]
+pub static PROBING: PerCpuArray<u32, 1> = PerCpuArray::new();
+/// New flows on this CPU: second in the high half, count in the low one.
+#[btf_map]
+pub static NEW_FLOWS: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// Why the reset stage is called.
+#[btf_map]
+pub static WHY: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Counts on this CPU.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a per-CPU slot; an interrupt between load and store costs at most one count.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}

@@ -1,0 +1,260 @@
+//! `Tables` over the maps, and the socket look-up.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
+    btf_maps::lpm_trie::Key,
+    helpers::{
+        bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_spin_lock,
+        bpf_spin_unlock,
+    },
+};
+use balancer_common::{
+    abi::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
+    net::{Address, Family},
+    pick::Field,
+    tables::{Exchange, Socket, Tables},
+    verdict::Event,
+};
+
+use crate::maps;
+
+/// The maps, as seen from a program called for `ctx`.
+pub struct Maps {
+    ctx: *mut core::ffi::c_void,
+}
+
+impl Maps {
+    /// For the time of one program run.
+    #[inline(always)]
+    pub fn new(ctx: &impl EbpfContext) -> Self {
+        Self { ctx: ctx.as_ptr() }
+    }
+}
+
+/// A value in a map, in place.
+///
+/// Other CPUs may hold the same one. The records are built for it: each field is written whole, and
+/// no decision relies on two of them having been written together.
+#[inline(always)]
+fn in_place<T>(pointer: Option<*mut T>) -> Option<&'static mut T> {
+    // SAFETY: a map's value outlives the program run, which is RCU-protected.
+    pointer.map(|pointer| unsafe { &mut *pointer })
+}
+
+/// Runs `change` on a budget in a map, under its lock.
+#[inline(always)]
+fn locked<R>(budget: *mut Budget, change: impl FnOnce(&mut Budget) -> R) -> R {
+    // SAFETY: a map's value, ours alone between lock and unlock; `change` is inlined and calls no
+    // helper, or the verifier refuses the program.
+    unsafe {
+        let lock = (&raw mut (*budget).lock).cast();
+        bpf_spin_lock(lock);
+        let result = change(&mut *budget);
+        bpf_spin_unlock(lock);
+        result
+    }
+}
+
+impl Tables for Maps {
+    type Flow = &'static mut Flow;
+    type Field = &'static mut Field;
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn controller(&self, index: usize) -> Option<&Controller> {
+        maps::CONTROLLERS.get(index as u32)
+    }
+
+    #[inline(always)]
+    fn traffic(&self, index: usize) -> Option<Traffic> {
+        maps::TRAFFIC.get(index as u32).copied()
+    }
+
+    #[inline(always)]
+    fn exchanged(&self, index: usize, exchange: Exchange) {
+        let Some(traffic) = in_place(maps::TRAFFIC.get_ptr_mut(index as u32)) else { return };
+        match exchange {
+            Exchange::Sent => add(&raw mut traffic.sent),
+            Exchange::Received => add(&raw mut traffic.received),
+            Exchange::Unanswered(_) => {
+                add(&raw mut traffic.unanswered);
+                add(&raw mut traffic.strikes);
+            }
+            Exchange::Answered => {}
+        }
+        exchange.conclude(traffic);
+    }
+
+    #[inline(always)]
+    fn member(&self, address: &Address) -> Member {
+        maps::MEMBERS.get(&Key::new(128, *address)).copied().unwrap_or(Member::CLIENT)
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        // SAFETY: devices are replaced whole by the agent.
+        unsafe { maps::DEVICES.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn live(&self, key: &Tuple) -> Option<Self::Flow> {
+        in_place(maps::LIVE.get_ptr_mut(key))
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &Tuple) -> Option<Self::Flow> {
+        in_place(maps::HALF_OPEN.get_ptr_mut(key))
+    }
+
+    #[inline(always)]
+    fn insert_live(&self, key: &Tuple, flow: &Flow) -> bool {
+        maps::LIVE.insert(key, flow, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn insert_half_open(&self, key: &Tuple, flow: &Flow, replace: bool) -> bool {
+        maps::HALF_OPEN.insert(key, flow, u64::from(if replace { BPF_ANY } else { BPF_NOEXIST })).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_live(&self, key: &Tuple) {
+        let _: Result<(), i32> = maps::LIVE.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_half_open(&self, key: &Tuple) {
+        let _: Result<(), i32> = maps::HALF_OPEN.remove(key);
+    }
+
+    #[inline(always)]
+    fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        maps::BUDGET.get_ptr_mut(0).map(|budget| locked(budget, change))
+    }
+
+    #[inline(always)]
+    fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        let mut budget = maps::CLIENTS.get_ptr_mut(address);
+        if budget.is_none() {
+            // Fails where another CPU has just made it, which is as good.
+            let _: Result<(), i32> = maps::CLIENTS.insert(address, Budget::default(), u64::from(BPF_NOEXIST));
+            budget = maps::CLIENTS.get_ptr_mut(address);
+        }
+        budget.map(|budget| locked(budget, change))
+    }
+
+    #[inline(always)]
+    fn watching(&self, now_s: u32) -> bool {
+        maps::BUDGET.get(0).is_some_and(|budget| budget.watching(now_s))
+    }
+
+    #[inline(always)]
+    fn reservation(&self, key: &Tuple) -> Option<Reservation> {
+        // SAFETY: copied at once.
+        unsafe { maps::RESERVED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn reserve(&self, key: &Tuple, reservation: &Reservation, replace: bool) -> bool {
+        maps::RESERVED
+            .insert(key, reservation, u64::from(if replace { BPF_ANY } else { BPF_NOEXIST }))
+            .is_ok()
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &Tuple) -> bool {
+        maps::RESERVED.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn spared(&self, address: &Address) -> Option<u64> {
+        // SAFETY: copied at once.
+        unsafe { maps::SPARED.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn spare(&self, address: &Address, now_ns: u64) {
+        let _: Result<(), i32> = maps::SPARED.insert(address, now_ns, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn socket(&self, key: &Tuple, family: Family) -> Socket {
+        const LISTEN: u32 = 10;
+        const TIME_WAIT: u32 = 6;
+        const NEW_SYN_RECV: u32 = 12;
+        let Some(probing) = in_place(maps::PROBING.get_ptr_mut(0)) else { return Socket::None };
+        // The tuple as it arrives: source first (kernel `struct bpf_sock_tuple`).
+        let v4 = (key.remote.v4(), key.local.v4(), key.remote_port, key.local_port);
+        let mut words = [v4.0, v4.1, u32::from(v4.2.ne()) | u32::from(v4.3.ne()) << 16, 0, 0, 0, 0, 0, 0];
+        let mut octets = 12;
+        if family == Family::V6 {
+            let (remote, local) = (key.remote.words(), key.local.words());
+            words = [
+                remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], words[2],
+            ];
+            octets = 36;
+        }
+        *probing = 1;
+        // SAFETY: the tuple is as long as the helper is told; the socket is released at once.
+        unsafe {
+            let tuple = words.as_mut_ptr().cast::<bpf_sock_tuple>();
+            let socket = bpf_skc_lookup_tcp(self.ctx, tuple, octets, BPF_F_CURRENT_NETNS as u64, 0);
+            *probing = 0;
+            if socket.is_null() {
+                return Socket::None;
+            }
+            let state = (*socket).state;
+            bpf_sk_release(socket.cast());
+            match state {
+                TIME_WAIT => Socket::None,
+                LISTEN => Socket::Listener,
+                NEW_SYN_RECV => Socket::Handshake,
+                _ => Socket::Connection,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn field(&self) -> Option<Self::Field> {
+        in_place(maps::FIELD.get_ptr_mut(0))
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn new_flows(&self, now_s: u32) -> u32 {
+        let Some(slot) = in_place(maps::NEW_FLOWS.get_ptr_mut(0)) else { return 0 };
+        let count = if (*slot >> 32) as u32 == now_s { (*slot as u32).wrapping_add(1) } else { 1 };
+        *slot = u64::from(now_s) << 32 | u64::from(count);
+        count
+    }
+
+    #[inline(always)]
+    fn count(&self, event: Event) {
+        maps::count(event.index());
+    }
+}
+
+/// Adds one, whatever other CPUs do. The old value is not asked for: kernel 5.10 has no fetching
+/// atomics.
+#[inline(always)]
+fn add(counter: *mut u64) {
+    // SAFETY: an aligned field of a map's value.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+}

@@ -1,0 +1,310 @@
+//! The maps as the agent sees them.
+
+use std::{net::IpAddr, path::Path};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, SockMap,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use balancer_common::{
+    abi::{
+        Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Tracked, Traffic,
+        Tuple, map,
+    },
+    net::Address,
+    verdict,
+};
+
+use crate::sockets::{Family, Listener};
+
+use super::flows::Flows;
+
+/// Maps that outlive the agent.
+pub const PINNED: [&str; 15] = [
+    map::BUDGET,
+    map::CLIENTS,
+    map::CONTROLLERS,
+    map::COUNTERS,
+    map::DEVICES,
+    map::HALF_OPEN,
+    map::LISTENERS,
+    map::LIVE,
+    map::MEMBERS,
+    map::SPARED,
+    map::RESERVED,
+    map::SETTINGS,
+    map::STAGES,
+    map::TRACKED,
+    map::TRAFFIC,
+];
+
+/// All counters by name, summed over the CPUs.
+pub type Counters = std::collections::BTreeMap<&'static str, u64>;
+
+/// The maps, typed.
+pub struct Maps {
+    budget: Array<MapData, Budget>,
+    clients: HashMap<MapData, Address, Budget>,
+    controllers: Array<MapData, Controller>,
+    counters: PerCpuArray<MapData, u64>,
+    devices: HashMap<MapData, u32, Device>,
+    /// Flows, live and half-open.
+    pub flows: Flows,
+    listeners: SockMap<MapData>,
+    members: LpmTrie<MapData, [u8; 16], Member>,
+    settings: Array<MapData, Settings>,
+    spared: HashMap<MapData, Address, u64>,
+    tracked: HashMap<MapData, u64, Tracked>,
+    traffic: Array<MapData, Traffic>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    /// A map is missing or of another type.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut map =
+            |name: &'static str| ebpf.take_map(name).with_context(|| format!("the object lacks map {name}"));
+        Ok(Self {
+            budget: map(map::BUDGET)?.try_into()?,
+            clients: map(map::CLIENTS)?.try_into()?,
+            controllers: map(map::CONTROLLERS)?.try_into()?,
+            counters: map(map::COUNTERS)?.try_into()?,
+            devices: map(map::DEVICES)?.try_into()?,
+            flows: Flows::new(map(map::LIVE)?.try_into()?, map(map::HALF_OPEN)?.try_into()?),
+            listeners: map(map::LISTENERS)?.try_into()?,
+            members: map(map::MEMBERS)?.try_into()?,
+            settings: map(map::SETTINGS)?.try_into()?,
+            spared: map(map::SPARED)?.try_into()?,
+            tracked: map(map::TRACKED)?.try_into()?,
+            traffic: map(map::TRAFFIC)?.try_into()?,
+        })
+    }
+
+    /// The budget as of now; fields of different moments may meet.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn budget(&self) -> Result<Budget> {
+        self.budget.get(&0, 0).context("failed to read the budget")
+    }
+
+    /// The settings in force.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0, 0).context("failed to read the settings")
+    }
+
+    /// Puts settings in force.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
+        self.settings.set(0, settings, 0).context("failed to write the settings")
+    }
+
+    /// The controller in a slot.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn controller(&self, slot: usize) -> Result<Controller> {
+        self.controllers.get(&(slot as u32), 0).context("failed to read a controller")
+    }
+
+    /// Replaces the controller in a slot.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_controller(&mut self, slot: usize, controller: &Controller) -> Result<()> {
+        self.controllers.set(slot as u32, controller, 0).context("failed to write a controller")
+    }
+
+    /// All slots.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn controllers(&self) -> Result<Vec<Controller>> {
+        (0..MAX_CONTROLLERS).map(|slot| self.controller(slot)).collect()
+    }
+
+    /// What has been exchanged with the controller in a slot.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn traffic(&self, slot: usize) -> Result<Traffic> {
+        self.traffic.get(&(slot as u32), 0).context("failed to read what was exchanged with a controller")
+    }
+
+    /// The counter at `index`, summed over the CPUs.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn counter(&self, index: u32) -> Result<u64> {
+        let per_cpu = self.counters.get(&index, 0).context("failed to read a counter")?;
+        Ok(per_cpu.iter().sum())
+    }
+
+    /// Every counter.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::new();
+        for (index, name) in verdict::names().into_iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+            counters.insert(name, self.counter(index as u32)?);
+        }
+        Ok(counters)
+    }
+
+    /// Gives every prefix in `wanted` its class, and no other any.
+    ///
+    /// # Errors
+    /// The kernel refused, or there are too many.
+    pub fn set_members(&mut self, wanted: &[(IpAddr, u8, Member)]) -> Result<()> {
+        let mut keys = Vec::with_capacity(wanted.len());
+        for &(address, bits, member) in wanted {
+            // Bits count from the start of the v4-mapped address.
+            let bits = u32::from(bits) + if address.is_ipv4() { 96 } else { 0 };
+            let key = Key::new(bits, bytemuck::cast(Address::from(address)));
+            self.members
+                .insert(&key, member, 0)
+                .with_context(|| format!("failed to class {address}/{bits}"))?;
+            keys.push((bits, key.data()));
+        }
+        let stale: Vec<_> = self.members.keys().collect::<Result<_, MapError>>()?;
+        for key in stale.iter().filter(|key| !keys.contains(&(key.prefix_len(), key.data()))) {
+            self.members.remove(key).context("failed to remove a class")?;
+        }
+        Ok(())
+    }
+
+    /// Describes the devices of this host, and no others.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_devices(&mut self, wanted: &[(u32, Device)]) -> Result<()> {
+        for (index, device) in wanted {
+            self.devices.insert(index, device, 0).context("failed to describe a device")?;
+        }
+        let known: Vec<u32> = self.devices.keys().collect::<Result<_, MapError>>()?;
+        for index in known.iter().filter(|index| !wanted.iter().any(|(wanted, _)| wanted == *index)) {
+            self.devices.remove(index).context("failed to forget a device")?;
+        }
+        Ok(())
+    }
+
+    /// Gives relayed connections to this listener.
+    ///
+    /// # Errors
+    /// It is no listening TCP socket any more.
+    pub fn set_listener(&mut self, listener: &Listener) -> Result<()> {
+        let slot = match listener.family {
+            Family::V4 => 0,
+            Family::V6 => 1,
+        };
+        self.listeners.set(slot, &listener.fd, 0).context("failed to note the API's listener")
+    }
+
+    /// Counts connections by client address: `wanted` where there is a limit for each, else none.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_clients(&mut self, wanted: &std::collections::HashMap<IpAddr, u32>) -> Result<()> {
+        let known: Vec<Address> = self.clients.keys().collect::<Result<_, MapError>>()?;
+        for address in known {
+            self.clients.remove(&address).context("failed to forget a client's count")?;
+        }
+        for (&address, &established) in wanted {
+            let budget = Budget { established, ..Budget::default() };
+            self.clients.insert(Address::from(address), budget, 0).context("failed to count a client")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets client addresses that have no connection and no handshake at boot second `now_s`.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn forget_idle_clients(&mut self, now_s: u32) -> Result<()> {
+        let known: Vec<(Address, Budget)> = self.clients.iter().collect::<Result<_, MapError>>()?;
+        for (address, mut budget) in known {
+            budget.advance(now_s);
+            if budget.established == 0 && budget.in_progress() == 0 {
+                self.clients.remove(&address).context("failed to forget a client's count")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a client is not refused for another controller's sake for a while from `now_ns` on (boot clock).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn spare(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
+        self.spared.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
+    }
+
+    /// All counted sockets by cookie.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn tracked(&self) -> Result<std::collections::HashMap<u64, Tracked>> {
+        self.tracked.iter().collect::<Result<_, MapError>>().context("failed to read the counted sockets")
+    }
+
+    /// Counts a socket that the programs did not see.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn track(&mut self, cookie: u64, tracked: Tracked) -> Result<()> {
+        self.tracked.insert(cookie, tracked, 0).context("failed to note a socket")
+    }
+
+    /// Counts a socket no more. `false`: it was not counted.
+    pub fn untrack(&mut self, cookie: u64) -> bool {
+        self.tracked.remove(&cookie).is_ok()
+    }
+}
+
+/// Refuses pinned maps of another shape: the loader takes them by name alone.
+///
+/// # Errors
+/// Names the map, and what to do.
+pub fn check_shapes(directory: &Path) -> Result<()> {
+    let shapes = [
+        (map::BUDGET, 4, size_of::<Budget>()),
+        (map::CLIENTS, size_of::<Address>(), size_of::<Budget>()),
+        (map::CONTROLLERS, 4, size_of::<Controller>()),
+        (map::COUNTERS, 4, 8),
+        (map::DEVICES, 4, size_of::<Device>()),
+        (map::HALF_OPEN, size_of::<Tuple>(), size_of::<Flow>()),
+        (map::LISTENERS, 4, 4),
+        (map::LIVE, size_of::<Tuple>(), size_of::<Flow>()),
+        (map::MEMBERS, 20, size_of::<Member>()),
+        (map::SPARED, size_of::<Address>(), 8),
+        (map::RESERVED, size_of::<Tuple>(), size_of::<Reservation>()),
+        (map::SETTINGS, 4, size_of::<Settings>()),
+        (map::STAGES, 4, 4),
+        (map::TRACKED, 8, size_of::<Tracked>()),
+        (map::TRAFFIC, 4, size_of::<Traffic>()),
+    ];
+    for (name, key, value) in shapes {
+        let pin = directory.join(name);
+        if !pin.exists() {
+            continue;
+        }
+        let info =
+            MapInfo::from_pin(&pin).with_context(|| format!("failed to open the map {}", pin.display()))?;
+        if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+            bail!("the map {} has another shape; run `balancer uninstall` and start again", pin.display());
+        }
+    }
+    Ok(())
+}

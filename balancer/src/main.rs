@@ -1,0 +1,97 @@
+//! The command line: parses, calls the library, and turns errors into messages and exit codes.
+#![allow(clippy::print_stdout, reason = "reporting is the commands' job")]
+
+use std::{future::Future, process::ExitCode};
+
+use anyhow::{Context, Result};
+use balancer::{
+    check,
+    cli::{Cli, Command, Configured, Limit},
+    config::{Config, Paths},
+    control::{self, Request},
+    daemon, datapath, interfaces,
+    key::ClusterKey,
+    status::Status,
+};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,chitchat=warn")).init();
+    match execute(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("balancer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(configured) => daemon::main(&configured.config)?,
+        Command::Status { configured, json } => status(&Config::load_paths(&configured.config)?, json)?,
+        Command::Drain { configured, within } => {
+            tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;
+        }
+        Command::Resume(configured) => tell(&configured, &Request::Resume)?,
+        Command::Limit { limit: Limit(limit), configured } => tell(&configured, &Request::Limit { limit })?,
+        Command::Rebalance { configured, now, dry_run } => {
+            tell(&configured, &Request::Rebalance { now, dry_run })?;
+        }
+        Command::Uninstall(configured) => uninstall(&Config::load_paths(&configured.config)?)?,
+        Command::Keygen { file } => {
+            ClusterKey::keygen(&file)?;
+            println!("{}: copy this file to every controller (mode 0600, root)", file.display());
+        }
+        Command::Check(configured) => {
+            let findings = wait(check::check(&configured.config))?;
+            for finding in &findings {
+                println!("{finding}");
+            }
+            if findings.iter().any(check::Finding::is_fatal) {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the agent, and prints its answer.
+fn tell(configured: &Configured, request: &Request) -> Result<()> {
+    let paths = Config::load_paths(&configured.config)?;
+    let answer = wait(control::call(&paths.control, request))?;
+    println!("{}", answer.as_str().unwrap_or_default().trim_end());
+    Ok(())
+}
+
+fn status(paths: &Paths, json: bool) -> Result<()> {
+    let answer = wait(control::call(&paths.control, &Request::Status))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else {
+        let status: Status = serde_json::from_value(answer).context("the daemon is of another version")?;
+        print!("{status}");
+    }
+    Ok(())
+}
+
+fn uninstall(paths: &Paths) -> Result<()> {
+    if std::os::unix::net::UnixStream::connect(&paths.control).is_ok() {
+        anyhow::bail!(
+            "the agent is running and would put the data path back; stop it first (systemctl stop balancer)"
+        );
+    }
+    let interfaces = interfaces::names()?;
+    if datapath::uninstall(&paths.pins, &interfaces)? {
+        println!("the data path is removed; this controller serves what is dialled here");
+    } else {
+        println!("there was no data path");
+    }
+    Ok(())
+}
+
+fn wait<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("failed to start the runtime")?.block_on(work)
+}

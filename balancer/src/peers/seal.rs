@@ -1,0 +1,311 @@
+//! One datagram of peer sync: its layout, sealing and opening it, and the window against replays.
+//!
+//! | bytes | field | |
+//! |---|---|---|
+//! | 0..4 | magic | `bals` |
+//! | 4 | version | 1 |
+//! | 5, 6 | part, parts | a message longer than a datagram travels in several |
+//! | 7 | zero | |
+//! | 8..16 | from | who seals it: the first bytes of the SHA-256 of its name |
+//! | 16..24 | to | for whom, so that one peer's datagram is no use against another |
+//! | 24..32 | boot | when the sender's agent started, in ns since 1970 |
+//! | 32..40 | sequence | grows by one with each datagram of a boot |
+//! | 40..48 | sent | the sender's wall clock, in ms since 1970 |
+//! | 48..72 | nonce | random |
+//! | 72.. | sealed | XChaCha20-Poly1305; everything before the nonce is authenticated with it |
+//!
+//! Integers are big-endian. Random 24-byte nonces never repeat in practice, so no counter has to survive a
+//! restart.
+
+use anyhow::{Context, Result, anyhow};
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use sha2::{Digest, Sha256};
+
+use super::counters::DropReason;
+
+const MAGIC: [u8; 4] = *b"bals";
+const VERSION: u8 = 1;
+const HEADER: usize = 48;
+const NONCE: usize = 24;
+const TAG: usize = 16;
+/// Longest datagram: fits an Ethernet frame with room for a tunnel's headers.
+pub(super) const DATAGRAM: usize = 1400;
+/// Longest part of a message that fits a datagram.
+pub(super) const PART: usize = DATAGRAM - HEADER - NONCE - TAG;
+/// Most parts of a message: above what chitchat lets a message grow to.
+pub(super) const MAX_PARTS: u8 = 64;
+const _: () = assert!(PART * MAX_PARTS as usize > 65_507);
+
+/// A controller's name on the wire.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct MemberId(u64);
+
+impl MemberId {
+    pub(super) fn of(name: &str) -> Self {
+        let digest = Sha256::digest(name.as_bytes());
+        Self(digest.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte)))
+    }
+}
+
+/// What a datagram says in the clear.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Header {
+    pub(super) from: MemberId,
+    pub(super) to: MemberId,
+    pub(super) boot: u64,
+    pub(super) sequence: u64,
+    pub(super) sent_ms: u64,
+    pub(super) part: u8,
+    pub(super) parts: u8,
+}
+
+impl Header {
+    fn encode(&self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..8].copy_from_slice(&[VERSION, self.part, self.parts, 0]);
+        let words = [self.from.0, self.to.0, self.boot, self.sequence, self.sent_ms];
+        for (place, word) in bytes[8..].chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// The header of `datagram`, none of which is authentic before [`Seal::open`].
+    pub(super) fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
+        if datagram.len() < HEADER + NONCE + TAG || datagram.len() > DATAGRAM {
+            return Err(DropReason::Malformed);
+        }
+        let word = |at: usize| datagram[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let header = Self {
+            from: MemberId(word(8)),
+            to: MemberId(word(16)),
+            boot: word(24),
+            sequence: word(32),
+            sent_ms: word(40),
+            part: datagram[5],
+            parts: datagram[6],
+        };
+        let ours = header.encode()[..8] == datagram[..8];
+        let counted = header.part < header.parts
+            && header.parts <= MAX_PARTS
+            && header.sequence > u64::from(header.part);
+        if ours && counted { Ok(header) } else { Err(DropReason::Malformed) }
+    }
+}
+
+/// The cluster's cipher.
+pub(super) struct Seal(XChaCha20Poly1305);
+
+impl Seal {
+    pub(super) fn new(key: &[u8; 32]) -> Self {
+        Self(XChaCha20Poly1305::new(key.into()))
+    }
+
+    /// The datagram that carries `part` under `header`.
+    pub(super) fn seal(&self, header: &Header, part: &[u8]) -> Result<Vec<u8>> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).context("failed to read a nonce from the kernel's random source")?;
+        let aad = header.encode();
+        let sealed = self
+            .0
+            .encrypt(&XNonce::from(nonce), Payload { msg: part, aad: &aad })
+            .map_err(|_opaque| anyhow!("failed to seal {} bytes", part.len()))?;
+        Ok([&aad[..], &nonce, &sealed].concat())
+    }
+
+    /// What `datagram`, whose header has been parsed, carries.
+    pub(super) fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, DropReason> {
+        let (aad, rest) = datagram.split_at_checked(HEADER).ok_or(DropReason::Malformed)?;
+        let (nonce, msg) = rest.split_first_chunk::<NONCE>().ok_or(DropReason::Malformed)?;
+        self.0.decrypt(&XNonce::from(*nonce), Payload { msg, aad }).map_err(|_opaque| DropReason::WrongKey)
+    }
+}
+
+const WORDS: usize = 64;
+const BITS: u64 = 64;
+/// How far below the newest sequence number a datagram may arrive late. One word of the ring is being
+/// overwritten.
+const WINDOW: u64 = (WORDS as u64 - 1) * BITS;
+const _: () = assert!(WINDOW >= 1024);
+
+/// Sequence numbers accepted from one peer, as a ring of bits (RFC 6479).
+pub(super) struct ReplayWindow {
+    boot: u64,
+    newest: u64,
+    seen: [u64; WORDS],
+}
+
+impl ReplayWindow {
+    pub(super) fn new(boot: u64) -> Self {
+        Self { boot, newest: 0, seen: [0; WORDS] }
+    }
+
+    /// Whether a datagram has not been accepted before, as far as this window reaches back.
+    pub(super) fn is_fresh(&self, boot: u64, sequence: u64) -> bool {
+        if boot != self.boot {
+            return boot > self.boot;
+        }
+        if sequence > self.newest {
+            return true;
+        }
+        let (word, bit) = Self::place(sequence);
+        self.newest - sequence < WINDOW && self.seen[word] & bit == 0
+    }
+
+    /// Remembers a datagram that [`Self::is_fresh`].
+    pub(super) fn accept(&mut self, boot: u64, sequence: u64) {
+        if boot > self.boot {
+            *self = Self::new(boot);
+        }
+        if sequence > self.newest {
+            let (from, to) = (self.newest / BITS, sequence / BITS);
+            for stale in (from + 1..=to).rev().take(WORDS) {
+                self.seen[(stale % WORDS as u64) as usize] = 0;
+            }
+            self.newest = sequence;
+        }
+        let (word, bit) = Self::place(sequence);
+        self.seen[word] |= bit;
+    }
+
+    fn place(sequence: u64) -> (usize, u64) {
+        ((sequence / BITS % WORDS as u64) as usize, 1 << (sequence % BITS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            from: MemberId::of("a"),
+            to: MemberId::of("b"),
+            boot: 0x0102_0304_0506_0708,
+            sequence: 9,
+            sent_ms: 0x1112_1314_1516_1718,
+            part: 1,
+            parts: 2,
+        }
+    }
+
+    fn read(seal: &Seal, datagram: &[u8]) -> Result<(Header, Vec<u8>), DropReason> {
+        let header = Header::parse(datagram)?;
+        Ok((header, seal.open(datagram)?))
+    }
+
+    #[test]
+    fn what_is_sealed_is_read_back() {
+        let seal = Seal::new(&[7; 32]);
+        for part in [&b""[..], b"gossip", &[0; PART]] {
+            let datagram = seal.seal(&header(), part).unwrap();
+            assert!(datagram.len() <= DATAGRAM);
+            assert_eq!(read(&seal, &datagram), Ok((header(), part.to_vec())));
+        }
+        let (one, two) = (seal.seal(&header(), b"x").unwrap(), seal.seal(&header(), b"x").unwrap());
+        assert_ne!(one[HEADER..], two[HEADER..], "each datagram has a nonce of its own");
+    }
+
+    #[test]
+    fn the_layout_does_not_change() {
+        let mut expected = b"bals\x01\x01\x02\x00".to_vec();
+        expected.extend([0xca, 0x97, 0x81, 0x12, 0xca, 0x1b, 0xbd, 0xca]); // sha256("a")
+        expected.extend([0x3e, 0x23, 0xe8, 0x16, 0x00, 0x39, 0x59, 0x4a]); // sha256("b")
+        expected.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+        expected.extend([0, 0, 0, 0, 0, 0, 0, 9]);
+        expected.extend([0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
+        assert_eq!(header().encode().to_vec(), expected);
+    }
+
+    #[test]
+    fn a_datagram_under_another_key_is_refused() {
+        let datagram = Seal::new(&[7; 32]).seal(&header(), b"gossip").unwrap();
+        assert_eq!(read(&Seal::new(&[8; 32]), &datagram), Err(DropReason::WrongKey));
+    }
+
+    #[test]
+    fn every_changed_bit_is_refused() {
+        let seal = Seal::new(&[7; 32]);
+        let datagram = seal.seal(&header(), b"gossip").unwrap();
+        for at in 0..datagram.len() {
+            for bit in 0..8 {
+                let mut changed = datagram.clone();
+                changed[at] ^= 1 << bit;
+                let reason = read(&seal, &changed).expect_err("a changed datagram opens");
+                let shape = [DropReason::Malformed, DropReason::WrongKey];
+                assert!(shape.contains(&reason), "byte {at} bit {bit}: {reason:?}");
+                assert!(
+                    at < 8 || at == 39 || reason == DropReason::WrongKey,
+                    "byte {at} bit {bit}: {reason:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let seal = Seal::new(&[7; 32]);
+        let datagram = seal.seal(&header(), b"gossip").unwrap();
+        for length in 0..datagram.len() {
+            let short = length < HEADER + NONCE + TAG;
+            let expected = if short { DropReason::Malformed } else { DropReason::WrongKey };
+            assert_eq!(read(&seal, &datagram[..length]), Err(expected), "{length} bytes");
+        }
+        let long = [&datagram[..], &[0; DATAGRAM]].concat();
+        assert_eq!(read(&seal, &long), Err(DropReason::Malformed));
+    }
+
+    #[test]
+    fn impossible_parts_are_malformed() {
+        let seal = Seal::new(&[7; 32]);
+        for (sequence, part, parts) in [(9, 0, 0), (9, 2, 2), (9, 0, MAX_PARTS + 1), (0, 0, 1), (3, 3, 4)] {
+            let datagram = seal.seal(&Header { sequence, part, parts, ..header() }, b"x").unwrap();
+            assert_eq!(read(&seal, &datagram), Err(DropReason::Malformed), "{part} of {parts} at {sequence}");
+        }
+    }
+
+    #[test]
+    fn each_sequence_number_is_accepted_once() {
+        let mut window = ReplayWindow::new(5);
+        for sequence in [1, 2, 3, 70, 69, 4, 5000, 4999, 5000 - WINDOW + 1] {
+            assert!(window.is_fresh(5, sequence), "{sequence}");
+            window.accept(5, sequence);
+            assert!(!window.is_fresh(5, sequence), "{sequence} again");
+        }
+        assert!(!window.is_fresh(5, 5000 - WINDOW), "older than the window");
+        assert!(!window.is_fresh(4, 6000), "an older boot");
+        window.accept(6, 1);
+        assert!(!window.is_fresh(5, 6000), "the boot before");
+        assert!(!window.is_fresh(6, 1));
+        assert!(window.is_fresh(6, 2));
+    }
+
+    /// Against a plain set, over jumps of every size up to several windows.
+    #[test]
+    fn the_ring_agrees_with_a_set() {
+        let (mut window, mut seen, mut newest) = (ReplayWindow::new(1), BTreeSet::new(), 0u64);
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..200_000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let sequence = match random % 16 {
+                0 => newest + random / 16 % (3 * WINDOW) + 1,
+                1..=7 => newest + random / 16 % 4 + 1,
+                _ => newest.saturating_sub(random / 16 % (WINDOW + WINDOW / 8)) + 1,
+            };
+            let reachable = sequence > newest || newest - sequence < WINDOW;
+            let fresh = reachable && !seen.contains(&sequence);
+            assert_eq!(window.is_fresh(1, sequence), fresh, "{sequence} with newest {newest}");
+            if fresh {
+                window.accept(1, sequence);
+                seen.insert(sequence);
+                newest = newest.max(sequence);
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Whole peers on loopback addresses.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::atomic::Ordering::Relaxed;
+
+use chitchat::{ChitchatMessage, Serializable};
+use tokio::time::timeout;
+
+use super::report::tests::report;
+use super::seal::{Header, MemberId};
+use super::*;
+
+const PORT: u16 = 17078;
+
+/// A cluster's members, on addresses that no other test and no other run uses.
+struct Net {
+    network: [u8; 2],
+    key: ClusterKey,
+    members: Vec<Member>,
+}
+
+impl Net {
+    fn new(test: u8, names: &[&str]) -> Self {
+        let network = [1 + (std::process::id() % 250) as u8, test];
+        let mut net = Self { network, key: ClusterKey::generate().unwrap(), members: Vec::new() };
+        for (name, last) in names.iter().zip(1..) {
+            net.members.push(Member { name: (*name).to_owned(), addresses: vec![net.address(last)] });
+        }
+        net
+    }
+
+    fn address(&self, last: u8) -> IpAddr {
+        Ipv4Addr::new(127, self.network[0], self.network[1], last).into()
+    }
+
+    fn listen(&self, last: u8) -> SocketAddr {
+        SocketAddr::new(self.address(last), PORT)
+    }
+
+    /// Starts the member whose address ends in `last`.
+    fn start(&self, last: u8) -> Peers {
+        let name = self.members[usize::from(last) - 1].name.clone();
+        self.start_at(&name, self.listen(last), &self.members)
+    }
+
+    fn start_at(&self, name: &str, listen: SocketAddr, members: &[Member]) -> Peers {
+        let (name, members, key) = (name.to_owned(), members.to_vec(), self.key.clone());
+        Peers::start(PeersConfig { name, listen, members, key, cluster_id: "balancer-v1".to_owned() })
+            .unwrap()
+    }
+}
+
+/// Waits until `peers` see what `check` asks for, and says how long that took.
+async fn eventually(peers: &Peers, within: Duration, check: impl Fn(&[PeerView]) -> bool) -> Duration {
+    let start = Instant::now();
+    let mut changed = peers.changed();
+    let wait = async {
+        loop {
+            changed.borrow_and_update();
+            if check(&peers.views()) {
+                return;
+            }
+            // Ages change without a wake-up.
+            let _ = timeout(Duration::from_millis(20), changed.changed()).await;
+        }
+    };
+    if timeout(within, wait).await.is_err() {
+        let mut seen = String::new();
+        for view in peers.views() {
+            let _ = writeln!(seen, "{view:?}");
+        }
+        panic!("not within {within:?}; last seen:\n{seen}{:?}", peers.counters().snapshot());
+    }
+    start.elapsed()
+}
+
+fn view<'a>(views: &'a [PeerView], name: &str) -> &'a PeerView {
+    views.iter().find(|view| view.name == name).unwrap()
+}
+
+fn connections(views: &[PeerView], name: &str) -> Option<u64> {
+    view(views, name).report.as_ref().map(|report| report.connections)
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+async fn all_alive(peers: &[&Peers]) {
+    for peers in peers {
+        eventually(peers, SOON, |views| views.iter().all(|view| view.alive && view.report.is_some())).await;
+    }
+}
+
+/// Drops apart, everything received was accepted.
+fn drops(counts: SyncCounts) -> SyncCounts {
+    let dropped =
+        counts.unknown_sender + counts.malformed + counts.wrong_key + counts.replayed + counts.clock_skew;
+    assert_eq!(counts.received, counts.accepted + dropped, "{counts:?}");
+    SyncCounts { sent: 0, received: 0, accepted: 0, ..counts }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_converge_and_changes_arrive_at_once() {
+    let net = Net::new(1, &["a", "b", "c"]);
+    let start = Instant::now();
+    let [a, b, c] = [net.start(1), net.start(2), net.start(3)];
+    for (peers, count) in [(&a, 1), (&b, 2), (&c, 3)] {
+        peers.publish(report(count));
+    }
+    all_alive(&[&a, &b, &c]).await;
+    eprintln!("three nodes converged after {:?}", start.elapsed());
+    assert_eq!(connections(&a.views(), "b"), Some(2));
+    assert_eq!(connections(&a.views(), "c"), Some(3));
+    assert_eq!(connections(&c.views(), "a"), Some(1));
+    assert!(view(&a.views(), "b").clock_offset_ms.unwrap().abs() < 1000);
+
+    let mut delays = Vec::new();
+    // Apart far enough that none waits for the push before it.
+    let mut pace = interval(2 * PUSH_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for count in 1000..1100 {
+        pace.tick().await;
+        a.publish(report(count));
+        delays.push(eventually(&b, SOON, |views| connections(views, "a") == Some(count)).await);
+    }
+    delays.sort();
+    eprintln!("changes arrived after {:?} (median), {:?} (99th of 100)", delays[50], delays[98]);
+    assert!(delays[50] < Duration::from_millis(20), "{delays:?}");
+
+    let received_at = view(&b.views(), "a").received_at;
+    a.publish(report(1099));
+    eventually(&b, SOON, |views| view(views, "a").received_at > received_at).await;
+    for peers in [a, b, c] {
+        assert_eq!(drops(peers.counters().snapshot()), SyncCounts::default());
+        peers.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_and_a_restart_are_seen() {
+    let net = Net::new(2, &["a", "b", "c"]);
+    let [a, b, c] = [net.start(1), net.start(2), net.start(3)];
+    for peers in [&a, &b, &c] {
+        peers.publish(report(1));
+    }
+    all_alive(&[&a, &b, &c]).await;
+    // Pushes quicken the heartbeat, which must not make the detector impatient.
+    for count in 2..100 {
+        c.publish(report(count));
+        eventually(&a, SOON, |views| connections(views, "c") == Some(count)).await;
+    }
+    c.shutdown().await;
+    let died = eventually(&a, Duration::from_secs(2), |views| !view(views, "c").alive).await;
+    eprintln!("a death was seen after {died:?}");
+    assert!(died > Duration::from_secs(1), "{died:?}");
+    assert_eq!(connections(&a.views(), "c"), Some(99), "the last report is kept");
+    assert!(view(&a.views(), "b").alive);
+
+    let generation = view(&a.views(), "c").generation;
+    let c = net.start(3);
+    c.publish(report(7));
+    let back =
+        eventually(&a, SOON, |views| view(views, "c").alive && connections(views, "c") == Some(7)).await;
+    eprintln!("a restart was seen after {back:?}");
+    assert!(view(&a.views(), "c").generation > generation);
+    all_alive(&[&b, &c]).await;
+    assert_eq!(connections(&c.views(), "a"), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_wrong_keys_and_replays_change_nothing() {
+    let net = Net::new(3, &["a", "b", "c"]);
+    let [a, b] = [net.start(1), net.start(2)];
+    for peers in [&a, &b] {
+        peers.publish(report(1));
+    }
+    let knows_b = |views: &[PeerView]| view(views, "b").alive && view(views, "b").report.is_some();
+    eventually(&a, SOON, knows_b).await;
+    let changes = *a.changed().borrow();
+
+    let [c, stranger] = [3, 99].map(|last| UdpSocket::bind(net.listen(last)).unwrap());
+    #[expect(clippy::default_trait_access, reason = "chitchat does not export the type")]
+    let syn = ChitchatMessage::Syn { cluster_id: "balancer-v1".to_owned(), digest: Default::default() };
+    let sealed = |key: &ClusterKey, sequence: u64, ahead_ms: i64| {
+        let header = Header {
+            from: MemberId::of("c"),
+            to: MemberId::of("a"),
+            boot: 1,
+            sequence,
+            sent_ms: transport::Clock::read().wall_ms.wrapping_add_signed(ahead_ms),
+            part: 0,
+            parts: 1,
+        };
+        Seal::new(&key.sync_key()).seal(&header, &syn.serialize_to_vec()).unwrap()
+    };
+    let good = sealed(&net.key, 2, 0);
+    let other_key = ClusterKey::generate().unwrap();
+    let mut datagrams = vec![
+        (&c, good.clone()),
+        (&c, good.clone()),
+        (&c, good),
+        (&c, sealed(&net.key, 3, -31_000)),
+        (&c, b"noise".to_vec()),
+        (&c, vec![0; 65_507]),
+        (&stranger, sealed(&net.key, 4, 0)),
+        (&stranger, b"noise".to_vec()),
+    ];
+    for sequence in 10..20 {
+        datagrams.push((&c, sealed(&other_key, sequence, 0)));
+    }
+    for (socket, datagram) in datagrams {
+        socket.send_to(&datagram, net.listen(1)).unwrap();
+    }
+    let expected = SyncCounts {
+        unknown_sender: 2,
+        malformed: 2,
+        wrong_key: 10,
+        replayed: 2,
+        clock_skew: 1,
+        ..SyncCounts::default()
+    };
+    eventually(&a, SOON, |_| drops(settled(&a)) == expected).await;
+    let views = a.views();
+    assert!(!view(&views, "c").alive && view(&views, "c").report.is_none());
+    assert!(view(&views, "c").clock_offset_ms.unwrap() < -30_000, "its clock is known all the same");
+    assert!(knows_b(&views));
+    assert_eq!(*a.changed().borrow(), changes, "nothing changed");
+}
+
+/// Counts between two datagrams: received and accepted are not counted in one step.
+fn settled(peers: &Peers) -> SyncCounts {
+    loop {
+        let [one, two] = [peers.counters().snapshot(), peers.counters().snapshot()];
+        if one == two && one.received >= one.accepted {
+            return one;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_report_is_counted_and_the_old_one_kept() {
+    let net = Net::new(4, &["a", "b"]);
+    let a = net.start(1);
+    let node = |generation| ChitchatId::new("b", generation, net.listen(2));
+    let take = |generation, text: &str| a.shared.take_report(&node(generation), text);
+    take(5, &report(1).encode(3).unwrap());
+    assert_eq!(connections(&a.views(), "b"), Some(1));
+    let bad = report(2).encode(4).unwrap().replace("1.5", "-1.5");
+    take(5, &bad);
+    take(5, "");
+    take(5, &report(3).encode(2).unwrap());
+    take(4, &report(4).encode(9).unwrap());
+    assert_eq!(connections(&a.views(), "b"), Some(1), "neither bad nor old ones replace it");
+    assert_eq!(a.counters().snapshot().bad_reports, 2);
+    take(6, &report(5).encode(1).unwrap());
+    assert_eq!((connections(&a.views(), "b"), view(&a.views(), "b").generation), (Some(5), 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go() {
+    let net = Net::new(5, &["a", "b", "c"]);
+    let two = &net.members[..2];
+    let [a, b] = [net.start_at("a", net.listen(1), two), net.start_at("b", net.listen(2), two)];
+    let c = net.start(3);
+    for (peers, count) in [(&a, 1), (&b, 2), (&c, 3)] {
+        peers.publish(report(count));
+    }
+    all_alive(&[&a, &b]).await;
+    eventually(&a, SOON, |_| a.counters().snapshot().unknown_sender > 0).await;
+    assert_eq!(a.views().len(), 1);
+    for peers in [&a, &b] {
+        peers.set_members(&net.members).unwrap();
+    }
+    all_alive(&[&a, &b, &c]).await;
+    assert_eq!(connections(&a.views(), "c"), Some(3));
+    a.set_members(&[]).unwrap();
+    assert!(a.views().is_empty());
+    a.set_members(&[net.members[1].clone(), net.members[1].clone()]).unwrap_err();
+    assert!(a.views().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_found_at_any_of_its_addresses() {
+    let mut net = Net::new(6, &["a", "b"]);
+    let second = net.address(22);
+    net.members[1].addresses.push(second);
+    let a = net.start(1);
+    let b = net.start_at("b", SocketAddr::new(second, PORT), &net.members);
+    a.publish(report(1));
+    b.publish(report(2));
+    all_alive(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gossip_that_breaks_is_started_again() {
+    let net = Net::new(7, &["a", "b"]);
+    let [a, b] = [net.start(1), net.start(2)];
+    a.publish(report(1));
+    b.publish(report(2));
+    all_alive(&[&a, &b]).await;
+    let generation = view(&b.views(), "a").generation;
+    a.shared.link.breaks.store(true, Relaxed);
+    eventually(&b, SOON, |views| view(views, "a").alive && view(views, "a").generation > generation).await;
+    assert_eq!(a.counters().snapshot().restarts, 1);
+    assert_eq!(connections(&b.views(), "a"), Some(1), "the report is published anew");
+    all_alive(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_reports_arrive() {
+    let names: Vec<String> = (0..16).map(|i| format!("{i}-{}", "n".repeat(60))).collect();
+    let net = Net::new(8, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let full = |count: u64| Report {
+        received: names.iter().cloned().zip(u64::MAX - 99..).collect(),
+        relay_ports: names.iter().cloned().zip(65_000..).collect(),
+        ..report(count)
+    };
+    let [first, last] = [net.start(1), net.start(16)];
+    first.publish(full(1));
+    last.publish(full(16));
+    eventually(&first, SOON, |views| view(views, &names[15]).report.as_ref() == Some(&full(16))).await;
+    eventually(&last, SOON, |views| view(views, &names[0]).report.as_ref() == Some(&full(1))).await;
+}
+
+#[tokio::test]
+async fn an_address_in_use_stops_the_start() {
+    let net = Net::new(9, &["a", "b"]);
+    let taken = net.start(1);
+    let (members, key) = (net.members.clone(), net.key.clone());
+    let config =
+        PeersConfig { name: "a".to_owned(), listen: net.listen(1), members, key, cluster_id: String::new() };
+    let error = format!("{:#}", Peers::start(config).unwrap_err());
+    assert!(error.contains("cluster.listen: cannot listen on UDP 127."), "{error}");
+    let listen = net.listen(1);
+    taken.shutdown().await;
+    UdpSocket::bind(listen).expect("shutdown frees the address");
+}

@@ -1,0 +1,165 @@
+//! Who holds a socket, and a duplicate of it: a walk over `/proc/*/fd`, then `pidfd_getfd`.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{OwnedFd, RawFd},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, ipproto, sockopt},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
+use super::{Family, Socket};
+
+/// A duplicate of another process's listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// Its own family.
+    pub family: Family,
+    /// Whether an IPv6 one leaves IPv4 alone; `false` for IPv4.
+    pub v6only: bool,
+    /// The kernel's name for it.
+    pub cookie: u64,
+    /// The process that it was taken from.
+    pub holder: u32,
+}
+
+/// One duplicate for each of `sockets`, in their order.
+pub(super) fn duplicate(sockets: &[Socket]) -> Result<Vec<Listener>> {
+    let mut search = Search {
+        wanted: sockets.iter().map(|socket| (socket.inode, socket.cookie)).collect(),
+        found: HashMap::new(),
+        failures: HashMap::new(),
+        closed_doors: Vec::new(),
+    };
+    if !sockets.is_empty() {
+        search.walk()?;
+    }
+    sockets.iter().map(|socket| search.take(socket)).collect()
+}
+
+struct Search {
+    /// Inode to cookie.
+    wanted: HashMap<u32, u64>,
+    /// By inode.
+    found: HashMap<u32, Listener>,
+    /// By inode: why its holder did not give it.
+    failures: HashMap<u32, anyhow::Error>,
+    /// Processes whose files we may not see.
+    closed_doors: Vec<Pid>,
+}
+
+impl Search {
+    fn walk(&mut self) -> Result<()> {
+        for entry in fs::read_dir("/proc").context("failed to list the processes in /proc")? {
+            let entry = entry.context("failed to list the processes in /proc")?;
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            let Some(pid) = pid else { continue };
+            match fs::read_dir(entry.path().join("fd")) {
+                Ok(descriptors) => self.look_into(pid, descriptors),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.closed_doors.push(pid),
+                Err(_) => {} // it has just exited
+            }
+            if self.found.len() == self.wanted.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn look_into(&mut self, pid: Pid, descriptors: fs::ReadDir) {
+        for descriptor in descriptors {
+            let Ok(descriptor) = descriptor else { return };
+            let target = match fs::read_link(descriptor.path()) {
+                Ok(target) => target,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.closed_doors.push(pid);
+                    return;
+                }
+                Err(_) => continue, // closed meanwhile
+            };
+            let Some(inode) = socket_inode(&target) else { continue };
+            let Some(&cookie) = self.wanted.get(&inode) else { continue };
+            if self.found.contains_key(&inode) {
+                continue;
+            }
+            let Some(number) = descriptor.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            match borrow(pid, number, cookie) {
+                Ok(listener) => {
+                    self.found.insert(inode, listener);
+                }
+                Err(error) => {
+                    self.failures.insert(inode, error);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, socket: &Socket) -> Result<Listener> {
+        if let Some(listener) = self.found.remove(&socket.inode) {
+            return Ok(listener);
+        }
+        if let Some(error) = self.failures.remove(&socket.inode) {
+            return Err(error);
+        }
+        match &self.closed_doors[..] {
+            [] => bail!(
+                "no process in /proc holds the listener on {}: is its owner in a container whose processes are hidden \
+                 from here?",
+                socket.local
+            ),
+            [pid, ..] => bail!(
+                "may not look for the listener on {} in the files of {} processes, such as process {} ({}): \
+                 CAP_SYS_PTRACE is missing",
+                socket.local,
+                self.closed_doors.len(),
+                pid.as_raw_nonzero(),
+                command(*pid)
+            ),
+        }
+    }
+}
+
+fn socket_inode(target: &Path) -> Option<u32> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+fn command(pid: Pid) -> String {
+    let path = format!("/proc/{}/comm", pid.as_raw_nonzero());
+    fs::read_to_string(path).map_or_else(|_| "exited".into(), |name| name.trim_end().into())
+}
+
+fn borrow(pid: Pid, number: RawFd, cookie: u64) -> Result<Listener> {
+    let who = || format!("process {} ({}), file descriptor {number}", pid.as_raw_nonzero(), command(pid));
+    let explain = |errno: Errno| match errno {
+        Errno::PERM | Errno::ACCESS => anyhow!(errno).context("CAP_SYS_PTRACE is missing"),
+        Errno::NOSYS => anyhow!(errno).context("pidfd_getfd needs kernel 5.10 or newer"),
+        errno => anyhow!(errno),
+    };
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(explain).with_context(who)?;
+    let fd = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).map_err(explain).with_context(who)?;
+    examine(fd, cookie, pid).with_context(who)
+}
+
+/// The number may name another file by the time it is duplicated, and inode numbers come round: only the cookie tells.
+fn examine(fd: OwnedFd, cookie: u64, holder: Pid) -> Result<Listener> {
+    let found = sockopt::socket_cookie(&fd).context("it is no socket")?;
+    ensure!(found == cookie, "it is another socket meanwhile (cookie {found}, not {cookie})");
+    ensure!(sockopt::socket_protocol(&fd)? == Some(ipproto::TCP), "it is no TCP socket");
+    ensure!(sockopt::socket_acceptconn(&fd)?, "it does not listen any more");
+    let (family, v6only) = match sockopt::socket_domain(&fd)? {
+        AddressFamily::INET => (Family::V4, false),
+        AddressFamily::INET6 => (Family::V6, sockopt::ipv6_v6only(&fd)?),
+        other => bail!("it is of address family {}", other.as_raw()),
+    };
+    Ok(Listener { fd, family, v6only, cookie, holder: holder.as_raw_nonzero().get().cast_unsigned() })
+}

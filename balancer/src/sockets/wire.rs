@@ -1,0 +1,297 @@
+//! The netlink messages of `sock_diag`: a question out, its answers in.
+
+use std::{io, ops::RangeInclusive};
+
+use anyhow::{Context as _, Result, ensure};
+use netlink_packet_core::{
+    DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkSerializable, Parseable as _,
+};
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY,
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+use super::{Family, NetlinkPayload, State};
+
+/// The kernel fills at most 32 KiB at a time, and only as much as the reader offered last.
+const RECEIVE_BUFFER: usize = 64 << 10;
+
+/// The kernel keeps a cookie as two words, the lower one first whatever the byte order.
+pub(super) fn cookie_to_u64(cookie: [u8; 8]) -> u64 {
+    swap_words(u64::from_ne_bytes(cookie))
+}
+
+/// The inverse of [`cookie_to_u64`].
+pub(super) fn cookie_from_u64(cookie: u64) -> [u8; 8] {
+    swap_words(cookie).to_ne_bytes()
+}
+
+fn swap_words(cookie: u64) -> u64 {
+    if cfg!(target_endian = "big") { cookie.rotate_left(32) } else { cookie }
+}
+
+/// One question.
+#[derive(Debug)]
+pub(super) struct Query {
+    message_type: u16,
+    flags: u16,
+    request: InetRequest,
+    /// Attributes as they go out.
+    attributes: Vec<u8>,
+}
+
+impl Query {
+    /// Lists the sockets with a local port in one of `ports`, which must not be empty.
+    pub(super) fn dump(family: Family, ports: &[RangeInclusive<u16>], states: &[State]) -> Self {
+        let bits = states.iter().fold(0, |bits, state| bits | 1_u32 << *state as u8);
+        let id = match family {
+            Family::V4 => SocketId::new_v4(),
+            Family::V6 => SocketId::new_v6(),
+        };
+        Self {
+            message_type: SOCK_DIAG_BY_FAMILY,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            request: request(family, StateFlags::from_bits_retain(bits), id),
+            attributes: bytecode_attribute(&port_filter(ports)),
+        }
+    }
+
+    /// Closes the socket with exactly this identity.
+    pub(super) fn destroy(family: Family, id: SocketId) -> Self {
+        Self {
+            message_type: SOCK_DESTROY,
+            flags: NLM_F_REQUEST | NLM_F_ACK,
+            request: request(family, StateFlags::all(), id),
+            attributes: Vec::new(),
+        }
+    }
+}
+
+fn request(family: Family, states: StateFlags, socket_id: SocketId) -> InetRequest {
+    let family = match family {
+        Family::V4 => AF_INET,
+        Family::V6 => AF_INET6,
+    };
+    InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
+}
+
+/// A filter program for the kernel that accepts local ports in any of `ranges`.
+///
+/// Instructions are `{code: u8, yes: u8, no: u16}`; `yes` and `no` are distances in bytes from the instruction. Landing
+/// on the end accepts, landing four bytes behind it rejects (`inet_diag_bc_run` in the kernel). A comparison
+/// takes two slots, the second holds the port. Per range:
+///
+/// ```text
+/// S_GE first   no → next range
+/// S_LE last    no → next range
+/// JMP          → end              (not needed after the last range)
+/// ```
+fn port_filter(ranges: &[RangeInclusive<u16>]) -> Vec<u8> {
+    const NOP: u8 = 0;
+    const JMP: u8 = 1;
+    const S_GE: u8 = 2;
+    const S_LE: u8 = 3;
+    const SLOT: u16 = 4;
+    const RANGE: u16 = 5 * SLOT;
+
+    fn instruction(program: &mut Vec<u8>, code: u8, yes: u16, no: u16) {
+        program.extend([code, yes as u8]);
+        program.extend(no.to_ne_bytes());
+    }
+
+    let mut program = Vec::new();
+    for (index, range) in ranges.iter().enumerate() {
+        let following = (ranges.len() - index - 1) as u16;
+        instruction(&mut program, S_GE, 2 * SLOT, RANGE);
+        instruction(&mut program, NOP, 0, *range.start());
+        instruction(&mut program, S_LE, 2 * SLOT, RANGE - 2 * SLOT);
+        instruction(&mut program, NOP, 0, *range.end());
+        if following > 0 {
+            // Over itself, the ranges between, and the last range, which has no jump.
+            instruction(&mut program, JMP, SLOT, SLOT + following * RANGE - SLOT);
+        }
+    }
+    program
+}
+
+fn bytecode_attribute(program: &[u8]) -> Vec<u8> {
+    const INET_DIAG_REQ_BYTECODE: u16 = 1;
+    let mut attribute = Vec::with_capacity(program.len() + 4);
+    attribute.extend((program.len() as u16 + 4).to_ne_bytes());
+    attribute.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
+    attribute.extend(program);
+    attribute
+}
+
+impl NetlinkSerializable for Query {
+    fn message_type(&self) -> u16 {
+        self.message_type
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.request.buffer_len() + self.attributes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let (request, attributes) = buffer.split_at_mut(self.request.buffer_len());
+        self.request.emit(request);
+        attributes.copy_from_slice(&self.attributes);
+    }
+}
+
+/// One socket in an answer. Its attributes are left alone, so that a kernel with new ones is understood too.
+struct Reply(InetResponseHeader);
+
+impl NetlinkDeserializable for Reply {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        InetResponseHeader::parse(payload).map(Self)
+    }
+}
+
+/// A netlink socket and the number of the last question.
+#[derive(Debug)]
+pub(super) struct Channel {
+    /// Absent after an error: answers to the question that failed may still be queued in it.
+    socket: Option<Socket>,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    pub(super) fn open() -> Result<Self> {
+        Ok(Self { socket: Some(connect()?), sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Asks, and hands each socket of the answer to `each`. The root of an error that the kernel answered is an
+    /// [`io::Error`] with its number.
+    pub(super) fn exchange(
+        &mut self,
+        query: Query,
+        each: impl FnMut(&InetResponseHeader) -> Result<()>,
+    ) -> Result<()> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let answer = converse(&socket, query, self.sequence, &mut self.buffer, each)?;
+        self.socket = Some(socket);
+        Ok(answer?)
+    }
+}
+
+fn connect() -> Result<Socket> {
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(socket)
+    };
+    open().context("failed to open a netlink socket for sock_diag (CONFIG_INET_DIAG)")
+}
+
+/// The outer error leaves the socket in an unknown state, the inner one is the kernel's complete answer.
+fn converse(
+    socket: &Socket,
+    query: Query,
+    sequence: u32,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&InetResponseHeader) -> Result<()>,
+) -> Result<io::Result<()>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = query.flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(query));
+    message.finalize();
+    let mut request = vec![0; message.buffer_len()];
+    message.serialize(&mut request);
+    uninterrupted(|| socket.send(&request, 0)).context("failed to ask sock_diag")?;
+
+    loop {
+        buffer.clear();
+        let length = uninterrupted(|| socket.recv(buffer, libc::MSG_TRUNC))
+            .context("failed to read the answer of sock_diag")?;
+        ensure!(length <= buffer.len(), "sock_diag answered {length} bytes at once, more than fit");
+        ensure!(length > 0, "sock_diag closed the conversation");
+        let mut rest = &buffer[..];
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<Reply>::deserialize(rest).context("sock_diag answered nonsense")?;
+            // Messages are padded to four bytes, the last one perhaps not.
+            let taken = (message.header.length as usize).next_multiple_of(4).min(rest.len());
+            ensure!(taken > 0, "sock_diag answered an empty message");
+            rest = &rest[taken..];
+            if message.header.sequence_number != sequence {
+                continue;
+            }
+            match message.payload {
+                NetlinkPayload::InnerMessage(Reply(header)) => each(&header)?,
+                NetlinkPayload::Done(done) => return Ok(outcome(done.code)),
+                NetlinkPayload::Error(error) => return Ok(outcome(error.raw_code())),
+                NetlinkPayload::Overrun(_) => anyhow::bail!("sock_diag lost a part of its answer"),
+                NetlinkPayload::Noop | _ => {}
+            }
+        }
+    }
+}
+
+fn outcome(code: i32) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_abs())) }
+}
+
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_survive_the_round_trip() {
+        for cookie in [0, 1, u64::from(u32::MAX), 0x0123_4567_89ab_cdef, u64::MAX] {
+            assert_eq!(cookie_to_u64(cookie_from_u64(cookie)), cookie);
+        }
+    }
+
+    /// The kernel's interpreter, as in `inet_diag_bc_run`.
+    fn accepts(program: &[u8], port: u16) -> bool {
+        let (mut at, end) = (0, program.len());
+        while at < end {
+            let no = |at: usize| u16::from_ne_bytes([program[at + 2], program[at + 3]]);
+            let yes = match program[at] {
+                0 => true,
+                1 => false,
+                2 => port >= no(at + 4),
+                3 => port <= no(at + 4),
+                other => panic!("instruction {other}"),
+            };
+            at += if yes { usize::from(program[at + 1]) } else { usize::from(no(at)) };
+        }
+        at == end
+    }
+
+    #[test]
+    fn the_filter_accepts_exactly_the_ranges() {
+        for ranges in [
+            vec![17070..=17070],
+            vec![17070..=17070, 17080..=17095],
+            vec![0..=0, 5..=9, 65535..=65535],
+            vec![1..=10, 5..=20, 7..=8, 40..=50],
+        ] {
+            let program = port_filter(&ranges);
+            for port in 0..=u16::MAX {
+                let expected = ranges.iter().any(|range| range.contains(&port));
+                assert_eq!(accepts(&program, port), expected, "{ranges:?} {port}");
+            }
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! Ethernet frames, built from a description by etherparse, and judged by it.
+//!
+//! Nothing here uses the code under test: lengths and checksums come from etherparse, the trailer's tag from the crate
+//! `siphasher`. A packet out is right when it equals, octet for octet, the frame built from what it should be.
+#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+
+use std::hash::Hasher as _;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header,
+    Ipv4HeaderSlice, Ipv6Header, NetSlice, SlicedPacket, TcpHeader, TransportSlice,
+};
+use siphasher::sip::SipHasher24;
+
+/// No more data.
+pub const FIN: u8 = 0x01;
+/// Synchronise.
+pub const SYN: u8 = 0x02;
+/// Reset.
+pub const RST: u8 = 0x04;
+/// Push.
+pub const PSH: u8 = 0x08;
+/// Acknowledge.
+pub const ACK: u8 = 0x10;
+
+/// The key that [`Segment::trailer`] is sealed with.
+pub const KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+/// Octets of an Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// Octets of an IP header without options or extensions.
+pub const fn ip_header(address: IpAddr) -> usize {
+    match address {
+        IpAddr::V4(_) => 20,
+        IpAddr::V6(_) => 40,
+    }
+}
+
+/// A TCP segment: what a frame is to hold.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Source of the IP packet and the segment.
+    pub source: SocketAddr,
+    /// Its destination, of the same family.
+    pub destination: SocketAddr,
+    /// [`SYN`] and the like.
+    pub flags: u8,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Window.
+    pub window: u16,
+    /// Options, a multiple of four octets.
+    pub options: Vec<u8>,
+    /// Payload.
+    pub payload: Vec<u8>,
+    /// Client whose address follows the payload, sealed for this segment's ends and sequence number.
+    pub trailer: Option<SocketAddr>,
+    /// Hops left.
+    pub hops: u8,
+    /// By what the TCP checksum is wrong (one's complement).
+    pub checksum_error: u16,
+    /// Least octets of the frame: Ethernet pads to 60.
+    pub least: usize,
+}
+
+impl Segment {
+    /// A bare ACK.
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source,
+            destination,
+            flags: ACK,
+            seq: 0x1000_0000,
+            ack: 0x2000_0000,
+            window: 501,
+            options: Vec::new(),
+            payload: Vec::new(),
+            trailer: None,
+            hops: 63,
+            checksum_error: 0,
+            least: 0,
+        }
+    }
+
+    /// With these flags.
+    #[must_use]
+    pub fn flags(self, flags: u8) -> Self {
+        Self { flags, ..self }
+    }
+
+    /// With this sequence number.
+    #[must_use]
+    pub fn seq(self, seq: u32) -> Self {
+        Self { seq, ..self }
+    }
+
+    /// With this acknowledgement number.
+    #[must_use]
+    pub fn ack(self, ack: u32) -> Self {
+        Self { ack, ..self }
+    }
+
+    /// Between other ends.
+    #[must_use]
+    pub fn between(self, source: SocketAddr, destination: SocketAddr) -> Self {
+        Self { source, destination, ..self }
+    }
+
+    /// With options as Linux sends them in a SYN.
+    #[must_use]
+    pub fn syn_options(self, mss: u16) -> Self {
+        let [high, low] = mss.to_be_bytes();
+        let options = [&[2, 4, high, low, 4, 2, 8, 10][..], &[1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7]].concat();
+        Self { options, ..self }
+    }
+
+    /// With the time stamps of a segment in a connection.
+    #[must_use]
+    pub fn stamps(self) -> Self {
+        Self { options: vec![1, 1, 8, 10, 9, 8, 7, 6, 5, 4, 3, 2], ..self }
+    }
+
+    /// With a payload.
+    #[must_use]
+    pub fn payload(self, payload: &[u8]) -> Self {
+        Self { payload: payload.to_vec(), ..self }
+    }
+
+    /// With the client's address behind the payload.
+    #[must_use]
+    pub fn trailer(self, client: SocketAddr) -> Self {
+        Self { trailer: Some(client), ..self }
+    }
+
+    /// With a checksum that is wrong by `error`.
+    #[must_use]
+    pub fn broken(self, error: u16) -> Self {
+        Self { checksum_error: error, ..self }
+    }
+
+    /// With this many hops left.
+    #[must_use]
+    pub fn hops(self, hops: u8) -> Self {
+        Self { hops, ..self }
+    }
+
+    /// In a frame padded to `least` octets.
+    #[must_use]
+    pub fn padded(self, least: usize) -> Self {
+        Self { least, ..self }
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> Vec<u8> {
+        let mut frame = ethernet(self.source.ip());
+        frame.extend(self.packet());
+        frame.resize(frame.len().max(self.least), 0);
+        frame
+    }
+
+    /// The IP packet.
+    pub fn packet(&self) -> Vec<u8> {
+        let segment = self.segment();
+        let mut packet = ip(self.source.ip(), self.destination.ip(), IpNumber::TCP, self.hops, segment.len());
+        packet.extend(segment);
+        packet
+    }
+
+    fn segment(&self) -> Vec<u8> {
+        let mut payload = self.payload.clone();
+        if let Some(client) = self.trailer {
+            payload.extend(trailer(client, self.source, self.destination, self.seq));
+        }
+        let has = |flag| self.flags & flag != 0;
+        let mut tcp = TcpHeader::new(self.source.port(), self.destination.port(), self.seq, self.window);
+        tcp.acknowledgment_number = self.ack;
+        (tcp.fin, tcp.syn, tcp.rst, tcp.psh, tcp.ack) = (has(FIN), has(SYN), has(RST), has(PSH), has(ACK));
+        tcp.set_options_raw(&self.options).expect("options of at most 40 octets");
+        let right = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                tcp.calc_checksum_ipv4_raw(from.octets(), to.octets(), &payload)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                tcp.calc_checksum_ipv6_raw(from.octets(), to.octets(), &payload)
+            }
+            _ => panic!("ends of two families: {self:?}"),
+        };
+        tcp.checksum = plus(right.expect("a payload that fits"), self.checksum_error);
+        [tcp.to_bytes().as_slice(), &payload].concat()
+    }
+}
+
+/// An ICMP or `ICMPv6` message that quotes a packet.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Source of the message.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// The four octets before the quote.
+    pub rest: [u8; 4],
+    /// What is quoted.
+    pub quote: Vec<u8>,
+    /// Hops left.
+    pub hops: u8,
+    /// By what the checksum is wrong (one's complement).
+    pub checksum_error: u16,
+}
+
+impl Report {
+    /// "The packet is too big": fragmentation needed (RFC 1191), or packet too big (RFC 4443).
+    pub fn too_big(source: IpAddr, destination: IpAddr, quote: Vec<u8>) -> Self {
+        let (kind, code) = if source.is_ipv4() { (3, 4) } else { (2, 0) };
+        let rest = [0, 0, 5, 20];
+        Self { source, destination, kind, code, rest, quote, hops: 60, checksum_error: 0 }
+    }
+
+    /// Of another type and code.
+    #[must_use]
+    pub fn kind(self, kind: u8, code: u8) -> Self {
+        Self { kind, code, ..self }
+    }
+
+    /// With a checksum that is wrong by `error`.
+    #[must_use]
+    pub fn broken(self, error: u16) -> Self {
+        Self { checksum_error: error, ..self }
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> Vec<u8> {
+        let mut message = match (self.source, self.destination) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => {
+                let kind =
+                    Icmpv4Type::Unknown { type_u8: self.kind, code_u8: self.code, bytes5to8: self.rest };
+                Icmpv4Header::with_checksum(kind, &self.quote).to_bytes().to_vec()
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let kind =
+                    Icmpv6Type::Unknown { type_u8: self.kind, code_u8: self.code, bytes5to8: self.rest };
+                let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), &self.quote);
+                header.expect("a quote that fits").to_bytes().to_vec()
+            }
+            _ => panic!("ends of two families: {self:?}"),
+        };
+        let right = u16::from_be_bytes([message[2], message[3]]);
+        message[2..4].copy_from_slice(&plus(right, self.checksum_error).to_be_bytes());
+        message.extend(&self.quote);
+        let number = if self.source.is_ipv4() { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
+        let mut frame = ethernet(self.source);
+        frame.extend(ip(self.source, self.destination, number, self.hops, message.len()));
+        frame.extend(message);
+        frame
+    }
+}
+
+/// A quoted packet as a router sees it that knows only the translated connection: `original` with other ends, its TCP
+/// checksum the original's, cut to `octets` behind the IP header.
+pub fn quote(original: &Segment, source: SocketAddr, destination: SocketAddr, octets: usize) -> Vec<u8> {
+    let header = ip_header(source.ip());
+    let mut packet = original.clone().between(source, destination).packet();
+    packet[header + 16..header + 18].copy_from_slice(&original.packet()[header + 16..header + 18]);
+    packet.truncate(header + octets);
+    packet
+}
+
+/// A frame of any protocol.
+pub fn other(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = ethernet(source);
+    frame.extend(ip(source, destination, IpNumber(protocol), 63, payload.len()));
+    frame.extend(payload);
+    frame
+}
+
+/// An IPv4 frame with its header changed and summed anew.
+#[must_use]
+pub fn with_ipv4(frame: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
+    let (mut header, payload) = Ipv4Header::from_slice(&frame[ETHERNET..]).expect("an IPv4 frame");
+    change(&mut header);
+    header.header_checksum = header.calc_header_checksum();
+    [&frame[..ETHERNET], header.to_bytes().as_slice(), payload].concat()
+}
+
+/// An IPv6 frame with an extension header of `kind` before its payload, `rest` behind the header's first octet.
+#[must_use]
+pub fn with_extension(frame: &[u8], kind: u8, rest: [u8; 7]) -> Vec<u8> {
+    let (mut header, payload) = Ipv6Header::from_slice(&frame[ETHERNET..]).expect("an IPv6 frame");
+    let next = header.next_header.0;
+    header.next_header = IpNumber(kind);
+    header.payload_length += 8;
+    [&frame[..ETHERNET], &header.to_bytes(), &[next], &rest, payload].concat()
+}
+
+/// A frame with an IEEE 802.1Q tag.
+#[must_use]
+pub fn with_vlan(frame: &[u8], id: u16) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0x00], &id.to_be_bytes(), &frame[12..]].concat()
+}
+
+/// Judges every checksum in a frame of IPv4 or IPv6 and TCP or ICMP, a quoted IPv4 header's included.
+///
+/// # Errors
+/// Says which is wrong, or what is malformed.
+pub fn verify(frame: &[u8]) -> Result<(), String> {
+    let sliced = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
+    let expect = |what: &str, right: u16, found: u16| {
+        // One's complement has two zeros.
+        let same = right == found || (right.min(found), right.max(found)) == (0, 0xffff);
+        if same { Ok(()) } else { Err(format!("{what} checksum {found:#06x}, not {right:#06x}")) }
+    };
+    let (source, destination) = match &sliced.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            let header = ip.header().to_header();
+            expect("IPv4", header.calc_header_checksum(), header.header_checksum)?;
+            (IpAddr::from(header.source), IpAddr::from(header.destination))
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            (IpAddr::from(header.source()), IpAddr::from(header.destination()))
+        }
+        Some(NetSlice::Arp(_)) | None => return Err("no IP packet".to_owned()),
+    };
+    match (sliced.transport, source, destination) {
+        (Some(TransportSlice::Tcp(tcp)), IpAddr::V4(from), IpAddr::V4(to)) => {
+            let right = tcp.calc_checksum_ipv4(from.octets(), to.octets());
+            expect("TCP", right.map_err(|error| error.to_string())?, tcp.checksum())
+        }
+        (Some(TransportSlice::Tcp(tcp)), IpAddr::V6(from), IpAddr::V6(to)) => {
+            let right = tcp.calc_checksum_ipv6(from.octets(), to.octets());
+            expect("TCP", right.map_err(|error| error.to_string())?, tcp.checksum())
+        }
+        (Some(TransportSlice::Icmpv4(icmp)), ..) => {
+            let right = icmp.icmp_type().calc_checksum(icmp.payload());
+            expect("ICMP", right, icmp.checksum())?;
+            let quoted = Ipv4HeaderSlice::from_slice(icmp.payload()).map_err(|error| error.to_string())?;
+            expect("quoted IPv4", quoted.to_header().calc_header_checksum(), quoted.header_checksum())
+        }
+        (Some(TransportSlice::Icmpv6(icmp)), IpAddr::V6(from), IpAddr::V6(to)) => {
+            if icmp.is_checksum_valid(from.octets(), to.octets()) {
+                Ok(())
+            } else {
+                Err(format!("ICMPv6 checksum {:#06x} is wrong", icmp.checksum()))
+            }
+        }
+        (transport, ..) => Err(format!("neither TCP nor ICMP: {transport:?}")),
+    }
+}
+
+/// The source port of the segment in a frame, for rows in which it is drawn.
+pub fn source_port(frame: &[u8]) -> Option<u16> {
+    match SlicedPacket::from_ethernet(frame).ok()?.transport? {
+        TransportSlice::Tcp(tcp) => Some(tcp.source_port()),
+        TransportSlice::Icmpv4(_)
+        | TransportSlice::Icmpv6(_)
+        | TransportSlice::Igmp(_)
+        | TransportSlice::Udp(_) => None,
+    }
+}
+
+/// The client's address as it follows a relayed SYN from `source` to `destination`.
+pub fn trailer(client: SocketAddr, source: SocketAddr, destination: SocketAddr, seq: u32) -> Vec<u8> {
+    let port = |end: SocketAddr| end.port().to_le_bytes();
+    let fields = [[1, 0], port(client), port(source), port(destination)].concat();
+    let ends = [client, source, destination].map(|end| mapped(end.ip()).octets()).concat();
+    let mut hash = SipHasher24::new_with_keys(KEY[0], KEY[1]);
+    hash.write(&[&fields[..], &u64::from(seq).to_le_bytes(), &ends].concat());
+    let tag = hash.finish().to_be_bytes();
+    [&b"JB\x01\x00"[..], &client.port().to_be_bytes(), &[0, 0], &mapped(client.ip()).octets(), &tag].concat()
+}
+
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+fn ethernet(family: IpAddr) -> Vec<u8> {
+    let ether_type = if family.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+    let (source, destination) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    Ethernet2Header { source, destination, ether_type }.to_bytes().to_vec()
+}
+
+fn ip(source: IpAddr, destination: IpAddr, protocol: IpNumber, hops: u8, length: usize) -> Vec<u8> {
+    let length = u16::try_from(length).expect("a payload that fits");
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let header = Ipv4Header::new(length, hops, protocol, source.octets(), destination.octets());
+            let mut header = header.expect("a payload that fits");
+            header.identification = 0xbeef;
+            header.header_checksum = header.calc_header_checksum();
+            header.to_bytes().to_vec()
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
+            payload_length: length,
+            next_header: protocol,
+            hop_limit: hops,
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv6Header::default()
+        }
+        .to_bytes()
+        .to_vec(),
+        _ => panic!("ends of two families: {source}, {destination}"),
+    }
+}
+
+/// One's complement sum.
+fn plus(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum.wrapping_add(u16::from(carry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_is_judged_right_and_what_is_broken_is_not() {
+        for (a, b) in [("10.0.0.1:1", "10.0.0.2:2"), ("[fd00::1]:1", "[fd00::2]:2")] {
+            let (a, b): (SocketAddr, SocketAddr) = (a.parse().unwrap(), b.parse().unwrap());
+            let segment = Segment::new(a, b).syn_options(1460).payload(b"odd").trailer(a);
+            assert_eq!(verify(&segment.frame()), Ok(()));
+            assert!(verify(&segment.clone().broken(1).frame()).is_err());
+            let report = Report::too_big(b.ip(), a.ip(), segment.packet());
+            assert_eq!(verify(&report.frame()), Ok(()));
+            assert!(verify(&report.broken(7).frame()).is_err());
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Frames at both hooks, in any state of the tables.
+
+use std::net::SocketAddr;
+
+use balancer_common::abi::{Flow, Reservation, State, Steer, Traffic};
+use balancer_common::net::Port;
+use balancer_common::tables::Socket;
+use balancer_common::verdict::{Drop, Pass, Send};
+
+use super::bytes::Bytes;
+use crate::frame::{Report, Segment, other, quote, verify, with_vlan};
+use crate::host::{self, Frame, Hook, Host, SHOT, UNSPEC, World};
+use crate::scene::{CAME_IN, FAR, FAR_OLD, ISN, OLD, RELAY, Scene};
+
+/// Boot clock of everything, nanoseconds.
+const NOW_NS: u64 = 1_000_000_000_000;
+/// Most frames in one input.
+const FRAMES: usize = 12;
+
+/// Whatever comes: a frame that passes is unchanged unless it was a relay's, its checksums stay right where they were,
+/// and one counter says what became of it.
+pub fn feed(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let scene = bytes.pick(&[Scene::v4 as fn(u64) -> Scene, Scene::v6])(NOW_NS);
+    let mut world = match bytes.byte() % 8 {
+        0 => scene.world(),
+        1 => scene.busy(),
+        2 => scene.idle(),
+        3 => scene.relaying(),
+        4 => scene.beginning(RELAY),
+        5 => scene.owning(),
+        6 => scene.accepting(),
+        _ => World::new(NOW_NS),
+    };
+    alter(&mut world, &scene, &mut bytes);
+    let mut host = Host::new(&world);
+    for _ in 0..FRAMES {
+        if bytes.is_empty() {
+            break;
+        }
+        let kind = bytes.byte();
+        let hook = if kind & 0x80 == 0 { Hook::Ingress } else { Hook::Egress };
+        let mut frame = Frame::new(&frame(&scene, kind, &mut bytes), CAME_IN);
+        frame.partial = kind & 0x40 != 0;
+        frame.tagged = kind & 0x60 == 0x60;
+        judge(hook, &frame, &host);
+        if kind & 0x10 != 0 {
+            host.set_now_s(host.world().now_s() + u32::from(bytes.byte()));
+        }
+    }
+}
+
+fn judge(hook: Hook, before: &Frame, host: &Host) {
+    let counted = host.counters();
+    let mut frame = before.clone();
+    let action = host::run(hook, &mut frame, host);
+    let mut rose = host.counters();
+    rose.retain(|name, count| counted.get(name) != Some(count));
+    let told = |names: &[&str]| names.iter().any(|name| rose.contains_key(name));
+    let verdicts = Pass::ALL.iter().map(|pass| pass.name()).chain(Send::ALL.iter().map(|send| send.name()));
+    let verdicts = verdicts.chain(Drop::ALL.iter().map(|drop| drop.name()));
+    let verdicts = verdicts.filter(|name| rose.contains_key(name)).count();
+    let at = || format!("{hook:?} of {before:02x?}: {action:?}, {rose:?}, {:02x?}", frame.bytes);
+    assert!(verdicts == 1 || (verdicts == 0 && action.code == UNSPEC), "uncounted: {}", at());
+    let translated = [Pass::Restored, Pass::IcmpRestored].map(Pass::name);
+    if action.code == UNSPEC && !told(&translated) {
+        assert!(frame.bytes == before.bytes, "changed: {}", at());
+    }
+    if action.code != SHOT && !before.partial && verify(&before.bytes).is_ok() {
+        assert_eq!(verify(&frame.bytes), Ok(()), "{}", at());
+    }
+}
+
+/// The tables as an agent, older ones or a fault may have left them.
+fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
+    for _ in 0..bytes.byte() % 8 {
+        let index = usize::from(bytes.byte() % 4);
+        let value = bytes.word();
+        match bytes.byte() % 20 {
+            0 => world.settings.limit = value,
+            1 => world.settings.handshake_cap = value,
+            2 => world.settings.flood_per_cpu = value % 4,
+            3 => world.settings.adjust = i64::from(value.cast_signed()),
+            4 => world.settings.steer = bytes.pick(&[Steer::Relay, Steer::Refuse, Steer::Off]) as u8,
+            5 => world.settings.refuse_share = value,
+            6 => world.settings.per_client_limit = value % 4,
+            7 => world.settings.own = value as u8,
+            8 => world.settings.report_ms = value,
+            9 => world.random = value,
+            10 => world.controllers[index].view_base = i64::from(value.cast_signed()),
+            11 => world.controllers[index].weight = value,
+            12 => world.controllers[index].arrivals_milli = value,
+            13 => world.controllers[index].relay_out = Port::new(value as u16),
+            14 => {
+                world.controllers[index].state =
+                    bytes.pick(&[State::Ready, State::Absent, State::Draining]) as u8;
+            }
+            15 => world.controllers[index] = scene.ready(bytes.pick(&[scene.a, scene.b, scene.c])),
+            16 => world.budget.established = value,
+            17 => {
+                world.traffic[index] =
+                    Traffic { sent: value.into(), strikes: u64::from(value % 5), ..Traffic::default() };
+            }
+            18 => {
+                let reservation = Reservation { taken_s: world.now_s().wrapping_sub(value % 8), isn: ISN };
+                world.reserved.insert(scene.dialled(), reservation);
+            }
+            _ => {
+                let socket = bytes.pick(&[Socket::Connection, Socket::Handshake, Socket::Listener]);
+                world.sockets.insert(scene.dialled(), socket);
+            }
+        }
+    }
+    let state = bytes.byte() & (Flow::ANSWERED | Flow::FIN | Flow::RST);
+    for flow in world.live.values_mut().chain(world.half_open.values_mut()) {
+        flow.state = state;
+    }
+    for device in world.devices.values_mut() {
+        device.mtu = bytes.pick(&[1500, 1500, 1300, 576, 0, u32::MAX]);
+    }
+}
+
+fn frame(scene: &Scene, kind: u8, bytes: &mut Bytes) -> Vec<u8> {
+    let mut frame = match kind % 8 {
+        0 => {
+            let length = usize::from(bytes.half());
+            bytes.some(length).to_vec()
+        }
+        1 => report(scene, bytes),
+        2 => {
+            let length = usize::from(bytes.byte());
+            let (from, to) = (end(scene, bytes).ip(), end(scene, bytes).ip());
+            other(from, to, bytes.byte(), bytes.some(length))
+        }
+        3 => with_vlan(&segment(scene, bytes).frame(), 5),
+        _ => segment(scene, bytes).frame(),
+    };
+    if kind & 8 != 0 {
+        for _ in 0..=bytes.byte() % 4 {
+            let at = usize::from(bytes.half()) % frame.len().max(1);
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = bytes.byte();
+            }
+        }
+        frame.truncate(frame.len().saturating_sub(usize::from(bytes.byte() % 64)));
+    }
+    frame
+}
+
+/// One of the ends that mean something here.
+fn end(scene: &Scene, bytes: &mut Bytes) -> SocketAddr {
+    let all = [
+        scene.dialler(),
+        scene.api(),
+        scene.near(),
+        scene.owner(),
+        scene.entry(),
+        scene.door(),
+        (scene.a, OLD).into(),
+        (scene.b, FAR_OLD).into(),
+        (scene.c, FAR).into(),
+        (scene.exempt, 5555).into(),
+        (scene.elsewhere, 5555).into(),
+    ];
+    let mut end = bytes.pick(&all);
+    if bytes.byte() & 7 == 7 {
+        end.set_port(bytes.half());
+    }
+    end
+}
+
+/// Between two ends; mostly those of one of the four legs of a relay.
+fn ends(scene: &Scene, bytes: &mut Bytes) -> (SocketAddr, SocketAddr) {
+    match bytes.byte() % 8 {
+        0 | 1 => (scene.dialler(), scene.api()),
+        2 => (scene.owner(), scene.near()),
+        3 | 4 => (scene.entry(), scene.door()),
+        5 => (scene.door(), scene.dialler()),
+        _ => (end(scene, bytes), end(scene, bytes)),
+    }
+}
+
+fn segment(scene: &Scene, bytes: &mut Bytes) -> Segment {
+    let (source, destination) = ends(scene, bytes);
+    let any = bytes.word();
+    let number = |bytes: &mut Bytes| bytes.pick(&[ISN, ISN + 1, ISN + 33, any]);
+    let options = usize::from(bytes.byte() % 11) * 4;
+    let payload = usize::from(bytes.byte());
+    let mut segment = Segment::new(source, destination)
+        .flags(bytes.byte() & 0x1f)
+        .seq(number(bytes))
+        .ack(number(bytes))
+        .payload(bytes.some(payload))
+        .padded(usize::from(bytes.byte()));
+    segment.options = bytes.some(options).to_vec();
+    segment.options.resize(options, 0);
+    match bytes.byte() % 8 {
+        0 => segment.syn_options(bytes.half()),
+        1 => segment.trailer(scene.dialler()),
+        2 => segment.broken(bytes.half()),
+        _ => segment,
+    }
+}
+
+fn report(scene: &Scene, bytes: &mut Bytes) -> Vec<u8> {
+    let quoted = segment(scene, bytes);
+    let (source, destination) =
+        if bytes.byte() & 1 == 0 { (quoted.source, quoted.destination) } else { ends(scene, bytes) };
+    let quoted = quote(&quoted, source, destination, usize::from(bytes.byte()));
+    let report = Report::too_big(end(scene, bytes).ip(), end(scene, bytes).ip(), quoted);
+    match bytes.byte() % 4 {
+        0 => report.kind(bytes.byte(), bytes.byte()).frame(),
+        1 => report.broken(bytes.half()).frame(),
+        _ => report.frame(),
+    }
+}

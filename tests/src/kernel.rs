@@ -1,0 +1,257 @@
+//! The programs in the kernel, one packet at a time: `BPF_PROG_TEST_RUN` on the real object and real maps.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, Pod, TestRun as _, TestRunOptions};
+use balancer::datapath::{Kernel as Ability, load_object, place_stages};
+use balancer_common::abi::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
+use balancer_common::net::Address;
+use balancer_common::tables::Socket;
+use balancer_common::verdict::COUNTERS;
+use nix::sched::{CloneFlags, unshare};
+use nix::time::{ClockId, clock_gettime};
+use socket2::{Domain, Protocol, Socket as Socket2, Type};
+
+use crate::host::{Hook, World, named, prefix_length};
+use crate::topology::run;
+
+/// The interface that packets come in by, and its peer.
+pub const INTERFACES: [u32; 2] = [7, 8];
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// The kernel empties a program array once nobody in user space holds it.
+    _stages: ProgramArray<MapData>,
+}
+
+/// What a program did with a packet.
+#[derive(Debug)]
+pub struct Ran {
+    /// The TC code.
+    pub code: i32,
+    /// The frame that it left.
+    pub frame: Vec<u8>,
+}
+
+impl Kernel {
+    /// Loads all programs; their maps are not pinned and go with this value.
+    ///
+    /// # Errors
+    /// When the verifier refuses one, with its log.
+    pub fn load() -> Result<Self> {
+        let mut ebpf = load_object(&Ability::ask()?, |_| {})?;
+        let stages = place_stages(&mut ebpf)?;
+        Ok(Self { ebpf, _stages: stages })
+    }
+
+    /// Makes the maps those of `world`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn fill(&mut self, world: &World) -> Result<()> {
+        self.array(map::SETTINGS)?.set(0, world.settings, 0)?;
+        self.array(map::BUDGET)?.set(0, world.budget, 0)?;
+        self.all(map::CONTROLLERS, &world.controllers)?;
+        self.all(map::TRAFFIC, &world.traffic)?;
+        self.replace(map::LIVE, &world.live)?;
+        self.replace(map::HALF_OPEN, &world.half_open)?;
+        self.replace(map::RESERVED, &world.reserved)?;
+        self.replace(map::CLIENTS, &world.clients)?;
+        self.replace(map::SPARED, &world.spared)?;
+        self.replace(map::DEVICES, &world.devices)?;
+        let mut members: LpmTrie<&mut MapData, [u8; 16], Member> =
+            LpmTrie::try_from(self.map_mut(map::MEMBERS)?)?;
+        let old: Vec<_> = members.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            members.remove(&key)?;
+        }
+        for &(address, length, member) in &world.members {
+            let key = Key::new(prefix_length(address, length), bytemuck::cast(Address::from(address)));
+            members.insert(&key, member, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What the maps hold; the rest is `world`'s.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn world(&mut self, world: &World) -> Result<World> {
+        let traffic: Array<&mut MapData, Traffic> = self.array(map::TRAFFIC)?;
+        let traffic = (0..MAX_CONTROLLERS as u32).map(|index| traffic.get(&index, 0));
+        let traffic: Vec<Traffic> = traffic.collect::<Result<_, _>>()?;
+        Ok(World {
+            traffic: std::array::from_fn(|index| traffic[index]),
+            live: self.contents(map::LIVE)?,
+            half_open: self.contents(map::HALF_OPEN)?,
+            reserved: self.contents::<Tuple, Reservation>(map::RESERVED)?,
+            budget: self.array(map::BUDGET)?.get(&0, 0)?,
+            clients: self.contents(map::CLIENTS)?,
+            spared: self.contents(map::SPARED)?,
+            ..world.clone()
+        })
+    }
+
+    /// Counts since the load, of all CPUs, those that are not 0.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<HashMap<&'static str, u64>> {
+        let counters = self.ebpf.map(map::COUNTERS).context("no map of counters")?;
+        let counters = PerCpuArray::<_, u64>::try_from(counters)?;
+        let sums = (0..COUNTERS as u32).map(|index| Ok(counters.get(&index, 0)?.iter().sum()));
+        Ok(named(&sums.collect::<Result<Vec<u64>, MapError>>()?))
+    }
+
+    /// Runs a program on a frame that comes in by, or leaves by, `ifindex`. `None`: the kernel has no test run for such
+    /// a frame.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason.
+    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32) -> Result<Option<Ran>> {
+        /// Offset of `ifindex` in `struct __sk_buff`.
+        const IFINDEX_AT: usize = 40;
+        let program: &SchedClassifier =
+            self.ebpf.program(program_name(hook)).context("loaded before")?.try_into()?;
+        let mut context = [0; IFINDEX_AT + 4];
+        context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; 1 << 16];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = match program.test_run(options) {
+            Ok(result) => result,
+            Err(error) if is_invalid(&error) => return Ok(None),
+            Err(error) => return Err(error).context("test run"),
+        };
+        out.truncate(result.data_size_out as usize);
+        Ok(Some(Ran { code: result.return_value.cast_signed(), frame: out }))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Array::try_from(self.map_mut(name)?).with_context(|| name.to_owned())
+    }
+
+    fn all<V: Pod>(&mut self, name: &str, values: &[V]) -> Result<()> {
+        let mut array = self.array::<V>(name)?;
+        for (index, value) in (0..).zip(values) {
+            array.set(index, value, 0)?;
+        }
+        Ok(())
+    }
+
+    fn replace<K: Pod, V: Pod>(&mut self, name: &str, values: &HashMap<K, V>) -> Result<()> {
+        let mut map: BpfMap<&mut MapData, K, V> = BpfMap::try_from(self.map_mut(name)?)?;
+        let old: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            map.remove(&key)?;
+        }
+        for (key, value) in values {
+            map.insert(key, value, 0).with_context(|| format!("failed to fill {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn contents<K: Pod + Eq + std::hash::Hash, V: Pod>(&mut self, name: &str) -> Result<HashMap<K, V>> {
+        let map: BpfMap<&mut MapData, K, V> = BpfMap::try_from(self.map_mut(name)?)?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+}
+
+const fn program_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Ingress => "ingress",
+        Hook::Egress => "egress",
+    }
+}
+
+fn is_invalid(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// The boot clock, nanoseconds.
+///
+/// # Errors
+/// When the system has none.
+pub fn boot_clock_ns() -> Result<u64> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+    Ok(u64::try_from(now.as_nanos())?)
+}
+
+/// Calls `work` on a thread in a network namespace of its own, which has [`INTERFACES`] and on its loopback interface
+/// all of `addresses`; gone afterwards.
+///
+/// # Errors
+/// When the namespace cannot be made.
+pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET).context("failed to make a network namespace")?;
+        let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
+        let [near, far] = INTERFACES;
+        ip("link set lo up")?;
+        ip(&format!("link add near index {near} type veth peer name far index {far}"))?;
+        ip("link set near up")?;
+        ip("link set far up")?;
+        for address in addresses {
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            ip(&format!("addr add {address} dev lo{nodad}"))?;
+        }
+        work()
+    };
+    let joined = std::thread::scope(|scope| scope.spawn(inside).join());
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The sockets of `world` in this thread's network namespace, for as long as the result is kept.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn sockets(world: &World) -> Result<Vec<Socket2>> {
+    let mut sockets = Vec::new();
+    for (key, socket) in &world.sockets {
+        let end = |address: Address, port: u16| SocketAddr::new(address.into(), port);
+        let local = end(key.local, key.local_port.host());
+        let remote = end(key.remote, key.remote_port.host());
+        match socket {
+            Socket::None => {}
+            Socket::Listener => sockets.push(listener(local)?),
+            Socket::Connection => {
+                let far = listener(remote)?;
+                let near = bound(local)?;
+                near.connect(&remote.into()).with_context(|| format!("{local} to {remote}"))?;
+                near.set_linger(Some(Duration::ZERO))?;
+                sockets.extend([near, far]);
+            }
+            Socket::Handshake => bail!("a handshake cannot be held still"),
+        }
+    }
+    Ok(sockets)
+}
+
+fn bound(address: SocketAddr) -> Result<Socket2> {
+    let socket = Socket2::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into()).with_context(|| format!("failed to bind {address}"))?;
+    Ok(socket)
+}
+
+fn listener(address: SocketAddr) -> Result<Socket2> {
+    let socket = bound(address)?;
+    socket.listen(8)?;
+    Ok(socket)
+}

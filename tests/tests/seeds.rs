@@ -1,0 +1,29 @@
+//! The fuzzer's seeds, past findings among them, through what they are for.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::fuzz::{TARGETS, seed};
+
+#[test]
+fn every_seed_is_taken_or_refused_in_order() -> Result<()> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for target in TARGETS {
+        let directory = seeds.join(target.name);
+        let listed = fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
+        let mut count = 0;
+        for entry in listed {
+            let path = entry?.path();
+            let name = path.display().to_string();
+            let bytes = seed(&name, &fs::read_to_string(&path).with_context(|| name.clone())?);
+            let bytes = bytes.map_err(anyhow::Error::msg).with_context(|| name.clone())?;
+            println!("{name}: {} bytes", bytes.len());
+            (target.feed)(&bytes);
+            count += 1;
+        }
+        ensure!(count > 0, "{} holds no seed", directory.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! Packets and what comes of them: every row on the host and, through test runs, in the kernel. Needs root.
+//!
+//! A row compares everything: code, interface, frame octet for octet, the whole counter delta, and all tables after.
+#![allow(clippy::too_many_lines, reason = "a table is as long as it has rows")]
+#![allow(clippy::large_stack_arrays, reason = "of rows")]
+
+mod entry;
+mod error;
+mod open;
+mod owner;
+mod row;
+mod steer;
+mod strange;
+
+use anyhow::{Result, ensure};
+use tests::host::{self, Action, Frame, Host, UNSPEC};
+use tests::kernel::{Kernel, apart, boot_clock_ns};
+use tests::scene;
+
+use crate::row::{ANY_TIME, Row, hex, prove};
+use crate::scene::{CAME_IN, Scene};
+
+#[test]
+fn frames_that_are_nothing_of_ours() -> Result<()> {
+    prove(strange::rows)
+}
+
+#[test]
+fn clients_dial() -> Result<()> {
+    prove(open::picked)
+}
+
+#[test]
+fn clients_are_steered() -> Result<()> {
+    prove(steer::steered)
+}
+
+#[test]
+fn clients_have_connections_enough() -> Result<()> {
+    prove(steer::limited)
+}
+
+#[test]
+fn those_who_are_not_balanced_dial() -> Result<()> {
+    prove(open::left_alone)
+}
+
+#[test]
+fn clients_dial_again() -> Result<()> {
+    prove(open::again)
+}
+
+#[test]
+fn relay_source_ports_run_out() -> Result<()> {
+    prove(open::exhausted)
+}
+
+#[test]
+fn connections_served_here() -> Result<()> {
+    prove(open::served)
+}
+
+#[test]
+fn from_client_to_owner() -> Result<()> {
+    prove(entry::forward)
+}
+
+#[test]
+fn from_owner_to_client() -> Result<()> {
+    prove(entry::back)
+}
+
+#[test]
+fn strays_at_the_entry() -> Result<()> {
+    prove(entry::strays)
+}
+
+#[test]
+fn relayed_clients_arrive() -> Result<()> {
+    prove(owner::accepted)
+}
+
+#[test]
+fn others_at_the_relay_ports() -> Result<()> {
+    prove(owner::refused)
+}
+
+#[test]
+fn relayed_packets_arrive() -> Result<()> {
+    prove(owner::restored)
+}
+
+#[test]
+fn relayed_packets_leave() -> Result<()> {
+    prove(owner::diverted)
+}
+
+#[test]
+fn errors_are_reported() -> Result<()> {
+    prove(error::rows)
+}
+
+/// All rows but the one whose state is large.
+fn all(scene: &Scene) -> Vec<Row> {
+    let groups = [
+        strange::rows,
+        open::picked,
+        open::left_alone,
+        open::again,
+        open::served,
+        steer::steered,
+        steer::limited,
+        entry::forward,
+        entry::back,
+        entry::strays,
+        owner::accepted,
+        owner::refused,
+        owner::restored,
+        owner::diverted,
+        error::rows,
+    ];
+    groups.iter().flat_map(|group: &fn(&Scene) -> Vec<Row>| group(scene)).collect()
+}
+
+#[test]
+fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
+    for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
+        apart(&scene(ANY_TIME).addresses(), || {
+            let mut kernel = Kernel::load()?;
+            for row in all(&scene(boot_clock_ns()?)) {
+                let world = row.before();
+                kernel.fill(world)?;
+                let counted = kernel.counters()?;
+                for length in 0..ip_end(row.frame()) {
+                    let cut = &row.frame()[..length];
+                    let at = || {
+                        format!("{}, {}, cut to {length}:\n{}", scene(ANY_TIME).name, row.what(), hex(cut))
+                    };
+                    let (mut frame, tables) = (Frame::new(cut, CAME_IN), Host::new(world));
+                    let action = host::run(row.hook(), &mut frame, &tables);
+                    ensure!(action == Action { code: UNSPEC, ifindex: None }, "host: {action:?}: {}", at());
+                    ensure!(frame.bytes == cut, "host: changed: {}", at());
+                    ensure!(tables.counters().is_empty(), "host: {:?}: {}", tables.counters(), at());
+                    // Short ones are not taken by a test run; a few lengths of the payload stand for all.
+                    if length > 120 && length % 97 != 0 {
+                        continue;
+                    }
+                    if let Some(ran) = kernel.run(row.hook(), cut, CAME_IN)? {
+                        ensure!(ran.code == UNSPEC, "kernel: {}: {}", ran.code, at());
+                        ensure!(ran.frame == cut, "kernel: changed: {}", at());
+                    }
+                }
+                ensure!(kernel.counters()? == counted, "kernel: counted: {}", row.what());
+                let differences = kernel.world(world)?.differences(world);
+                ensure!(differences.is_empty(), "kernel: {}: {differences:?}", row.what());
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Where the IP packet in a frame ends by its own account.
+fn ip_end(frame: &[u8]) -> usize {
+    let length = match frame[12..14] {
+        [0x08, 0x00] => usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+        [0x86, 0xdd] => 40 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+        _ => frame.len(),
+    };
+    frame.len().min(14 + length)
+}
+
+#[test]
+fn a_frame_of_another_vlan_passes_unchanged() {
+    for scene in [Scene::v4(ANY_TIME), Scene::v6(ANY_TIME)] {
+        for row in all(&scene) {
+            let (mut frame, tables) = (Frame::new(row.frame(), CAME_IN), Host::new(row.before()));
+            frame.tagged = true;
+            let action = host::run(row.hook(), &mut frame, &tables);
+            assert_eq!(action, Action { code: UNSPEC, ifindex: None }, "{}", row.what());
+            assert_eq!(frame.bytes, row.frame(), "{}", row.what());
+            assert!(tables.counters().is_empty(), "{}", row.what());
+            assert_eq!(tables.world().differences(row.before()), [""; 0], "{}", row.what());
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! What a row is, and how it is proved: on the host and in the kernel, with the whole of what it may change.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use anyhow::{Result, ensure};
+use balancer_common::abi::{Flow, Tuple};
+use balancer_common::net::Port;
+use tests::frame::{self, ETHERNET, Segment, ip_header, source_port, verify};
+use tests::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
+use tests::kernel::{Kernel, apart, boot_clock_ns, sockets};
+
+use crate::scene::{CAME_IN, RELAY, Scene};
+
+/// A packet and all that comes of it.
+pub struct Row {
+    what: &'static str,
+    hook: Hook,
+    before: World,
+    frame: Vec<u8>,
+    times: usize,
+    action: Action,
+    out: Out,
+    counts: HashMap<&'static str, u64>,
+    after: World,
+}
+
+/// A frame, given as a segment or as octets.
+pub enum Out {
+    Unchanged,
+    Segment(Segment),
+    Bytes(Vec<u8>),
+}
+
+impl Out {
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Unchanged => Vec::new(),
+            Self::Segment(segment) => segment.frame(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Segment> for Out {
+    fn from(segment: Segment) -> Self {
+        Self::Segment(segment)
+    }
+}
+
+impl From<Vec<u8>> for Out {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// A frame arrives; until something is said of it, it passes by uncounted and changes nothing.
+pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+    Row {
+        what,
+        hook: Hook::Ingress,
+        before: world.clone(),
+        frame: frame.into().bytes(),
+        times: 1,
+        action: Action { code: UNSPEC, ifindex: None },
+        out: Out::Unchanged,
+        counts: HashMap::new(),
+        after: world.clone(),
+    }
+}
+
+/// A frame leaves.
+pub fn leaves(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+    Row { hook: Hook::Egress, ..arrives(what, world, frame) }
+}
+
+impl Row {
+    /// It goes on to the stack as it is.
+    pub fn passes(self, why: &'static str) -> Self {
+        self.also(why)
+    }
+
+    /// It goes on to the stack, changed.
+    pub fn passes_as(self, why: &'static str, out: impl Into<Out>) -> Self {
+        Self { out: out.into(), ..self.also(why) }
+    }
+
+    /// It is sent out of an interface.
+    pub fn sent(self, why: &'static str, ifindex: u32, out: impl Into<Out>) -> Self {
+        let action = Action { code: REDIRECT, ifindex: Some(ifindex) };
+        Self { action, out: out.into(), ..self.also(why) }
+    }
+
+    /// It is answered, back out where it came in.
+    pub fn answered(self, why: &'static str, out: Segment) -> Self {
+        self.sent(why, CAME_IN, out)
+    }
+
+    /// It is dropped.
+    pub fn dropped(self, why: &'static str) -> Self {
+        Self { action: Action { code: SHOT, ifindex: None }, ..self.also(why) }
+    }
+
+    /// It comes once more, and the same comes of it. What the tables are to be afterwards is said of both together.
+    pub fn again(mut self) -> Self {
+        self.times += 1;
+        self.counts.values_mut().for_each(|count| *count *= 2);
+        self
+    }
+
+    /// And this is counted.
+    pub fn also(mut self, event: &'static str) -> Self {
+        *self.counts.entry(event).or_default() += 1;
+        self
+    }
+
+    /// And the tables change so.
+    pub fn then(mut self, change: impl FnOnce(&mut World)) -> Self {
+        change(&mut self.after);
+        self
+    }
+
+    /// The frame, for what is done with it besides.
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
+    /// The state before.
+    pub fn before(&self) -> &World {
+        &self.before
+    }
+
+    /// The hook.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// What it says.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
+    fn expected_frame(&self, port: u16) -> Vec<u8> {
+        match &self.out {
+            Out::Unchanged => self.frame.clone(),
+            Out::Bytes(bytes) => bytes.clone(),
+            Out::Segment(segment) => {
+                let mut segment = segment.clone();
+                if segment.source.port() == RELAY {
+                    segment.source.set_port(port);
+                }
+                segment.frame()
+            }
+        }
+    }
+
+    fn check(&self, ran: &Ran) -> Vec<String> {
+        let mut faults = Vec::new();
+        if ran.action.code != self.action.code {
+            faults.push(format!("code {}, not {}", ran.action.code, self.action.code));
+        }
+        // A test run does not tell where a packet would have left.
+        if ran.action.ifindex.is_some() && ran.action.ifindex != self.action.ifindex {
+            faults.push(format!("leaves by {:?}, not {:?}", ran.action.ifindex, self.action.ifindex));
+        }
+        if ran.counts != self.counts {
+            faults.push(format!("counts {:?}, not {:?}", ran.counts, self.counts));
+        }
+        let drawn = self.counts.contains_key("opened").then(|| source_port(&ran.frame)).flatten();
+        let port = drawn.unwrap_or(RELAY);
+        let expected = self.expected_frame(port);
+        if ran.frame != expected {
+            faults.push(format!("the frame is\n{}not\n{}", hex(&ran.frame), hex(&expected)));
+        }
+        // What is right going in and changed is right going out, by the parser's own account.
+        if !matches!(self.out, Out::Unchanged) && verify(&self.frame).is_ok() {
+            faults.extend(verify(&ran.frame).err());
+        }
+        faults.extend(ran.after.differences(&with_port(&self.after, port)));
+        faults
+    }
+
+    fn on_host(&self) -> Ran {
+        let (mut frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
+        for _ in 1..self.times {
+            host::run(self.hook, &mut frame.clone(), &host);
+        }
+        let action = host::run(self.hook, &mut frame, &host);
+        Ran { action, frame: frame.bytes, counts: host.counters(), after: host.world() }
+    }
+
+    fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
+        let held = sockets(&self.before)?;
+        kernel.fill(&self.before)?;
+        let before = kernel.counters()?;
+        for _ in 1..self.times {
+            kernel.run(self.hook, &self.frame, CAME_IN)?;
+        }
+        let ran = kernel.run(self.hook, &self.frame, CAME_IN)?;
+        drop(held);
+        let mut counts = kernel.counters()?;
+        for (name, count) in &before {
+            *counts.entry(name).or_default() -= count;
+        }
+        counts.retain(|_, count| *count != 0);
+        let after = kernel.world(&self.before)?;
+        ensure!(ran.is_some(), "the kernel does not take the frame");
+        Ok(ran.map_or_else(
+            || unreachable!("just asked"),
+            |ran| Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, counts, after },
+        ))
+    }
+}
+
+/// What came of a packet.
+struct Ran {
+    action: Action,
+    frame: Vec<u8>,
+    counts: HashMap<&'static str, u64>,
+    after: World,
+}
+
+/// Proves rows, for both families.
+pub fn prove(rows: impl Fn(&Scene) -> Vec<Row> + Sync) -> Result<()> {
+    let faults: Vec<_> = [Scene::v4 as fn(u64) -> Scene, Scene::v6]
+        .into_iter()
+        .map(|scene| faults(scene, &rows))
+        .collect::<Result<_>>()?;
+    let faults = faults.concat();
+    ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    Ok(())
+}
+
+/// A time for scenes that only their names and numbers matter of.
+pub const ANY_TIME: u64 = 1_000_000_000_000;
+
+fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
+    let addresses = scene(ANY_TIME).addresses();
+    apart(&addresses, || {
+        let mut kernel = Kernel::load()?;
+        let mut faults = Vec::new();
+        for index in 0..rows(&scene(ANY_TIME)).len() {
+            let (row, ran) = loop {
+                let now_ns = boot_clock_ns()?;
+                let row = rows(&scene(now_ns)).swap_remove(index);
+                let ran = row.in_kernel(&mut kernel);
+                // Records are exact to the second: all of a row happens within one.
+                if boot_clock_ns()? / 1_000_000_000 == now_ns / 1_000_000_000 {
+                    break (row, ran);
+                }
+            };
+            let mut note = |place: &str, faulty: Vec<String>| {
+                let family = scene(ANY_TIME).name;
+                faults.extend(
+                    faulty.into_iter().map(|fault| format!("{family}, {place}: {}: {fault}", row.what)),
+                );
+            };
+            note("host", row.check(&row.on_host()));
+            note("host, checksum left to a device", offloaded(&row));
+            match ran {
+                Ok(ran) => note("kernel", row.check(&ran)),
+                Err(error) => note("kernel", vec![format!("{error:#}")]),
+            }
+        }
+        Ok(faults)
+    })
+}
+
+/// The same row with a TCP checksum that a device completes: after that, nobody can tell.
+fn offloaded(row: &Row) -> Vec<String> {
+    if matches!(row.out, Out::Unchanged) || verify(&row.frame).is_err() || source_port(&row.frame).is_none() {
+        return Vec::new();
+    }
+    let mut frame = Frame::new(&row.frame, CAME_IN);
+    frame.partial = true;
+    half_summed(&mut frame.bytes, false);
+    let host = Host::new(&row.before);
+    host::run(row.hook, &mut frame, &host);
+    half_summed(&mut frame.bytes, true);
+    let expected = row.expected_frame(RELAY);
+    if frame.bytes == expected {
+        Vec::new()
+    } else {
+        vec![format!("the frame is\n{}not\n{}", hex(&frame.bytes), hex(&expected))]
+    }
+}
+
+/// Turns the TCP checksum into the pseudo header's sum, or completes it as a device does (kernel
+/// `skb_checksum_help`).
+fn half_summed(frame: &mut [u8], complete: bool) {
+    let header = if frame[12..14] == [0x08, 0x00] { 20 } else { 40 };
+    let addresses = ETHERNET + if header == 20 { 12 } else { 8 };
+    let tcp = ETHERNET + header;
+    let length = if header == 20 {
+        usize::from(u16::from_be_bytes([frame[16], frame[17]])) - header
+    } else {
+        usize::from(u16::from_be_bytes([frame[18], frame[19]]))
+    };
+    if complete {
+        let sum = !sum(&frame[tcp..tcp + length], 0);
+        frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        let pseudo = sum(&frame[addresses..tcp], length as u64 + 6);
+        frame[tcp + 16..tcp + 18].copy_from_slice(&pseudo.to_be_bytes());
+    }
+}
+
+fn sum(octets: &[u8], start: u64) -> u16 {
+    let words =
+        octets.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from));
+    let mut sum = start + words.sum::<u64>();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+/// `world` with the relay source port that was drawn.
+fn with_port(world: &World, port: u16) -> World {
+    if port == RELAY {
+        return world.clone();
+    }
+    let drawn = |at: Port| if at == Port::new(RELAY) { Port::new(port) } else { at };
+    let key = |key: &Tuple| Tuple { local_port: drawn(key.local_port), ..*key };
+    let flow = |flow: &Flow| {
+        let mut flow = *flow;
+        flow.source_port = drawn(flow.source_port);
+        flow
+    };
+    let flows = |map: &HashMap<Tuple, Flow>| map.iter().map(|(k, v)| (key(k), flow(v))).collect();
+    World { live: flows(&world.live), half_open: flows(&world.half_open), ..world.clone() }
+}
+
+/// Octets, the layers apart.
+pub fn hex(frame: &[u8]) -> String {
+    let header = ip_header(if frame.get(12) == Some(&0x86) {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    });
+    let mut text = String::new();
+    let (ip, l4) = (ETHERNET.min(frame.len()), (ETHERNET + header).min(frame.len()));
+    for part in [&frame[..ip], &frame[ip..l4], &frame[l4..]] {
+        text.push_str("   ");
+        for octet in part {
+            let _ = write!(text, " {octet:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The RST that answers `segment`: `seq` alone, or with what it acknowledges.
+pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
+    let flags = if ack.is_some() { frame::RST | frame::ACK } else { frame::RST };
+    Segment { window: 0, ..Segment::new(segment.destination, segment.source) }
+        .flags(flags)
+        .seq(seq)
+        .ack(ack.unwrap_or(0))
+        .hops(64)
+}

@@ -1,0 +1,28 @@
+//! What the programs cost the kernel's verifier, with limits: it gives up at 1,000,000 instructions and 512 octets of
+//! stack, and both grow with the kernel's version. `cargo xtask vm` makes one table of what this prints on each kernel.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use anyhow::{Result, ensure};
+use tests::cost::{Cost, costs};
+
+/// Instructions: a tenth of what the verifier follows; nine tenths for the pick, of which 6.1 follows 800,000.
+const INSTRUCTIONS: u64 = 100_000;
+const PICK: (&str, u64) = ("ingress_place", 900_000);
+/// Octets of stack.
+const STACK: u64 = 512;
+
+#[test]
+fn every_program_is_within_its_limits() -> Result<()> {
+    let costs = costs()?;
+    println!(); // the harness has begun a line
+    for cost in &costs {
+        let milliseconds = cost.load.as_secs_f64() * 1000.0;
+        // `cargo xtask vm` reads these lines.
+        println!("verifier {} {} {} {milliseconds:.1}", cost.program, cost.instructions, cost.stack);
+    }
+    let limit = |program: &str| if program == PICK.0 { PICK.1 } else { INSTRUCTIONS };
+    let is_beyond = |cost: &&Cost| cost.instructions > limit(&cost.program) || cost.stack > STACK;
+    let beyond: Vec<_> = costs.iter().filter(is_beyond).collect();
+    ensure!(beyond.is_empty(), "beyond their limits of instructions, or {STACK} octets of stack: {beyond:?}");
+    Ok(())
+}

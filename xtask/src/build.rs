@@ -1,0 +1,33 @@
+//! `cargo xtask build`: the release binary, programs embedded.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use crate::run::{cargo, executables};
+use crate::toolchain;
+
+/// The verb.
+///
+/// # Errors
+/// Something cannot be installed or built.
+pub fn main() -> Result<ExitCode> {
+    let binary = build()?;
+    let size = fs::metadata(&binary).with_context(|| format!("failed to find {}", binary.display()))?.len();
+    println!("{} ({} KiB)", binary.display(), size / 1024);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds, tools first; says where the binary is.
+///
+/// # Errors
+/// Something cannot be installed or built.
+pub fn build() -> Result<PathBuf> {
+    toolchain::ensure()?;
+    let built =
+        executables(cargo("build").args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
+    let binary = built.into_iter().find(|built| built.name == "balancer");
+    Ok(binary.context("cargo built no binary `balancer`")?.path)
+}

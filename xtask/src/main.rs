@@ -1,0 +1,67 @@
+//! The project's own commands, `cargo xtask VERB`; each verb is one file.
+#![allow(clippy::print_stdout, reason = "reporting what it does is a command's job")]
+
+mod bpffs;
+mod build;
+mod demo;
+mod install;
+mod leftovers;
+mod libjuju;
+mod libtest;
+mod recipe;
+mod run;
+mod system;
+mod test;
+mod toolchain;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
+struct Typed {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the one self-contained `balancer` binary, installing the tools that are missing
+    Build,
+    /// Format, clippy and every test, those in network namespaces included (needs root)
+    Test(test::Arguments),
+    /// Boot real kernels in QEMU and run the packet tables, the verifier's budgets and namespace runs inside (needs root)
+    Vm(vm::Arguments),
+    /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
+    Demo(demo::Arguments),
+    /// Build, and put binary, systemd unit and example configuration in place (needs root)
+    Install(install::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Typed::parse().verb {
+        Verb::Build => build::main(),
+        Verb::Test(arguments) => test::main(&arguments),
+        Verb::Vm(arguments) => vm::main(&arguments),
+        Verb::Demo(arguments) => demo::main(&arguments),
+        Verb::Install(arguments) => install::main(&arguments),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Typed::command().debug_assert();
+    }
+}

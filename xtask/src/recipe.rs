@@ -1,0 +1,131 @@
+//! How the programs for the kernel are built: compiler, linker, flags, each written down here and nowhere else.
+//!
+//! `balancer/build.rs` includes this file, so it uses the standard library only.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The compiler: building `core` for the kernel needs a nightly one.
+pub const TOOLCHAIN: &str = "nightly-2026-05-20";
+/// What it may be called as well, if it is the same build.
+pub const UNDATED: &str = "nightly";
+/// What [`TOOLCHAIN`] was built from.
+pub const COMMIT: &str = "e50aa6fba4e63ab34c72bf9acfd2c307c1155d1a";
+/// The linker's version. It uses the LLVM of the compiler that runs it.
+pub const LINKER: &str = "0.10.3";
+/// The kernel's instruction set, as rustc calls it.
+pub const TARGET: &str = "bpfel-unknown-none";
+
+/// The project's own tools, below the workspace `root`; the linker is in its `bin`.
+pub fn tools(root: &Path) -> PathBuf {
+    root.join("target/tools")
+}
+
+/// Where the linker is installed.
+pub fn linker(root: &Path) -> PathBuf {
+    tools(root).join("bin/bpf-linker")
+}
+
+/// What rustup calls the installed compiler.
+///
+/// # Errors
+/// Neither [`TOOLCHAIN`] nor the same compiler under the name `nightly` is installed with the sources of `core`; says
+/// what there is.
+pub fn toolchain() -> Result<&'static str, String> {
+    let Some(lacking) = lacks(TOOLCHAIN) else { return Ok(TOOLCHAIN) };
+    match lacks(UNDATED) {
+        None => Ok(UNDATED),
+        Some(undated) => Err(format!("{lacking}; {undated}")),
+    }
+}
+
+/// What keeps the toolchain `name` from building the programs, if anything does.
+pub fn lacks(name: &str) -> Option<String> {
+    match differs(name) {
+        None => sources_missing(name),
+        differing => differing,
+    }
+}
+
+/// Why the toolchain `name` is not the compiler, if it is not.
+pub fn differs(name: &str) -> Option<String> {
+    let version = match ask_rustc(name, &["--version", "--verbose"]) {
+        Ok(version) => version,
+        Err(error) => return Some(error),
+    };
+    let found = commit(&version).unwrap_or("unknown");
+    (found != COMMIT).then(|| format!("toolchain {name} is another build (commit {found})"))
+}
+
+fn sources_missing(name: &str) -> Option<String> {
+    let sysroot = match ask_rustc(name, &["--print", "sysroot"]) {
+        Ok(sysroot) => sysroot,
+        Err(error) => return Some(error),
+    };
+    let core = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    (!core.is_file()).then(|| format!("toolchain {name} has no rust-src"))
+}
+
+fn ask_rustc(toolchain: &str, question: &[&str]) -> Result<String, String> {
+    let output = through_rustup(toolchain, "rustc").args(question).output();
+    let output = output.map_err(|error| format!("rustup cannot be started: {error}"))?;
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success().then_some(answer).ok_or_else(|| format!("toolchain {toolchain} is not installed"))
+}
+
+/// The commit in what `rustc --version --verbose` says.
+pub fn commit(version: &str) -> Option<&str> {
+    version.lines().find_map(|line| line.strip_prefix("commit-hash: "))
+}
+
+/// `cargo VERB` for the programs, to run on a host of `arch`.
+pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
+    let mut command = through_rustup(toolchain, "cargo");
+    command.current_dir(root).env("PATH", path_with(&tools(root).join("bin"))).arg(verb);
+    command.args(["--package", "balancer-ebpf", "--bins", "--release", "--target", TARGET]);
+    command.args(["-Z", "build-std=core"]);
+    let flags = [
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2".into(), // where BTF comes from
+        "-Clink-arg=--btf".into(),
+        "-Ctarget-cpu=v3".into(), // 32-bit arithmetic, atomics that fetch
+        // LLVM 22 dies of SIGILL on a 16-byte aligned memcpy that is left over.
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
+        // A loop over 16 controllers, unrolled, spills more than the stack of 512 bytes holds.
+        "-Cllvm-args=-unroll-full-max-count=1".into(),
+        "-Clink-arg=--llvm-args=-unroll-full-max-count=1".into(),
+    ];
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    command
+}
+
+/// `program` of a toolchain, as if no other cargo had started it.
+pub fn through_rustup(toolchain: &str, program: &str) -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", toolchain, program]);
+    let foreign =
+        ["CARGO", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTUP_TOOLCHAIN"];
+    for name in foreign.into_iter().chain(["CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS", "RUSTFLAGS"]) {
+        command.env_remove(name);
+    }
+    forget_package(&mut command);
+    command
+}
+
+/// Takes away what cargo says about the running package: build scripts would run anew for each different one.
+pub fn forget_package(command: &mut Command) {
+    let about_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| about_package.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
+}
+
+fn path_with(first: &Path) -> OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let entries = std::iter::once(first.to_owned()).chain(env::split_paths(&path));
+    env::join_paths(entries).unwrap_or(path)
+}

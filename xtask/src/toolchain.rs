@@ -1,0 +1,109 @@
+//! What building needs besides the host's cargo: looked for first, installed when missing.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::recipe;
+use crate::run::{Shown, installed, output, root, run, succeeds};
+
+const COMPONENTS: [&str; 3] = ["rust-src", "clippy", "rustfmt"];
+
+/// Installs what is missing of compiler and linker for the kernel's programs; says what rustup calls the compiler.
+///
+/// # Errors
+/// Something cannot be installed; says what, and what to do.
+pub fn ensure() -> Result<&'static str> {
+    let toolchain = compiler()?;
+    linker(toolchain)?;
+    Ok(toolchain)
+}
+
+fn compiler() -> Result<&'static str> {
+    if !installed("rustup") {
+        bail!(
+            "rustup is missing, which installs the compiler for the kernel's programs: see https://rustup.rs"
+        );
+    }
+    if complete(recipe::TOOLCHAIN) {
+        return Ok(recipe::TOOLCHAIN);
+    }
+    let mut install = Command::new("rustup");
+    install.args(["toolchain", "install", recipe::TOOLCHAIN, "--profile", "minimal", "--no-self-update"]);
+    install.args(COMPONENTS.iter().flat_map(|component| ["--component", component]));
+    println!("installing {}: {}", recipe::TOOLCHAIN, Shown(&install));
+    let Err(failure) = run(&mut install) else { return Ok(recipe::TOOLCHAIN) };
+
+    let remedy = || {
+        let lacking = recipe::toolchain().err().unwrap_or_default();
+        format!(
+            "the compiler for the kernel's programs cannot be installed ({lacking}); install {} with {} yourself",
+            recipe::TOOLCHAIN,
+            COMPONENTS.join(", ")
+        )
+    };
+    if recipe::differs(recipe::UNDATED).is_some() {
+        return Err(failure).with_context(remedy);
+    }
+    println!("using the installed `{}`: it is the same build as {}", recipe::UNDATED, recipe::TOOLCHAIN);
+    if !complete(recipe::UNDATED) {
+        let mut add = Command::new("rustup");
+        run(add.args(["component", "add", "--toolchain", recipe::UNDATED]).args(COMPONENTS))
+            .with_context(remedy)?;
+    }
+    Ok(recipe::UNDATED)
+}
+
+/// Whether a toolchain can build, lint and format.
+fn complete(toolchain: &str) -> bool {
+    let has = |program: &str| succeeds(recipe::through_rustup(toolchain, program).arg("--version"));
+    recipe::lacks(toolchain).is_none() && has("cargo-clippy") && has("rustfmt")
+}
+
+fn linker(toolchain: &str) -> Result<()> {
+    let path = recipe::linker(root());
+    if linker_version(&path).as_deref() == Some(recipe::LINKER) {
+        return Ok(());
+    }
+    // The compiler whose LLVM it will use builds it, whatever the host's is.
+    let mut install = recipe::through_rustup(toolchain, "cargo");
+    install.args(["install", "bpf-linker", "--version", recipe::LINKER, "--locked", "--force", "--root"]);
+    install.arg(recipe::tools(root())).env_remove("CARGO_TARGET_DIR");
+    println!("installing bpf-linker, which takes a minute or two: {}", Shown(&install));
+    let remedy = "the linker for the kernel's programs cannot be installed";
+    run(&mut install).context(remedy)?;
+    match linker_version(&path).as_deref() {
+        Some(recipe::LINKER) => Ok(()),
+        found => bail!("{remedy}: {} says version {found:?}, not {}", path.display(), recipe::LINKER),
+    }
+}
+
+fn linker_version(path: &Path) -> Option<String> {
+    version_in(&output(Command::new(path).arg("--version")).ok()?).map(str::to_owned)
+}
+
+/// The version in `NAME VERSION …`.
+fn version_in(text: &str) -> Option<&str> {
+    text.split_whitespace().nth(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version_in("bpf-linker 0.10.3\n"), Some("0.10.3"));
+        assert_eq!(version_in("bpf-linker 0.10.3 (abc)"), Some("0.10.3"));
+        assert_eq!(version_in("bpf-linker"), None);
+        let rustc = "rustc 1.97.0-nightly\nbinary: rustc\ncommit-hash: e50aa6fba\ncommit-date: 2026-05-19\n";
+        assert_eq!(recipe::commit(rustc), Some("e50aa6fba"));
+        assert_eq!(recipe::commit("rustc 1.97.0"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_run_has_no_version() {
+        assert_eq!(linker_version(Path::new("/no/such/linker")), None);
+    }
+}

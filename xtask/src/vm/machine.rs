@@ -1,0 +1,141 @@
+//! One machine under QEMU: started, listened to, ended.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::kernels::Kernel;
+use crate::run::{Shown, installed, output};
+use crate::system;
+
+const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+/// Older ones were not tried.
+const OLDEST: (u32, u32) = (7, 2);
+/// What QEMU exits with once the guest has written 0x10 to its exit port: all is well. 35 is a failure, 0 a panic.
+const SUCCESS: i32 = 33;
+const POLL: Duration = Duration::from_millis(50);
+
+/// Makes sure that there is a QEMU.
+///
+/// # Errors
+/// It cannot be installed, or is too old.
+pub fn ensure() -> Result<()> {
+    if !installed(QEMU.0) {
+        system::install(&[QEMU.1])?;
+    }
+    let text = output(Command::new(QEMU.0).arg("--version"))?;
+    if version(&text).is_none_or(|version| version < OLDEST) {
+        let first = text.lines().next().unwrap_or_default();
+        bail!("QEMU {}.{} or newer is needed, and {} is: {first}", OLDEST.0, OLDEST.1, QEMU.0);
+    }
+    Ok(())
+}
+
+/// The version in `QEMU emulator version 7.2.22 (…)`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_once("version ")?.1.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it printed, line by line.
+    pub lines: Vec<String>,
+    /// What went wrong, if anything did.
+    pub fault: Option<String>,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// Boots `kernel` with `initramfs`, and waits for its end; what it prints is kept in `log`.
+///
+/// # Errors
+/// QEMU cannot be started, or the log cannot be written.
+pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> Result<Ended> {
+    let mut command = Command::new(QEMU.0);
+    command.args([
+        "-accel",
+        acceleration(),
+        "-M",
+        "pc",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "2048",
+        "-nodefaults",
+    ]);
+    command.args(["-display", "none", "-vga", "none", "-serial", "stdio", "-no-reboot"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    command.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=1 no_timer_check"]);
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("failed to start {}", Shown(&command)))?;
+    let console = child.stdout.take().context("a piped child has a standard output")?;
+    let complaints = child.stderr.take().context("a piped child has a standard error")?;
+    let mut log = File::create(log).with_context(|| format!("failed to write {}", log.display()))?;
+    let listener = thread::spawn(move || -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for line in BufReader::new(console).split(b'\n') {
+            let line = line.context("failed to read what the machine prints")?;
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            writeln!(log, "{line}").context("failed to write what the machine prints")?;
+            lines.push(line);
+        }
+        Ok(lines)
+    });
+    let complaining = thread::spawn(move || {
+        BufReader::new(complaints).lines().map_while(Result::ok).collect::<Vec<_>>().join("; ")
+    });
+    let status = loop {
+        if let Some(status) = child.try_wait().context("failed to wait for QEMU")? {
+            break Some(status);
+        }
+        if started.elapsed() > limit {
+            child.kill().context("failed to end QEMU")?;
+            child.wait().context("failed to wait for QEMU")?;
+            break None;
+        }
+        thread::sleep(POLL);
+    };
+    let lines = listener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let complaints = complaining.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let fault = match status.map(|status| status.code()) {
+        Some(Some(SUCCESS)) => None,
+        Some(Some(0)) => Some("the kernel panicked or the machine was reset".to_owned()),
+        Some(Some(35)) => Some("something inside failed".to_owned()),
+        Some(code) => Some(format!("QEMU ended with {code:?}: {complaints}")),
+        None => Some(format!("no end after {} s", limit.as_secs())),
+    };
+    Ok(Ended { lines, fault, took: started.elapsed() })
+}
+
+/// A `/dev/kvm` without the processor's own module accepts machines, and then hangs.
+fn acceleration() -> &'static str {
+    let loaded = ["kvm_intel", "kvm_amd"].iter().any(|name| Path::new("/sys/module").join(name).is_dir());
+    if loaded && Path::new("/dev/kvm").exists() { "kvm" } else { "tcg,thread=multi" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"), Some((7, 2)));
+        assert_eq!(version("QEMU emulator version 10.0.2"), Some((10, 0)));
+        assert_eq!(version("strange"), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! What the machines say, as one table.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::machine::Ended;
+use crate::libtest::{self, Counts};
+
+/// What our own lines begin with, as in `tests/src/guest.rs`.
+const MARK: &str = "vm:";
+/// What the harness `verifier` prints a program: name, instructions, stack, load time.
+const VERIFIER: &str = "verifier ";
+
+/// What one machine did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Version of the kernel.
+    pub kernel: String,
+    counts: Counts,
+    faults: Vec<String>,
+    /// Harness and seconds.
+    took: Vec<(String, f64)>,
+    total_s: f64,
+    /// By program.
+    costs: BTreeMap<String, Cost>,
+    log: PathBuf,
+}
+
+/// What the kernel's verifier says of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cost {
+    /// Instructions that it followed.
+    instructions: u64,
+    /// Stack in bytes.
+    stack: u64,
+    /// Load time in milliseconds.
+    load_ms: f64,
+}
+
+impl Report {
+    /// Reads what a machine printed.
+    pub fn new(kernel: &str, log: &Path, ended: &Ended) -> Self {
+        let mut report = Self {
+            kernel: kernel.to_owned(),
+            log: log.to_owned(),
+            total_s: ended.took.as_secs_f64(),
+            ..Self::default()
+        };
+        let mut said = None;
+        for line in &ended.lines {
+            if let Some(counts) = libtest::result(line) {
+                said = Some(counts);
+            } else if let Some(name) =
+                line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
+            {
+                report.faults.push(name.to_owned());
+            } else if let Some((program, cost)) = line.strip_prefix(VERIFIER).and_then(cost) {
+                report.costs.insert(program, cost);
+            } else if let Some(own) = line.strip_prefix(MARK) {
+                report.marked(own.trim(), &mut said);
+            }
+        }
+        report.faults.extend(ended.fault.clone());
+        if report.counts.passed == 0 {
+            report.faults.push("no test passed".to_owned());
+        }
+        report
+    }
+
+    /// One that never ran.
+    pub fn fault(kernel: &str, fault: &str) -> Self {
+        Self { kernel: kernel.to_owned(), faults: vec![fault.to_owned()], ..Self::default() }
+    }
+
+    /// Whether everything passed.
+    pub fn is_good(&self) -> bool {
+        self.faults.is_empty() && self.counts.failed == 0
+    }
+
+    fn marked(&mut self, line: &str, said: &mut Option<Counts>) {
+        let words: Vec<_> = line.split(' ').collect();
+        match words.as_slice() {
+            ["done", name, status, seconds] => {
+                let outcome = libtest::outcome(said.take(), *status == "0");
+                self.counts += outcome;
+                self.took.push(((*name).to_owned(), seconds.parse().unwrap_or_default()));
+                if *status != "0" {
+                    self.faults.push(format!("{name} ended with {status}"));
+                }
+            }
+            ["fault" | "module", ..] => self.faults.push(line.to_owned()),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.is_good() { "ok" } else { "FAILED" };
+        write!(formatter, "{}: {verdict}, {}, {:.0} s", self.kernel, self.counts, self.total_s)?;
+        for (name, seconds) in &self.took {
+            write!(formatter, ", {name} {seconds:.1} s")?;
+        }
+        for fault in &self.faults {
+            write!(formatter, "\n    {fault}")?;
+        }
+        if self.is_good() || self.log.as_os_str().is_empty() {
+            return Ok(());
+        }
+        write!(formatter, "\n    all that it printed: {}", self.log.display())
+    }
+}
+
+/// `NAME INSTRUCTIONS STACK MILLISECONDS`.
+fn cost(line: &str) -> Option<(String, Cost)> {
+    let mut words = line.split_whitespace();
+    let name = words.next()?.to_owned();
+    let (instructions, stack) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some((name, Cost { instructions, stack, load_ms: words.next()?.parse().ok()? }))
+}
+
+/// One line a program, then one a kernel.
+pub fn table(reports: &[Report]) -> String {
+    let mut text = String::new();
+    let programs: std::collections::BTreeSet<_> =
+        reports.iter().flat_map(|report| report.costs.keys()).collect();
+    // Writing to a string cannot fail.
+    if !programs.is_empty() {
+        let _ = write!(text, "\nverifier: instructions / stack in bytes / load in ms\n{:<18}", "");
+        for report in reports {
+            let _ = write!(text, "{:>22}", report.kernel);
+        }
+        text.push('\n');
+    }
+    for program in programs {
+        let _ = write!(text, "{program:<18}");
+        for report in reports {
+            let cell = report.costs.get(program).map_or_else(
+                || "-".to_owned(),
+                |cost| format!("{} / {} / {:.0}", cost.instructions, cost.stack, cost.load_ms),
+            );
+            let _ = write!(text, "{cell:>22}");
+        }
+        text.push('\n');
+    }
+    text.push('\n');
+    for report in reports {
+        let _ = writeln!(text, "{report}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn report(lines: &str, fault: Option<&str>) -> Report {
+        let lines = lines.lines().map(str::to_owned).collect();
+        Report::new(
+            "6.1",
+            Path::new("log"),
+            &Ended { lines, fault: fault.map(str::to_owned), took: Duration::from_secs(5) },
+        )
+    }
+
+    #[test]
+    fn a_good_machine() {
+        let good = report(
+            "vm: begin a\ntest result: ok. 3 passed; 0 failed; 0 ignored\nverifier ingress 61000 440 12.3\nvm: done a 0 1.5\nvm: end 0x10",
+            None,
+        );
+        assert!(good.is_good(), "{good}");
+        assert_eq!(good.to_string(), "6.1: ok, 3 passed, 0 failed, 5 s, a 1.5 s");
+        assert!(table(&[good]).contains("61000 / 440 / 12"));
+    }
+
+    #[test]
+    fn machines_that_failed() {
+        let one = "test result: FAILED. 3 passed; 1 failed; 0 ignored";
+        for (lines, fault, expected) in [
+            ("", Some("no end"), "no end; no test passed"),
+            ("vm: end 0x10", None, "no test passed"),
+            (&format!("test x ... FAILED\n{one}\nvm: done a 101 1"), None, "x; a ended with 101"),
+            (
+                "test result: ok. 3 passed; 0 failed; 0 ignored\nvm: done a 0 1\nvm: done b -9 1",
+                None,
+                "b ended with -9",
+            ),
+            (
+                "test result: ok. 3 passed; 0 failed; 0 ignored\nvm: done a 0 1\nvm: module x ENOENT",
+                None,
+                "module x ENOENT",
+            ),
+        ] {
+            let report = report(lines, fault);
+            assert_eq!(report.faults.join("; "), expected, "{lines}");
+            assert!(!report.is_good());
+        }
+    }
+}
