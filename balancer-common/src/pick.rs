@@ -2,9 +2,10 @@
 //!
 //! Every entry decides alone, on views that are as old as the last reports. Sending each client to
 //! the emptiest controller makes all entries herd there at once. Instead, imagine the connections
-//! that the whole cluster will take in over the horizon poured into the controllers like water into
+//! that the other entries will take in over the horizon poured into the controllers like water into
 //! connected vessels: they rise to one level `L`, the emptiest first. What a controller lacks to `L`
-//! is its room. An entry fills its own room with its own clients first, so nothing is relayed while
+//! is its room. (An entry knows what it does itself: the one that all clients dial levels the
+//! counts as they come, to within the dead band.) An entry fills its own room with its own clients first, so nothing is relayed while
 //! the clients come evenly; of the others it relays to each in proportion to the room that the
 //! others' own clients will not fill. Simulated with 3, 5 and 7 entries: peaks of about 1.3·√n, n
 //! being the arrivals between two reports.
@@ -122,11 +123,11 @@ pub fn pick(field: &mut Field, random: (u32, u32)) -> Pick {
     Pick::Relay(draw(field, by_room, scaled(random.1, spare_sum | (room_sum & by_room))))
 }
 
-/// What the cluster takes in.
+/// What controllers take in.
 struct Arrivals {
-    /// Over the horizon (units).
+    /// At the others over the horizon, or the dead band (units).
     expected: u64,
-    /// A second (1/1000).
+    /// At all of them, a second (1/1000).
     total: u64,
     /// A second at the controller that picks, at least 1: one client is here (1/1000).
     own: u64,
@@ -153,7 +154,7 @@ fn arrivals(field: &Field) -> Arrivals {
     // λ is in 1/1000 per s and H in ms: 10⁻⁶ connections.
     // H spans four reports, or four times the oldest view's age if that is more.
     let horizon_ms = staleness_ms.wrapping_mul(4);
-    let fresh = total.wrapping_mul(horizon_ms) / 1_000_000;
+    let fresh = total.wrapping_sub(own).wrapping_mul(horizon_ms) / 1_000_000;
     let dead_band = eligible.wrapping_mul(DEAD_BAND);
     let expected = dead_band.wrapping_add(lacking(fresh, dead_band)).wrapping_mul(SCALE);
     Arrivals { expected, total: total.wrapping_add(unheard), own: own | unheard }

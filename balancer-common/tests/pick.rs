@@ -33,7 +33,8 @@ fn odds(field: &Field) -> Option<Odds> {
     let heard: f64 = all.iter().map(rate).sum();
     let total = heard + own_rate - rate(&all[own]);
     let horizon = 4.0 * f64::from(staleness) / 1000.0;
-    let expected = (heard * horizon).max(all.iter().filter(eligible).count() as f64 * DEAD_BAND as f64);
+    let elsewhere = heard - rate(&all[own]);
+    let expected = (elsewhere * horizon).max(all.iter().filter(eligible).count() as f64 * DEAD_BAND as f64);
     let surface = |c: &Candidate, level: f64| level * f64::from(c.weight) / f64::from(WEIGHT_ONE);
     let (mut low, mut high) = (0.0, 1e12);
     for _ in 0..200 {
@@ -292,9 +293,9 @@ fn clients_that_all_dial_one_are_spread() {
             for seed in 0..5 {
                 let loads = simulate(count, 3000, rate, Dialled::First, 1, seed).loads;
                 let mean = 3000.0 / count as f64;
-                let bound = (mean * 0.05).max(13.0);
                 let worst = loads.iter().map(|&load| (f64::from(load) - mean).abs()).fold(0.0, f64::max);
-                assert!(worst <= bound, "{count} at {rate}/s, seed {seed}: {loads:?}");
+                // It knows what it does itself, so nothing is left to chance.
+                assert!(worst <= 4.0, "{count} at {rate}/s, seed {seed}: {loads:?}");
             }
         }
     }
