@@ -17,6 +17,7 @@
 //! What the agent alone decides, about connections that are there already: `shed` (how many are
 //! closed, so that their clients go elsewhere) and `guard` (how many memory has room for).
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;

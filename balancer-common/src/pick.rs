@@ -228,7 +228,7 @@ const fn units(connections: u32) -> u64 {
 
 /// A random number below `bound`, from 32 random bits.
 #[inline(always)]
-const fn scaled(random: u32, bound: u64) -> u64 {
+fn scaled(random: u32, bound: u64) -> u64 {
     let excess = lacking(bound, u32::MAX as u64);
     bound.wrapping_sub(excess).wrapping_mul(random as u64) >> 32
 }

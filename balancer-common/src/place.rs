@@ -23,7 +23,9 @@ pub fn place<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
     if let Some(mut field) = tables.field() {
         let field: &mut Field = &mut field;
-        fill(field, tables, settings, segment.family);
+        if fill(field, tables, settings, segment.family).is_none() {
+            return Verdict::Pass(Pass::Other);
+        }
         steer::apply(field, tables, settings, &segment.source);
         let random = (tables.random(), tables.random());
         field.picked = match pick(field, random) {
@@ -42,19 +44,16 @@ pub fn place<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     Verdict::Next(Stage::Settle)
 }
 
-/// Fills in the field of a pick for a client of `family`.
+/// Fills in the field of a pick for a client of `family`. `None`: a controller's slot is missing, which no map's is.
 #[inline(always)]
-fn fill<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, family: Family) {
+fn fill<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, family: Family) -> Option<()> {
     let now_ns = tables.now_ns();
     let mut index = 0;
     while index < MAX_CONTROLLERS {
-        let mut candidate = Candidate::default();
-        if let (Some(controller), Some(traffic)) = (tables.controller(index), tables.traffic(index)) {
-            candidate = other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns);
-        }
-        if let Some(slot) = field.candidates.get_mut(index) {
-            *slot = candidate;
-        }
+        // Given up at once: the verifier follows the rest of the program again for each that might be left out.
+        let (controller, traffic) = (tables.controller(index)?, tables.traffic(index)?);
+        *field.candidates.get_mut(index)? =
+            other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns);
         index += 1;
     }
     if let Some(avoided) = field.candidates.get_mut(field.avoid as usize) {
@@ -76,6 +75,7 @@ fn fill<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, family: F
     }
     field.own = own_index as u32;
     field.report_ms = settings.report_ms;
+    Some(())
 }
 
 /// Another controller as a candidate: eligible if ready, below its limit, heard of lately and of the

@@ -58,6 +58,12 @@ macro_rules! counters {
             #[inline(always)]
             pub const fn index(self) -> u32 { self as u32 }
 
+            /// The one whose counter has this index.
+            #[inline(always)]
+            pub const fn at(index: u32) -> Option<Self> {
+                match index { $($value => Some(Self::$name),)* _ => None }
+            }
+
             /// Its name in `status` and the documents.
             pub fn name(self) -> &'static str {
                 match self {

@@ -131,7 +131,7 @@ fn call(ctx: &TcContext, stage: Stage) -> i32 {
 fn why() -> Send {
     // SAFETY: as in `act`.
     let index = maps::WHY.get_ptr(0).map_or(0, |slot| unsafe { *slot });
-    Send::ALL.iter().copied().find(|why| why.index() == index).unwrap_or(Send::NoFlow)
+    Send::at(index).unwrap_or(Send::NoFlow)
 }
 
 #[cfg(not(test))]

@@ -93,11 +93,10 @@ fn statistics(kind: Kind, code: &[bpf_insn]) -> Result<String> {
     Ok(log)
 }
 
-/// The numbers in `stack depth 320+0+64` or `processed 1234 insns (limit …)`.
+/// The numbers in `stack depth 320+0+64`, `stack depth max 320` or `processed 1234 insns (limit …)`.
 fn after(log: &str, words: &str) -> Vec<u64> {
     let rest = log.lines().rev().find_map(|line| line.split_once(words)).map_or("", |(_, rest)| rest);
-    let rest = rest.split(' ').next().unwrap_or_default();
-    rest.split('+').filter_map(|number| number.parse().ok()).collect()
+    rest.split([' ', '+']).filter_map(|number| number.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -108,7 +107,8 @@ mod tests {
     fn the_verifiers_closing_lines() {
         let log = "verification time 1378 usec\nstack depth 320+0+64\nprocessed 1234 insns (limit 1000000) max_states 1\n";
         assert_eq!(after(log, "stack depth "), [320, 0, 64]);
-        assert_eq!(after(log, "processed "), [1234]);
+        assert_eq!(after(log, "processed ").first(), Some(&1234));
+        assert_eq!(after("stack depth max 144\nsubprog 0 (x) main", "stack depth "), [144], "Linux 7.3");
         assert!(after("", "processed ").is_empty());
     }
 }
