@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::termios::tcdrain;
 
 /// What our own lines begin with; `cargo xtask vm` looks for it.
 pub const MARK: &str = "vm:";
@@ -44,6 +45,8 @@ pub fn main() -> ! {
         }
     };
     println!("{MARK} end {code:#x}");
+    // Or the machine ends before its console has printed all. Fails where the console is no terminal.
+    let _ = tcdrain(std::io::stdout());
     end(code)
 }
 

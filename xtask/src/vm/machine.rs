@@ -58,7 +58,9 @@ pub struct Ended {
 /// # Errors
 /// QEMU cannot be started, or the log cannot be written.
 pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> Result<Ended> {
-    let mut command = Command::new(QEMU.0);
+    // No machine outlives this process.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", QEMU.0]);
     command.args([
         "-accel",
         acceleration(),

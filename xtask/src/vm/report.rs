@@ -39,8 +39,8 @@ struct Cost {
 }
 
 impl Report {
-    /// Reads what a machine printed.
-    pub fn new(kernel: &str, log: &Path, ended: &Ended) -> Self {
+    /// Reads what a machine printed that was to do so many `runs`.
+    pub fn new(kernel: &str, log: &Path, ended: &Ended, runs: usize) -> Self {
         let mut report = Self {
             kernel: kernel.to_owned(),
             log: log.to_owned(),
@@ -62,6 +62,9 @@ impl Report {
             }
         }
         report.faults.extend(ended.fault.clone());
+        if ended.fault.is_none() && report.took.len() != runs {
+            report.faults.push(format!("{} of {runs} runs were reported", report.took.len()));
+        }
         if report.counts.passed == 0 {
             report.faults.push("no test passed".to_owned());
         }
@@ -157,13 +160,10 @@ mod tests {
 
     use super::*;
 
-    fn report(lines: &str, fault: Option<&str>) -> Report {
+    fn report(lines: &str, fault: Option<&str>, runs: usize) -> Report {
         let lines = lines.lines().map(str::to_owned).collect();
-        Report::new(
-            "6.1",
-            Path::new("log"),
-            &Ended { lines, fault: fault.map(str::to_owned), took: Duration::from_secs(5) },
-        )
+        let ended = Ended { lines, fault: fault.map(str::to_owned), took: Duration::from_secs(5) };
+        Report::new("6.1", Path::new("log"), &ended, runs)
     }
 
     #[test]
@@ -171,6 +171,7 @@ mod tests {
         let good = report(
             "vm: begin a\ntest result: ok. 3 passed; 0 failed; 0 ignored\nverifier ingress 61000 440 12.3\nvm: done a 0 1.5\nvm: end 0x10",
             None,
+            1,
         );
         assert!(good.is_good(), "{good}");
         assert_eq!(good.to_string(), "6.1: ok, 3 passed, 0 failed, 5 s, a 1.5 s");
@@ -180,22 +181,16 @@ mod tests {
     #[test]
     fn machines_that_failed() {
         let one = "test result: FAILED. 3 passed; 1 failed; 0 ignored";
-        for (lines, fault, expected) in [
-            ("", Some("no end"), "no end; no test passed"),
-            ("vm: end 0x10", None, "no test passed"),
-            (&format!("test x ... FAILED\n{one}\nvm: done a 101 1"), None, "x; a ended with 101"),
-            (
-                "test result: ok. 3 passed; 0 failed; 0 ignored\nvm: done a 0 1\nvm: done b -9 1",
-                None,
-                "b ended with -9",
-            ),
-            (
-                "test result: ok. 3 passed; 0 failed; 0 ignored\nvm: done a 0 1\nvm: module x ENOENT",
-                None,
-                "module x ENOENT",
-            ),
+        let good = "test result: ok. 3 passed; 0 failed; 0 ignored\nvm: done a 0 1";
+        for (lines, fault, runs, expected) in [
+            ("", Some("no end"), 1, "no end; no test passed"),
+            ("vm: end 0x10", None, 0, "no test passed"),
+            (&format!("test x ... FAILED\n{one}\nvm: done a 101 1"), None, 1, "x; a ended with 101"),
+            (&format!("{good}\nvm: done b -9 1"), None, 2, "b ended with -9"),
+            (&format!("{good}\nvm: module x ENOENT"), None, 1, "module x ENOENT"),
+            (good, None, 2, "1 of 2 runs were reported"),
         ] {
-            let report = report(lines, fault);
+            let report = report(lines, fault, runs);
             assert_eq!(report.faults.join("; "), expected, "{lines}");
             assert!(!report.is_good());
         }
