@@ -26,7 +26,10 @@ pub fn answer<P: Packet>(packet: &mut P, why: Send) -> Verdict {
 fn turn<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
     let family = segment.family;
     let tcp = rst(segment);
-    packet.resize((family.l4() + Tcp::LEN) as u32)?;
+    let len = (family.l4() + Tcp::LEN) as u32;
+    // Of another size, if only for a moment, a frame loses the sum that its device has made of it.
+    packet.resize(len + 4)?;
+    packet.resize(len)?;
     let mut pseudo = Delta::ZERO.half(0, u16::from(Tcp::PROTOCOL).to_be()).half(0, (Tcp::LEN as u16).to_be());
     match family {
         Family::V4 => {

@@ -6,7 +6,8 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
     helpers::{
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -20,10 +21,6 @@ use bytemuck::Pod;
 const HEADERS: u32 = 74;
 /// Ethernet, IPv6 and ICMPv6 headers, and the IPv6 header and ports that an error quotes.
 const QUOTE: u32 = 106;
-/// `bpf_l4_csum_replace`: the pseudo header is IPv6's, so the whole frame's sum stays
-/// (kernel 6.16 and later, where `Maps` and the loader have found it).
-#[unsafe(no_mangle)]
-static PSEUDO_V6_FLAG: u64 = 0;
 
 /// The frame that a TC program was called for.
 pub struct Frame {
@@ -131,16 +128,19 @@ impl Packet for Frame {
     #[inline(always)]
     fn change_checksum(&mut self, at: usize, change: &Change, family: Family) -> Option<()> {
         let (pseudo, segment) = (u64::from(change.pseudo.wsum()), u64::from(change.segment.wsum()));
-        let flags = u64::from(BPF_F_PSEUDO_HDR)
-            | match family {
-                Family::V4 => 0,
-                // SAFETY: a constant to the program, written by the loader before it is loaded.
-                Family::V6 => unsafe { (&raw const PSEUDO_V6_FLAG).read_volatile() },
-            };
         // SAFETY: helper calls on the context; size 0 in the flags means that `to` is a difference.
         unsafe {
-            if pseudo != 0 && bpf_l4_csum_replace(self.skb, at as u32, 0, pseudo, flags) != 0 {
-                return None;
+            if pseudo != 0 {
+                let flags = u64::from(BPF_F_PSEUDO_HDR);
+                if bpf_l4_csum_replace(self.skb, at as u32, 0, pseudo, flags) != 0 {
+                    return None;
+                }
+                // Where the device has summed up the frame, the helper takes the change off that sum: right for
+                // IPv4, whose header has a checksum that changes with the addresses. IPv6's has none. (A flag
+                // says so from Linux 6.16 on.) Fails where there is no such sum.
+                if matches!(family, Family::V6) {
+                    bpf_csum_update(self.skb, change.pseudo.wsum());
+                }
             }
             if segment != 0 && bpf_l4_csum_replace(self.skb, at as u32, 0, segment, 0) != 0 {
                 return None;

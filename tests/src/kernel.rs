@@ -1,15 +1,17 @@
 //! The programs in the kernel, one packet at a time: `BPF_PROG_TEST_RUN` on the real object and real maps.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramError, SchedClassifier};
-use aya::{Ebpf, Pod, TestRun as _, TestRunOptions};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
 use balancer_common::abi::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
 use balancer_common::net::Address;
@@ -20,6 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use crate::host::{Hook, World, named, prefix_length};
+use crate::testrun::{CHECKSUM_COMPLETE, test_run};
 use crate::topology::run;
 
 /// The interface that packets come in by, and its peer.
@@ -112,11 +115,12 @@ impl Kernel {
     }
 
     /// Runs a program on a frame that comes in by, or leaves by, `ifindex`. `None`: the kernel has no test run for such
-    /// a frame.
+    /// a frame. `summed`: the device has summed it up, and where the kernel can compare (from Linux 6.17 on), that sum
+    /// has to fit afterwards.
     ///
     /// # Errors
-    /// When the kernel refuses for another reason.
-    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32) -> Result<Option<Ran>> {
+    /// The sum does not fit, or the kernel refuses for another reason.
+    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
         /// Offset of `ifindex` in `struct __sk_buff`.
         const IFINDEX_AT: usize = 40;
         let program: &SchedClassifier =
@@ -124,19 +128,23 @@ impl Kernel {
         let mut context = [0; IFINDEX_AT + 4];
         context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
         let mut out = vec![0; 1 << 16];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
+        let program = program.fd()?.as_fd();
+        let mut run = |flags| test_run(program, frame, &mut out, &context, flags);
+        let is_invalid = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        let returned = match run(if summed { CHECKSUM_COMPLETE } else { 0 }) {
+            Err(error) if is_invalid(&error) => run(0),
+            result => result,
         };
-        let result = match program.test_run(options) {
-            Ok(result) => result,
+        let returned = match returned {
+            Ok(returned) => returned,
             Err(error) if is_invalid(&error) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+                bail!("the sum that the device has made of the frame does not fit what is left of it")
+            }
             Err(error) => return Err(error).context("test run"),
         };
-        out.truncate(result.data_size_out as usize);
-        Ok(Some(Ran { code: result.return_value.cast_signed(), frame: out }))
+        out.truncate(returned.length as usize);
+        Ok(Some(Ran { code: returned.code.cast_signed(), frame: out }))
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
@@ -178,10 +186,6 @@ const fn program_name(hook: Hook) -> &'static str {
         Hook::Ingress => "ingress",
         Hook::Egress => "egress",
     }
-}
-
-fn is_invalid(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// The boot clock, nanoseconds.

@@ -31,5 +31,6 @@ pub mod scene;
 pub mod server;
 pub mod sockopt;
 pub mod stand_in;
+pub mod testrun;
 pub mod tls;
 pub mod topology;

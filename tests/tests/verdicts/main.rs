@@ -145,7 +145,7 @@ fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
                     if length > 120 && length % 97 != 0 {
                         continue;
                     }
-                    if let Some(ran) = kernel.run(row.hook(), cut, CAME_IN)? {
+                    if let Some(ran) = kernel.run(row.hook(), cut, CAME_IN, true)? {
                         ensure!(ran.code == UNSPEC, "kernel: {}: {}", ran.code, at());
                         ensure!(ran.frame == cut, "kernel: changed: {}", at());
                     }

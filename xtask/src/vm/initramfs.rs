@@ -17,7 +17,7 @@ const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping
 const TABLES: [&str; 2] = ["/etc/protocols", "/etc/services"];
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/run", "/tmp", "/var/lib", "/root"];
 /// Modules that the runs need and that this or that kernel has not built in; dependencies come by themselves.
-const MODULES: [&str; 25] = [
+const MODULES: [&str; 26] = [
     "virtio_pci",
     "virtio_net",
     "veth",
@@ -38,6 +38,7 @@ const MODULES: [&str; 25] = [
     "nft_reject_ipv6",
     "nft_limit",
     "nft_log",
+    "nft_objref",
     "nft_chain_nat",
     "nft_nat",
     "dummy",

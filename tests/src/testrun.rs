@@ -1,0 +1,73 @@
+//! `BPF_PROG_TEST_RUN` with a flag that aya does not pass.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+/// The frame's checksum is one that its receiving device has summed up, and the kernel fails the run with `EBADMSG` if
+/// the sum does not fit the frame that the program leaves (Linux 6.17; before, `EINVAL`).
+pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// What a program returned, and the length of the frame that it left in `out`.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned {
+    /// The return code.
+    pub code: u32,
+    /// Octets.
+    pub length: u32,
+}
+
+/// Runs a program once on the frame `data`, `context` being the beginning of its context.
+///
+/// # Errors
+/// As the kernel says; nothing has run then, save for `EBADMSG`.
+pub fn test_run(
+    program: BorrowedFd<'_>,
+    data: &[u8],
+    out: &mut [u8],
+    context: &[u8],
+    flags: u32,
+) -> io::Result<Returned> {
+    const BPF_PROG_TEST_RUN: libc::c_int = 10;
+    /// The kernel's `union bpf_attr` for this command.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        program: u32,
+        returned: u32,
+        data_size: u32,
+        out_size: u32,
+        data: u64,
+        out: u64,
+        repeat: u32,
+        duration: u32,
+        context_size: u32,
+        context_out_size: u32,
+        context: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch: u32,
+        pad: u32,
+    }
+    let mut attributes = Attributes {
+        program: program.as_raw_fd().cast_unsigned(),
+        data_size: data.len() as u32,
+        out_size: out.len() as u32,
+        data: data.as_ptr() as u64,
+        out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        context_size: context.len() as u32,
+        context: context.as_ptr() as u64,
+        flags,
+        ..Attributes::default()
+    };
+    // SAFETY: the attributes are laid out as the kernel's, and they and what they point at live until the call returns;
+    // the kernel writes at most `out_size` octets to `out`.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Returned { code: attributes.returned, length: attributes.out_size })
+}
