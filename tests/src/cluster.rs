@@ -359,7 +359,7 @@ fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Resul
         daemon.spawn()?;
     }
     for daemon in &mut daemons {
-        daemon.await_log(0, "ready", Duration::from_secs(20))?;
+        daemon.await_log(0, "ready", Duration::from_mins(1))?;
     }
     Ok(daemons)
 }

@@ -21,7 +21,7 @@ use crate::process::Process;
 use crate::topology::{BPFFS, Namespace, run};
 
 /// A daemon is ready within this: load, verify and attach take less than a second on an idle machine.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_mins(1);
 /// A daemon ends within this after SIGTERM.
 const STOP: Duration = Duration::from_secs(10);
 /// Log lines kept in memory; the file has them all.

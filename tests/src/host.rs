@@ -302,6 +302,11 @@ impl Host {
         self.world.now_ns = u64::from(now_s) * 1_000_000_000;
     }
 
+    /// Sets what every draw yields.
+    pub fn set_random(&mut self, random: u32) {
+        self.world.random = random;
+    }
+
     /// Counts since the start, those that are not 0.
     pub fn counters(&self) -> HashMap<&'static str, u64> {
         named(&self.counters.borrow()[..])

@@ -1,0 +1,262 @@
+//! Conservation laws, over any course of many clients' packets from an entry to an owner and back, on the host: nothing is
+//! counted twice or not at all, no rewrite leaves a trace that the next does not take back, no relay is half there.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+use balancer_common::abi::{Flow, Kind, Tuple};
+use balancer_common::net::Port;
+use balancer_common::verdict::{Drop as Dropped, Pass, Send};
+use proptest::prelude::*;
+use tests::frame::{ACK, FIN, RST, SYN, Segment, verify};
+use tests::host::{self, Frame, Hook, Host, REDIRECT, UNSPEC, show};
+use tests::scene::{API, CAME_IN, OUT, Scene};
+
+const CLIENTS: u16 = 8;
+
+/// What a client, or the owner's stack for it, sends next.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    client: u16,
+    what: What,
+    /// Whether the network between entry and owner loses it.
+    lost: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Syn { anew: bool },
+    Answer,
+    Refusal,
+    FromClient { flags: u8, octets: u8 },
+    FromOwner { flags: u8, octets: u8 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let flags = prop_oneof![6 => Just(ACK), 1 => Just(ACK | FIN), 1 => Just(RST), 1 => Just(ACK | RST)];
+    let sent = (flags, any::<u8>());
+    let what = prop_oneof![
+        4 => any::<bool>().prop_map(|anew| What::Syn { anew }),
+        4 => Just(What::Answer),
+        1 => Just(What::Refusal),
+        6 => sent.clone().prop_map(|(flags, octets)| What::FromClient { flags, octets }),
+        6 => sent.prop_map(|(flags, octets)| What::FromOwner { flags, octets }),
+    ];
+    let step = (0..CLIENTS, what, prop::bool::weighted(0.1));
+    let step = step.prop_map(|(client, what, lost)| Step { client, what, lost });
+    prop::collection::vec(step, 1..200)
+}
+
+/// The entry A, the owner B, and what has happened to them.
+struct Course {
+    scene: Scene,
+    entry: Host,
+    owner: Host,
+    /// Initial sequence numbers of clients' connections.
+    isns: HashMap<u16, u32>,
+    /// SYNs that reached the owner's stack, by client.
+    arrived: HashMap<u16, u32>,
+    /// Clients that have sent more than a SYN: the next one begins another connection.
+    spoken: HashSet<u16>,
+    relays_lost: u64,
+}
+
+impl Course {
+    fn new(scene: fn(u64) -> Scene) -> Self {
+        let scene_of_a = scene(1_000_000_000_000);
+        let entry = Host::new(&scene_of_a.busy());
+        let mut of_b = scene(1_000_000_000_000);
+        std::mem::swap(&mut of_b.a, &mut of_b.b);
+        let mut world = of_b.world();
+        // What A was told to relay to.
+        world.controllers[1].relay_in = Port::new(OUT);
+        Self {
+            scene: scene_of_a,
+            entry,
+            owner: Host::new(&world),
+            isns: HashMap::new(),
+            arrived: HashMap::new(),
+            spoken: HashSet::new(),
+            relays_lost: 0,
+        }
+    }
+
+    fn segment(&self, client: u16) -> Segment {
+        Segment::new((self.scene.client, 5000 + client).into(), self.scene.api()).seq(self.isn(client) + 1)
+    }
+
+    fn isn(&self, client: u16) -> u32 {
+        self.isns.get(&client).copied().unwrap_or(u32::from(client) << 16)
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+        let Step { client, what, lost } = step;
+        match what {
+            What::Syn { anew } => {
+                let anew = self.spoken.remove(&client) || anew;
+                let isn = self.isn(client) + u32::from(anew) * 1000;
+                self.isns.insert(client, isn);
+                let syn = self.segment(client).flags(SYN).seq(isn).ack(0).syn_options(1400);
+                self.from_client(client, &syn, lost)
+            }
+            What::FromClient { flags, octets } => {
+                self.spoken.insert(client);
+                let segment = self.segment(client).flags(flags).payload(&vec![7; octets.into()]);
+                self.from_client(client, &segment, lost)
+            }
+            What::Answer => {
+                let Some(&isn) = self.arrived.get(&client) else { return Ok(()) };
+                let answer = self.owners(client).flags(SYN | ACK).ack(isn.wrapping_add(1)).syn_options(1400);
+                self.from_owner(client, &answer, lost)
+            }
+            What::Refusal => {
+                let Some(&isn) = self.arrived.get(&client) else { return Ok(()) };
+                // The stack knows of no trailer: it was taken off.
+                let refusal = self.owners(client).flags(RST | ACK).ack(isn.wrapping_add(1));
+                self.from_owner(client, &refusal, lost)
+            }
+            What::FromOwner { flags, octets } => {
+                if !self.arrived.contains_key(&client) {
+                    return Ok(());
+                }
+                let segment = self.owners(client).flags(flags).payload(&vec![9; octets.into()]);
+                self.from_owner(client, &segment, lost)
+            }
+        }
+    }
+
+    /// What the owner's stack sends to a client.
+    fn owners(&self, client: u16) -> Segment {
+        Segment::new((self.scene.b, OUT).into(), (self.scene.client, 5000 + client).into())
+    }
+
+    fn from_client(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
+        let sent = self.entry.world().traffic[1].sent;
+        let (code, mut frame) = run(&self.entry, Hook::Ingress, &segment.frame())?;
+        if code != REDIRECT || !goes_to(&frame, self.scene.owner()) {
+            return Ok(());
+        }
+        prop_assert!(verify(&frame).is_ok(), "what is relayed is right");
+        if lost {
+            self.relays_lost += self.entry.world().traffic[1].sent - sent;
+            return Ok(());
+        }
+        let code;
+        (code, frame) = run(&self.owner, Hook::Ingress, &frame)?;
+        if code == UNSPEC && segment.flags & SYN != 0 {
+            self.arrived.insert(client, segment.seq);
+        }
+        if code == UNSPEC {
+            // There and back: all that is left of the relay is where it went to.
+            let expected = segment.clone().between(segment.source, self.scene.owner());
+            prop_assert_eq!(canonical(&frame), canonical(&expected.frame()));
+        }
+        Ok(())
+    }
+
+    fn from_owner(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
+        let (code, frame) = run(&self.owner, Hook::Egress, &segment.frame())?;
+        if code != REDIRECT || lost {
+            return Ok(());
+        }
+        prop_assert!(verify(&frame).is_ok(), "what is diverted is right");
+        let (code, frame) = run(&self.entry, Hook::Ingress, &frame)?;
+        let seen = segment.clone().between(self.scene.api(), segment.destination);
+        if code == REDIRECT && goes_to(&frame, seen.destination) {
+            prop_assert_eq!(canonical(&frame), canonical(&seen.frame()), "client {}", client);
+        }
+        Ok(())
+    }
+
+    fn hold(&self) -> Result<(), TestCaseError> {
+        let (entry, owner) = (self.entry.world(), self.owner.world());
+        let (sent, received) = (entry.traffic[1].sent, owner.traffic[1].received);
+        prop_assert!(received <= sent, "{received} received of {sent}");
+        let counted = |host: &Host, name| host.counters().get(name).copied().unwrap_or(0);
+        // A client's FIN was lost, and its next connection is there before it comes again.
+        let conflicts = counted(&self.owner, Dropped::Conflict.name());
+        let accounted = received + self.relays_lost + conflicts;
+        prop_assert!(
+            sent <= accounted,
+            "{sent} sent, {received} received, {} lost, {conflicts} refused",
+            self.relays_lost
+        );
+        prop_assert!(counted(&self.entry, "opened") >= sent, "each relay is opened by a SYN");
+        for (world, kinds) in
+            [(&entry, [Kind::Forward, Kind::Return]), (&owner, [Kind::Restore, Kind::Divert])]
+        {
+            for table in [&world.live, &world.half_open] {
+                for (key, flow) in table {
+                    prop_assert!(kinds.iter().any(|&kind| flow.is(kind)), "{}: {flow:?}", show(key));
+                    paired(table, key, flow)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A relay's other half lies in the same table and leads back.
+fn paired(table: &HashMap<Tuple, Flow>, key: &Tuple, flow: &Flow) -> Result<(), TestCaseError> {
+    let opposite = flow.opposite(key);
+    let Some(back) = table.get(&opposite) else {
+        return Err(TestCaseError::fail(format!("{} has no other half", show(key))));
+    };
+    prop_assert_eq!(back.opposite(&opposite), *key, "{}", show(key));
+    Ok(())
+}
+
+/// Runs a hook: exactly one counter says what became of the frame, or it passes untouched.
+fn run(host: &Host, hook: Hook, bytes: &[u8]) -> Result<(i32, Vec<u8>), TestCaseError> {
+    let before = outcomes(host);
+    let mut frame = Frame::new(bytes, CAME_IN);
+    let action = host::run(hook, &mut frame, host);
+    let counted = outcomes(host) - before;
+    prop_assert!(counted <= 1, "{counted} outcomes of one packet: {:?}", host.counters());
+    if counted == 0 {
+        prop_assert_eq!(action.code, UNSPEC);
+        prop_assert_eq!(&frame.bytes, bytes);
+    }
+    Ok((action.code, frame.bytes))
+}
+
+/// Packets that were passed for a reason, sent or dropped.
+fn outcomes(host: &Host) -> u64 {
+    let counters = host.counters();
+    let names = Pass::ALL.iter().map(|why| why.name()).chain(Send::ALL.iter().map(|why| why.name()));
+    let names = names.chain(Dropped::ALL.iter().map(|why| why.name()));
+    names.filter_map(|name| counters.get(name)).sum()
+}
+
+/// Whether a frame has this destination.
+fn goes_to(frame: &[u8], end: SocketAddr) -> bool {
+    let expected = Segment::new(end, end).frame();
+    let (address, port) = if end.is_ipv4() { (30..34, 36..38) } else { (38..54, 56..58) };
+    frame.get(address.clone()) == expected.get(address) && frame.get(port.clone()) == expected.get(port)
+}
+
+/// The frame with its TCP checksum's two zeros as one.
+fn canonical(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let at = if frame[12] == 0x08 { 50 } else { 70 };
+    if frame[at..at + 2] == [0xff, 0xff] {
+        frame[at..at + 2].fill(0);
+    }
+    frame
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn nothing_is_counted_twice_and_no_relay_is_half_there(steps in steps(), v6: bool) {
+        let mut course = Course::new(if v6 { Scene::v6 } else { Scene::v4 });
+        prop_assert_eq!(course.scene.api().port(), API);
+        for (number, step) in (0u32..).zip(steps) {
+            // Another source port for each relay, as chance has it.
+            course.entry.set_random(number.wrapping_mul(2_654_435_761));
+            course.take(step)?;
+            course.hold()?;
+        }
+    }
+}
