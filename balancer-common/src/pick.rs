@@ -229,6 +229,6 @@ const fn units(connections: u32) -> u64 {
 /// A random number below `bound`, from 32 random bits.
 #[inline(always)]
 fn scaled(random: u32, bound: u64) -> u64 {
-    let excess = lacking(bound, u32::MAX as u64);
-    bound.wrapping_sub(excess).wrapping_mul(random as u64) >> 32
+    let excess = lacking(bound, u64::from(u32::MAX));
+    bound.wrapping_sub(excess).wrapping_mul(u64::from(random)) >> 32
 }

@@ -97,30 +97,30 @@ impl Course {
                 let isn = self.isn(client) + u32::from(anew) * 1000;
                 self.isns.insert(client, isn);
                 let syn = self.segment(client).flags(SYN).seq(isn).ack(0).syn_options(1400);
-                self.from_client(client, &syn, lost)
+                self.client_sends(client, &syn, lost)
             }
             What::FromClient { flags, octets } => {
                 self.spoken.insert(client);
                 let segment = self.segment(client).flags(flags).payload(&vec![7; octets.into()]);
-                self.from_client(client, &segment, lost)
+                self.client_sends(client, &segment, lost)
             }
             What::Answer => {
                 let Some(&isn) = self.arrived.get(&client) else { return Ok(()) };
                 let answer = self.owners(client).flags(SYN | ACK).ack(isn.wrapping_add(1)).syn_options(1400);
-                self.from_owner(client, &answer, lost)
+                self.owner_sends(client, &answer, lost)
             }
             What::Refusal => {
                 let Some(&isn) = self.arrived.get(&client) else { return Ok(()) };
                 // The stack knows of no trailer: it was taken off.
                 let refusal = self.owners(client).flags(RST | ACK).ack(isn.wrapping_add(1));
-                self.from_owner(client, &refusal, lost)
+                self.owner_sends(client, &refusal, lost)
             }
             What::FromOwner { flags, octets } => {
                 if !self.arrived.contains_key(&client) {
                     return Ok(());
                 }
                 let segment = self.owners(client).flags(flags).payload(&vec![9; octets.into()]);
-                self.from_owner(client, &segment, lost)
+                self.owner_sends(client, &segment, lost)
             }
         }
     }
@@ -130,7 +130,7 @@ impl Course {
         Segment::new((self.scene.b, OUT).into(), (self.scene.client, 5000 + client).into())
     }
 
-    fn from_client(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
+    fn client_sends(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
         let sent = self.entry.world().traffic[1].sent;
         let (code, mut frame) = run(&self.entry, Hook::Ingress, &segment.frame())?;
         if code != REDIRECT || !goes_to(&frame, self.scene.owner()) {
@@ -154,7 +154,7 @@ impl Course {
         Ok(())
     }
 
-    fn from_owner(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
+    fn owner_sends(&mut self, client: u16, segment: &Segment, lost: bool) -> Result<(), TestCaseError> {
         let (code, frame) = run(&self.owner, Hook::Egress, &segment.frame())?;
         if code != REDIRECT || lost {
             return Ok(());
