@@ -70,6 +70,8 @@ pub mod map {
     pub const SPARED: &str = "SPARED";
     /// The stages that `ingress` calls.
     pub const STAGES: &str = "STAGES";
+    /// Those that `ingress_xdp` calls.
+    pub const STAGES_XDP: &str = "STAGES_XDP";
     /// Socket cookie → [`super::Tracked`].
     pub const TRACKED: &str = "TRACKED";
     /// [`super::Traffic`] by controller index.

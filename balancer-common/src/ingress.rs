@@ -3,7 +3,7 @@
 use crate::{
     abi::{Class, Reservation, Settings, Tuple},
     admit,
-    net::{Family, Tcp},
+    net::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
     packet::{Packet, Parsed, Segment, parse},
     relay,
     tables::{Socket, Tables},
@@ -21,6 +21,33 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
         Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
         Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(Pass::Other),
+    }
+}
+
+/// Whether a packet may be one that this host sees as an entry, by its ports alone: a segment between a client and the
+/// API port, or of an owner's answer. What an owner sees, and ICMP errors, are decided at the TC hook only.
+#[inline(always)]
+pub fn is_for_entry<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else { return false };
+    settings.active != 0
+        && ports(packet).is_some_and(|[source, destination]| {
+            !settings.is_relay_port(destination)
+                && (destination == settings.api_port || settings.is_peer_port(source))
+        })
+}
+
+/// The ports, if it is TCP and its IP header has no options; whether it is well-formed is [`parse`]'s to say.
+#[inline(always)]
+fn ports<P: Packet>(packet: &P) -> Option<[Port; 2]> {
+    let ethernet: Ethernet = packet.read(0)?;
+    if ethernet.ethertype == Ethernet::IPV4 {
+        let ip: Ipv4 = packet.read(Family::L3)?;
+        if ip.protocol == Tcp::PROTOCOL { packet.read(Family::V4.l4()) } else { None }
+    } else if ethernet.ethertype == Ethernet::IPV6 {
+        let ip: Ipv6 = packet.read(Family::L3)?;
+        if ip.next_header == Tcp::PROTOCOL { packet.read(Family::V6.l4()) } else { None }
+    } else {
+        None
     }
 }
 

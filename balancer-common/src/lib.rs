@@ -7,11 +7,11 @@
 //! * **decisions**: pure functions over two traits, [`packet::Packet`] (one frame) and
 //!   [`tables::Tables`] (the maps, the clock, chance). Nothing here knows a program type.
 //!
-//! The way of a packet: [`ingress`], then [`open`] (a client's SYN: is it new?), [`place`] and
-//! [`settle`] (who serves it? [`steer`]: and if it is another controller?), [`dispatch`] (it leaves for
-//! its owner), [`accept`] and [`deliver`] (it arrives there), or [`relay`] (a packet of a flow),
-//! [`icmp`] (an error about a flow), [`reset`] (the answer to what has no home); [`egress`] when the
-//! owner answers. The way of a count: [`admit`] (taken at the SYN, confirmed by the socket) → [`load`]
+//! The way of a packet: [`ingress`] (from the XDP hook too, for what an entry sees), then [`open`] (a
+//! client's SYN: is it new?), [`place`] and [`settle`] (who serves it? [`steer`]: and if it is another
+//! controller?), [`dispatch`] (it leaves for its owner), [`accept`] and [`deliver`] (it arrives there),
+//! or [`relay`] (a packet of a flow), [`icmp`] (an error about a flow), [`reset`] (the answer to what
+//! has no home); [`egress`] when the owner answers. The way of a count: [`admit`] (taken at the SYN, confirmed by the socket) → [`load`]
 //! (reported to the other controllers, corrected by what is on its way) → [`pick`].
 //!
 //! What the agent alone decides, about connections that are there already: `shed` (how many are

@@ -1,18 +1,21 @@
 //! The balancer in the kernel: entry points, and the one place where a verdict becomes an action.
 //!
 //! Decisions live in `balancer-common`; `maps.rs` names every map, `packet.rs` holds the only
-//! packet pointers, `tables.rs` the look-ups and `sockets.rs` the two programs that see sockets.
+//! packet pointers, `tables.rs` the look-ups, `xdp.rs` the same decisions' entry points at the XDP hook and
+//! `sockets.rs` the two programs that see sockets.
 #![no_std]
 #![no_main]
 #![allow(internal_features, reason = "core offers no atomic addition on bpf but the intrinsic")]
 #![allow(clippy::needless_pass_by_value, reason = "the macros hand contexts over by value")]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(missing_docs, reason = "the macros' own items have none")]
 
+mod handover;
 mod maps;
 mod packet;
 mod sockets;
 mod tables;
+mod xdp;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -22,15 +25,19 @@ use aya_ebpf::{
 };
 use balancer_common::{
     accept, deliver, dispatch, egress, icmp, ingress, open, place, reset, settle,
-    verdict::{Pass, Send, Stage, Verdict},
+    verdict::{Pass, Stage, Verdict},
 };
 
-use crate::{packet::Frame, tables::Maps};
+use crate::{handover::Handover, packet::tc::Frame, tables::Maps};
 
 /// Every packet that arrives on an API-facing interface.
 #[classifier]
 pub fn ingress(ctx: TcContext) -> i32 {
-    act(&ctx, ingress::ingress(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    match Handover::take(&ctx) {
+        None => act(&ctx, ingress::ingress(&mut Frame::new(&ctx), &Maps::new(&ctx))),
+        Some(0) => TC_ACT_UNSPEC,
+        Some(ifindex) => send(ifindex),
+    }
 }
 
 /// [`Stage::Open`].
@@ -78,7 +85,7 @@ pub fn ingress_icmp(ctx: TcContext) -> i32 {
 /// [`Stage::Reset`].
 #[classifier]
 pub fn ingress_reset(ctx: TcContext) -> i32 {
-    let verdict = reset::answer(&mut Frame::new(&ctx), why());
+    let verdict = reset::answer(&mut Frame::new(&ctx), maps::why());
     act(&ctx, verdict)
 }
 
@@ -100,8 +107,7 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         }
         Verdict::Send(why, ifindex) => {
             maps::count(why.index());
-            // SAFETY: no parameters: the next hop is looked up from the packet.
-            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+            send(ifindex)
         }
         Verdict::Drop(why) => {
             maps::count(why.index());
@@ -109,13 +115,17 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         }
         Verdict::Next(stage) => call(ctx, stage),
         Verdict::Reset(why) => {
-            if let Some(slot) = maps::WHY.get_ptr_mut(0) {
-                // SAFETY: a per-CPU slot, and TC programs do not nest between here and its reader.
-                unsafe { *slot = why.index() };
-            }
+            maps::note_why(why);
             call(ctx, Stage::Reset)
         }
     }
+}
+
+/// Out of an interface, to the next hop that a route there gives.
+#[inline(always)]
+fn send(ifindex: u32) -> i32 {
+    // SAFETY: no parameters: the next hop is looked up from the packet.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 #[inline(always)]
@@ -124,14 +134,6 @@ fn call(ctx: &TcContext, stage: Stage) -> i32 {
     unsafe { maps::STAGES.tail_call(ctx, stage as u32) };
     // The stage is not there: the stack decides.
     TC_ACT_UNSPEC
-}
-
-/// The reason left by [`act`].
-#[inline(always)]
-fn why() -> Send {
-    // SAFETY: as in `act`.
-    let index = maps::WHY.get_ptr(0).map_or(0, |slot| unsafe { *slot });
-    Send::at(index).unwrap_or(Send::NoFlow)
 }
 
 #[cfg(not(test))]

@@ -13,7 +13,7 @@ use balancer_common::{
     },
     net::Address,
     pick::Field,
-    verdict::{COUNTERS as COUNTER_SLOTS, Stage},
+    verdict::{COUNTERS as COUNTER_SLOTS, Send, Stage},
 };
 
 /// Memory only for the flows that there are: the maximum is rarely met.
@@ -46,6 +46,8 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static STAGES: ProgramArray<{ Stage::COUNT as usize }> = ProgramArray::new();
 #[btf_map]
+pub static STAGES_XDP: ProgramArray<{ Stage::COUNT as usize }> = ProgramArray::new();
+#[btf_map]
 pub static TRACKED: HashMap<u64, Tracked, MAX_TRACKED, ON_DEMAND> = HashMap::new();
 #[btf_map]
 pub static TRAFFIC: Array<Traffic, MAX_CONTROLLERS> = Array::new();
@@ -70,4 +72,21 @@ pub fn count(index: u32) {
         // SAFETY: a per-CPU slot; an interrupt between load and store costs at most one count.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
+}
+
+/// Leaves word for the reset stage.
+#[inline(always)]
+pub fn note_why(why: Send) {
+    if let Some(slot) = WHY.get_ptr_mut(0) {
+        // SAFETY: a per-CPU slot, and programs of one hook do not nest between here and its reader.
+        unsafe { *slot = why.index() };
+    }
+}
+
+/// The word that [`note_why`] left.
+#[inline(always)]
+pub fn why() -> Send {
+    // SAFETY: as in `note_why`.
+    let index = WHY.get_ptr(0).map_or(0, |slot| unsafe { *slot });
+    Send::at(index).unwrap_or(Send::NoFlow)
 }

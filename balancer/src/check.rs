@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::{
     agent_conf::{self, AgentConf},
-    config::{Config, Source},
+    config::{Config, Hook, Source},
     control::{self, Request},
     datapath,
     interfaces::{self, Interfaces},
@@ -19,6 +19,7 @@ use crate::{
     reset::{self, Sign},
     sockets::{SockDiag, State},
     status::{self, Status},
+    xdp,
 };
 
 /// How long a peer's host has to answer.
@@ -185,13 +186,21 @@ async fn devices(config: &Config, links: &Interfaces) -> Result<Vec<Finding>> {
     let all = links.list().await?;
     let own = &config.cluster.this().addresses;
     Ok(match interfaces::api_interfaces(&all, config.api.interfaces.as_deref(), own) {
-        Ok(api) => api
-            .into_iter()
-            .map(|device| {
+        Ok(api) => {
+            let mut findings = Vec::new();
+            for device in api {
                 let hook = datapath::hook_of_this_kernel(&device.name).name();
-                Finding::good("interface", format!("{}: hook {hook}, MTU {}", device.name, device.mtu))
-            })
-            .collect(),
+                let text = format!("{}: hook {hook}, MTU {}", device.name, device.mtu);
+                findings.push(match xdp::why_not(device, &all, config.api.hook) {
+                    None => Finding::good("interface", format!("{text}; native XDP too, if its driver can")),
+                    Some(why) if config.api.hook == Hook::Xdp => {
+                        Finding::doubtful("interface", format!("{text}; no XDP: {why}"))
+                    }
+                    Some(why) => Finding::good("interface", format!("{text}; no XDP: {why}")),
+                });
+            }
+            findings
+        }
         Err(error) => vec![Finding::fatal("interface", format!("{error:#}"))],
     })
 }

@@ -81,10 +81,13 @@ pub struct Api {
 /// `api.hook`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hook {
-    /// The best hook that the kernel and the interface support.
+    /// The best that the kernel and the interface support: native XDP for an entry's packets where it is sound, and
+    /// traffic control.
     Auto,
     /// Traffic control: tcx, or clsact below Linux 6.6.
     Tc,
+    /// As `auto`, and a warning where native XDP is not sound.
+    Xdp,
 }
 
 /// `api.health`.
@@ -486,12 +489,11 @@ fn hook(raw: &Spanned<String>) -> Result<Hook, Fault> {
     match raw.get_ref().as_str() {
         "auto" => Ok(Hook::Auto),
         "tc" => Ok(Hook::Tc),
-        "xdp" => {
-            Err(Fault::at(raw.span(), "api.hook: xdp comes in a later version; write \"auto\" or \"tc\""))
-        }
-        other => {
-            Err(Fault::at(raw.span(), format!("api.hook: {other:?} is unknown; write \"auto\" or \"tc\"")))
-        }
+        "xdp" => Ok(Hook::Xdp),
+        other => Err(Fault::at(
+            raw.span(),
+            format!("api.hook: {other:?} is unknown; write \"auto\", \"tc\" or \"xdp\""),
+        )),
     }
 }
 
@@ -967,8 +969,7 @@ juju = "/j"
             ("interfaces = [\"a/b\"]", "f.toml:2:15: api.interfaces: \"a/b\" is not an interface name"),
             ("interfaces = [\"lo\"]", "f.toml:2:15: api.interfaces: \"lo\" carries the controller's own"),
             ("interfaces = [\"a\", \"a\"]", "f.toml:2:20: api.interfaces: \"a\" is listed twice"),
-            ("hook = \"xdp\"", "f.toml:2:8: api.hook: xdp comes in a later version; write \"auto\" or \"tc\""),
-            ("hook = \"TC\"", "f.toml:2:8: api.hook: \"TC\" is unknown; write \"auto\" or \"tc\""),
+            ("hook = \"TC\"", "f.toml:2:8: api.hook: \"TC\" is unknown; write \"auto\", \"tc\" or \"xdp\""),
             ("hard_limit = 0", "f.toml:2:14: api.hard_limit: 0 is out of range"),
             ("hard_limit = 4294967296", "f.toml:2:14: api.hard_limit: 4294967296 is out of range"),
             ("health = \"http\"", "f.toml:2:10: api.health: \"http\" is unknown"),

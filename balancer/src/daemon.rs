@@ -32,7 +32,7 @@ use self::{
 use crate::{
     agent_conf::Follow,
     census::Census,
-    config::{Cluster, Config, Hook, Source},
+    config::{Cluster, Config, Source},
     control::ControlSocket,
     datapath::{self, DataPath, Hooked},
     health::{self, Health, Prober},
@@ -129,15 +129,12 @@ impl Started {
             Vec::new()
         });
         let resets = ResetSender::open()?;
-        let hook = match config.api.hook {
-            Hook::Auto | Hook::Tc => hook_here(),
-        };
-        let data_path = DataPath::load(&config.paths.pins, hook)?;
+        let data_path = DataPath::load(&config.paths.pins, hook_here())?;
         Ok(Self { path: path.to_owned(), config, key, resets, sockets, listeners, data_path })
     }
 }
 
-/// tcx where the kernel has it. `BALANCER_HOOK=clsact` asks for what older kernels get.
+/// tcx where the kernel has it. `BALANCER_HOOK=clsact` asks for what older kernels get. (`xdp`: see [`crate::xdp`].)
 fn hook_here() -> Hooked {
     if std::env::var_os("BALANCER_HOOK").is_some_and(|hook| hook == "clsact") {
         return Hooked::Clsact;
@@ -336,7 +333,7 @@ impl Agent {
             .data_path
             .hooks
             .iter()
-            .map(|(name, (_, hook))| format!("{name} ({})", hook.name()))
+            .map(|(name, attached)| format!("{name} ({})", attached.name()))
             .collect();
         info!(
             "controller {} of {}, API port {} on {}, limit {}, {} client connections{}",

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <pins>/<layout>/maps/NAME    every map of balancer_common::abi
-//! <pins>/<layout>/links/NAME   admit, track, and ingress-IFINDEX, egress-IFINDEX where the hook is tcx
+//! <pins>/<layout>/links/NAME   admit, track, ingress-IFINDEX and egress-IFINDEX where the hook is tcx, and xdp-IFINDEX
 //! ```
 
 mod btf;
@@ -20,12 +20,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapData, ProgramArray},
     programs::{
-        CgroupAttachMode, Link, LinkOrder, SchedClassifier, SkLookup, SockOps, TcAttachType,
+        CgroupAttachMode, Link, LinkOrder, SchedClassifier, SkLookup, SockOps, TcAttachType, Xdp,
         links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -56,6 +56,14 @@ const STAGES: [(Stage, &str); Stage::COUNT as usize] = [
     (Stage::Icmp, "ingress_icmp"),
     (Stage::Reset, "ingress_reset"),
 ];
+/// Programs behind `ingress_xdp`.
+const STAGES_XDP: [(Stage, &str); 5] = [
+    (Stage::Open, "xdp_open"),
+    (Stage::Place, "xdp_place"),
+    (Stage::Settle, "xdp_settle"),
+    (Stage::Dispatch, "xdp_dispatch"),
+    (Stage::Reset, "xdp_reset"),
+];
 /// clsact filters' priority and handle: fixed, so that a new agent finds an old one's.
 const PRIORITY: u16 = 17_070;
 const HANDLE: u32 = 1;
@@ -79,13 +87,32 @@ impl Hooked {
     }
 }
 
+/// What hangs on an API-facing interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Attached {
+    /// The interface's number.
+    pub index: u32,
+    /// How `ingress` does.
+    pub tc: Hooked,
+    /// Why `ingress_xdp` does not.
+    pub without_xdp: Option<String>,
+}
+
+impl Attached {
+    /// Its name in `status`.
+    pub fn name(&self) -> String {
+        let xdp = if self.without_xdp.is_none() { "xdp+" } else { "" };
+        format!("{xdp}{}", self.tc.name())
+    }
+}
+
 /// The loaded programs and their maps.
 pub struct DataPath {
     ebpf: Ebpf,
     /// Typed maps.
     pub maps: Maps,
-    /// API-facing interfaces that `ingress` is attached to: index and how, by name.
-    pub hooks: BTreeMap<String, (u32, Hooked)>,
+    /// API-facing interfaces that `ingress` is attached to, by name.
+    pub hooks: BTreeMap<String, Attached>,
     egresses: BTreeMap<u32, String>,
     layout: PathBuf,
     hook: Hooked,
@@ -192,9 +219,43 @@ impl DataPath {
     /// # Errors
     /// Names the interface and the hook.
     pub fn attach_ingress(&mut self, name: &str, index: u32) -> Result<()> {
-        let hooked = self.attach("ingress", name, index, TcAttachType::Ingress)?;
-        self.hooks.insert(name.to_owned(), (index, hooked));
+        let tc = self.attach("ingress", name, index, TcAttachType::Ingress)?;
+        let without_xdp = Some("not attached yet".into());
+        self.hooks.insert(name.to_owned(), Attached { index, tc, without_xdp });
         Ok(())
+    }
+
+    /// Attaches `ingress_xdp` to an interface that has `ingress`, unless there is a reason `why_not`; then it is taken
+    /// off, an earlier agent's too. Where it cannot be attached, that is the reason. Whether anything has changed.
+    pub fn set_xdp(&mut self, name: &str, why_not: Option<String>) -> bool {
+        let Some(known) = self.hooks.get(name) else { return false };
+        let without_xdp = match (why_not, &known.without_xdp) {
+            (None, None) => None,
+            (None, Some(_)) => self.attach_xdp(known.index).err().map(|error| format!("{error:#}")),
+            (Some(why), _) => {
+                self.unpin("xdp", known.index);
+                Some(why)
+            }
+        };
+        let changed = known.without_xdp != without_xdp;
+        if let Some(known) = self.hooks.get_mut(name) {
+            known.without_xdp = without_xdp;
+        }
+        changed
+    }
+
+    fn attach_xdp(&self, index: u32) -> Result<()> {
+        let program: &Xdp = self.ebpf.program("ingress_xdp").context("no program ingress_xdp")?.try_into()?;
+        let program = program.fd()?.as_fd();
+        let pin = self.layout.join(format!("links/xdp-{index}"));
+        if links::replace(&pin, program)? {
+            return Ok(());
+        }
+        links::attach_xdp(&pin, program, index).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY | libc::EEXIST) => anyhow!("another XDP program is there"),
+            Some(libc::EOPNOTSUPP) => anyhow!("its driver cannot, as it is set up"),
+            _ => anyhow!(error).context("the kernel refuses XDP on it"),
+        })
     }
 
     /// Attaches `egress` to any interface, unless it is.
@@ -212,9 +273,9 @@ impl DataPath {
 
     /// Forgets interfaces that are gone; their links went with them.
     pub fn retain(&mut self, present: impl Fn(u32) -> bool) {
-        let hooks = self.hooks.extract_if(.., |_, &mut (index, _)| !present(index));
+        let hooks = self.hooks.extract_if(.., |_, attached| !present(attached.index));
         let egresses = self.egresses.extract_if(.., |&index, _| !present(index));
-        let gone = hooks.map(|(_, (index, _))| ("ingress", index));
+        let gone = hooks.flat_map(|(_, Attached { index, .. })| [("xdp", index), ("ingress", index)]);
         let gone: Vec<_> = gone.chain(egresses.map(|(index, _)| ("egress", index))).collect();
         for (program, index) in gone {
             self.unpin(program, index);
@@ -223,8 +284,9 @@ impl DataPath {
 
     /// Detaches `ingress` from an interface that is API-facing no more.
     pub fn detach_ingress(&mut self, name: &str) {
-        let Some((index, hooked)) = self.hooks.remove(name) else { return };
-        match hooked {
+        let Some(Attached { index, tc, .. }) = self.hooks.remove(name) else { return };
+        self.unpin("xdp", index);
+        match tc {
             Hooked::Tcx => self.unpin("ingress", index),
             Hooked::Clsact => {
                 let direction = TcAttachType::Ingress;
@@ -297,6 +359,8 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
         let name = name.to_owned();
         let loaded = if let Ok(program) = <&mut SchedClassifier>::try_from(&mut *program) {
             program.load()
+        } else if let Ok(program) = <&mut Xdp>::try_from(&mut *program) {
+            program.load()
         } else if let Ok(program) = <&mut SkLookup>::try_from(&mut *program) {
             program.load()
         } else if let Ok(program) = <&mut SockOps>::try_from(&mut *program) {
@@ -309,15 +373,19 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// Puts the loaded programs that `ingress` calls into their places. They stay there while the map
-/// is pinned or the handle lives.
+/// Puts the loaded programs that `ingress` and `ingress_xdp` call into their places. They stay there while the maps
+/// are pinned or the handles live.
 ///
 /// # Errors
-/// The object lacks the map or a program, or the kernel refused.
-pub fn place_stages(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
-    let stages = ebpf.take_map(map::STAGES).context("the object lacks the map of stages")?;
+/// The object lacks a map or a program, or the kernel refused.
+pub fn place_stages(ebpf: &mut Ebpf) -> Result<[ProgramArray<MapData>; 2]> {
+    Ok([place(ebpf, map::STAGES, &STAGES)?, place(ebpf, map::STAGES_XDP, &STAGES_XDP)?])
+}
+
+fn place(ebpf: &mut Ebpf, map: &str, programs: &[(Stage, &str)]) -> Result<ProgramArray<MapData>> {
+    let stages = ebpf.take_map(map).with_context(|| format!("the object lacks the map {map}"))?;
     let mut stages = ProgramArray::<MapData>::try_from(stages)?;
-    for (stage, name) in STAGES {
+    for &(stage, name) in programs {
         let program = ebpf.program(name).with_context(|| format!("the object lacks program {name}"))?;
         stages
             .set(stage as u32, program.fd()?, 0)

@@ -52,6 +52,9 @@ pub struct Interface {
     pub addresses: Vec<IpAddr>,
     /// Whether its packets start with an Ethernet header, as the packet programs expect.
     pub ethernet: bool,
+    /// The interface that it takes its frames from, as a VLAN does; a veth's other end, which may be in another
+    /// namespace.
+    pub lower: Option<u32>,
 }
 
 /// How the kernel would send to a destination.
@@ -166,11 +169,13 @@ fn interface(message: LinkMessage) -> Interface {
         up: message.header.flags.contains(LinkFlags::Up),
         addresses: Vec::new(),
         ethernet: link_type == LinkLayerType::Ether,
+        lower: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name,
             LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            LinkAttribute::Link(lower) => interface.lower = Some(lower),
             LinkAttribute::LinkInfo(details) => {
                 interface.kind = details.into_iter().find_map(|detail| {
                     if let LinkInfo::Kind(kind) = detail { Some(kind.to_string()) } else { None }
@@ -423,6 +428,7 @@ mod tests {
             up: true,
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             ethernet,
+            lower: None,
         }
     }
 

@@ -29,3 +29,4 @@ pub mod slots;
 pub mod sockets;
 pub mod status;
 pub mod views;
+pub mod xdp;

@@ -15,8 +15,11 @@ pub struct Status {
     pub controller: String,
     /// TCP port of the API.
     pub api_port: u16,
-    /// API-facing interfaces and how the programs hang on them: `tcx` or `clsact`.
+    /// API-facing interfaces and how the programs hang on them: `tcx` or `clsact`, with `xdp+` before it where native
+    /// XDP runs as well.
     pub hooks: BTreeMap<String, String>,
+    /// Why native XDP does not run, by interface.
+    pub without_xdp: BTreeMap<String, String>,
     /// Most client connections admitted here.
     pub hard_limit: u32,
     /// All controllers of the cluster, this one included.
@@ -95,6 +98,9 @@ impl Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hooks: Vec<_> = self.hooks.iter().map(|(name, hook)| format!("{name} ({hook})")).collect();
         writeln!(f, "controller {}, API port {} on {}", self.controller, self.api_port, hooks.join(", "))?;
+        for (name, why) in &self.without_xdp {
+            writeln!(f, "no XDP on {name}: {why}")?;
+        }
         writeln!(
             f,
             "limit {}, {} exempt connections, relays: {} out, {} in",
@@ -169,6 +175,7 @@ mod tests {
             controller: "a".into(),
             api_port: 17070,
             hooks: BTreeMap::from([("eth0".into(), "tcx".into())]),
+            without_xdp: BTreeMap::new(),
             hard_limit: 100,
             controllers: vec![ControllerStatus {
                 name: "a".into(),

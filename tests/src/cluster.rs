@@ -56,6 +56,8 @@ pub struct ClusterOptions {
     pub nft: bool,
     /// How packet programs are to be hooked, such as `clsact`; what the kernel has without.
     pub hook: Option<String>,
+    /// Native XDP is asked for, and hosts and switch are such that it is sound.
+    pub xdp: bool,
     /// MTU of a narrow line before the clients, in bytes.
     pub router_mtu: Option<u32>,
     /// Delay between clients and bridge, each way.
@@ -94,6 +96,7 @@ impl ClusterOptions {
             policy: toml::Table::new(),
             nft: true,
             hook: None,
+            xdp: false,
             router_mtu: None,
             delay: None,
             plain: false,
@@ -149,7 +152,10 @@ impl Cluster {
         if let Some(delay) = options.delay {
             net = net.delay(delay);
         }
-        let net = net.build()?;
+        let mut net = net.build()?;
+        if options.xdp {
+            net.make_xdp_sound()?;
+        }
         let directory = Directory::new(&net)?;
         if options.nft {
             for host in net.controllers.iter().chain(&net.clients) {
@@ -338,6 +344,7 @@ fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Resul
                     hard_limit: options.hard_limit,
                     exempt: options.exempt.clone(),
                     health: options.health.clone().or_else(|| plain_health.clone()),
+                    hook: options.xdp.then(|| "xdp".to_owned()),
                     ..Api::default()
                 },
                 cluster: ClusterSection {
@@ -351,7 +358,7 @@ fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Resul
                 ..Config::default()
             };
             let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
-            daemon.hook.clone_from(&options.hook);
+            daemon.hook = if options.xdp { Some("xdp".to_owned()) } else { options.hook.clone() };
             Ok(daemon)
         })
         .collect::<Result<Vec<_>>>()?;

@@ -49,6 +49,7 @@ pub fn costs() -> Result<Vec<Cost>> {
             object.functions.get(&program.function_key()).context("a program without a function")?;
         let kind = match &program.section {
             ProgramSection::SchedClassifier => Kind::SCHED_CLS,
+            ProgramSection::Xdp { .. } => Kind::XDP,
             ProgramSection::SockOps => Kind::SOCK_OPS,
             ProgramSection::SkLookup => Kind::SK_LOOKUP,
             other => bail!("program {name} is of a type that is not expected: {other:?}"),

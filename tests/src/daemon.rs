@@ -48,7 +48,7 @@ pub struct Api {
     pub port: Option<u16>,
     /// API-facing interfaces.
     pub interfaces: Option<Vec<String>>,
-    /// `auto` or `tc`.
+    /// `auto`, `tc` or `xdp`.
     pub hook: Option<String>,
     /// Client connections.
     pub hard_limit: Option<u64>,

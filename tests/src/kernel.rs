@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
 use balancer_common::abi::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
@@ -32,7 +32,7 @@ pub const INTERFACES: [u32; 2] = [7, 8];
 pub struct Kernel {
     ebpf: Ebpf,
     /// The kernel empties a program array once nobody in user space holds it.
-    _stages: ProgramArray<MapData>,
+    _stages: [ProgramArray<MapData>; 2],
 }
 
 /// What a program did with a packet.
@@ -42,6 +42,26 @@ pub struct Ran {
     pub code: i32,
     /// The frame that it left.
     pub frame: Vec<u8>,
+}
+
+/// What `ingress_xdp` did with a packet.
+#[derive(Debug)]
+pub struct RanXdp {
+    /// Where to.
+    pub left: Left,
+    /// What lies in front of the frame, if the program made room there, and the frame.
+    pub out: Vec<u8>,
+}
+
+/// Where an XDP program has a frame go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Left {
+    /// To the programs behind it and the stack.
+    Up,
+    /// Nowhere.
+    Dropped,
+    /// Out where it came in.
+    Back,
 }
 
 impl Kernel {
@@ -145,6 +165,34 @@ impl Kernel {
         };
         out.truncate(returned.length as usize);
         Ok(Some(Ran { code: returned.code.cast_signed(), frame: out }))
+    }
+
+    /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such a frame,
+    /// or, before Linux 5.14, none that says by which interface.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason, or the program did what XDP programs do not.
+    pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Option<RanXdp>> {
+        const XDP_DROP: u32 = 1;
+        const XDP_PASS: u32 = 2;
+        const XDP_TX: u32 = 3;
+        let program: &Xdp = self.ebpf.program("ingress_xdp").context("loaded before")?.try_into()?;
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: [u32; 6] = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let mut out = vec![0; 1 << 16];
+        let returned =
+            match test_run(program.fd()?.as_fd(), frame, &mut out, bytemuck::cast_slice(&context), 0) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
+                result => result.context("test run")?,
+            };
+        out.truncate(returned.length as usize);
+        let left = match returned.code {
+            XDP_PASS => Left::Up,
+            XDP_DROP => Left::Dropped,
+            XDP_TX => Left::Back,
+            code => bail!("XDP code {code}"),
+        };
+        Ok(Some(RanXdp { left, out }))
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {

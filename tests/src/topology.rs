@@ -23,6 +23,9 @@ use std::sync::{LazyLock, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use aya::Ebpf;
+use aya::programs::{Xdp, XdpMode};
+use balancer::datapath::{Kernel, load_object};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -344,6 +347,7 @@ impl NetBuilder {
             clients: Vec::new(),
             middle: Vec::new(),
             switch,
+            idle: None,
         };
         for interface in 0..self.interfaces.max(1) {
             add_bridge(&net.switch, &format!("br{interface}"))?;
@@ -454,6 +458,17 @@ pub struct Net {
     middle: Vec<Namespace>,
     /// The namespace of the bridges `br0`, `br1`, …; ports are called `p-<host>`.
     pub switch: Namespace,
+    /// What [`Net::make_xdp_sound`] has attached to the ports.
+    idle: Option<Idle>,
+}
+
+/// A program that passes everything.
+struct Idle(#[allow(dead_code, reason = "attached while it is kept")] Ebpf);
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Idle").finish_non_exhaustive()
+    }
 }
 
 impl Net {
@@ -474,6 +489,38 @@ impl Net {
     /// `bal-<tag>-`: what the names of all its parts begin with.
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Has every host compute checksums itself and forward, and every port of the switch have an XDP program, without
+    /// which a veth does not take the frames that a program at its other end sends.
+    ///
+    /// # Errors
+    /// When a host, the switch or the kernel refuses.
+    pub fn make_xdp_sound(&mut self) -> Result<()> {
+        for host in self.controllers.iter().chain(&self.clients) {
+            host.offloads("tx off")?;
+            for port in &host.ports {
+                self.switch.offloads(port, "tx off")?;
+            }
+        }
+        for controller in &self.controllers {
+            for key in ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
+                controller.namespace.sysctl(key, "1")?;
+            }
+        }
+        let hosts = self.controllers.iter().chain(&self.clients);
+        let ports: Vec<&String> = hosts.flat_map(|host| &host.ports).collect();
+        let idle = self.switch.enter(|| -> Result<Ebpf> {
+            // Without settings it passes everything.
+            let mut ebpf = load_object(&Kernel::ask()?, |_| {})?;
+            let program: &mut Xdp = ebpf.program_mut("ingress_xdp").context("in the object")?.try_into()?;
+            for port in ports {
+                program.attach(port, XdpMode::Driver).with_context(|| port.clone())?;
+            }
+            Ok(ebpf)
+        })??;
+        self.idle = Some(Idle(idle));
+        Ok(())
     }
 
     /// Removes interface `eth<interface>` of controller `index`, as if the card were pulled.

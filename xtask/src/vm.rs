@@ -50,7 +50,7 @@ struct Run {
     limit_s: u32,
 }
 
-const RUNS: [Run; 4] = [
+const RUNS: [Run; 5] = [
     // That row fills 64,000 entries within one second, which an emulated processor does not.
     Run { harness: "verdicts", options: &["--skip", "relay_source_ports_run_out"], only: &[], limit_s: 600 },
     Run { harness: "verifier", options: &["--nocapture"], only: &[], limit_s: 120 },
@@ -67,6 +67,12 @@ const RUNS: [Run; 4] = [
             "the_owner_sees_the_clients_address_and_port",
             "one_client_port_is_open_directly_and_through_both_entries",
         ],
+        limit_s: 300,
+    },
+    Run {
+        harness: "xdp",
+        options: &[],
+        only: &["the_driver_relays", "the_driver_refuses"],
         limit_s: 300,
     },
 ];

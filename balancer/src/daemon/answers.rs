@@ -231,7 +231,13 @@ impl Agent {
                 .data_path
                 .hooks
                 .iter()
-                .map(|(name, (_, hook))| (name.clone(), hook.name().to_owned()))
+                .map(|(name, attached)| (name.clone(), attached.name()))
+                .collect(),
+            without_xdp: self
+                .data_path
+                .hooks
+                .iter()
+                .filter_map(|(name, attached)| Some((name.clone(), attached.without_xdp.clone()?)))
                 .collect(),
             hard_limit: self.limits().admit,
             controllers,

@@ -10,7 +10,11 @@ use balancer_common::{
 use log::{info, warn};
 
 use super::Agent;
-use crate::interfaces::{self, Interface};
+use crate::{
+    config::Hook,
+    interfaces::{self, Interface},
+    xdp,
+};
 
 impl Agent {
     /// Puts what the configuration says of addresses and controllers into the maps.
@@ -82,8 +86,25 @@ impl Agent {
             if !self.data_path.hooks.contains_key(&device.name) {
                 self.data_path.attach_ingress(&device.name, device.index)?;
             }
+            self.set_xdp(device);
         }
         Ok(())
+    }
+
+    /// Native XDP where it is sound, as far as that is known now.
+    fn set_xdp(&mut self, device: &Interface) {
+        let hook = self.config.api.hook;
+        let why_not = xdp::why_not(device, &self.devices, hook);
+        if !self.data_path.set_xdp(&device.name, why_not) {
+            return;
+        }
+        let without =
+            self.data_path.hooks.get(&device.name).and_then(|attached| attached.without_xdp.as_ref());
+        match without {
+            None => info!("native XDP on {}", device.name),
+            Some(why) if hook == Hook::Xdp => warn!("no XDP on {}, TC alone: {why}", device.name),
+            Some(why) => info!("no XDP on {}, TC alone: {why}", device.name),
+        }
     }
 
     /// Takes the programs off the interfaces that the configuration names no more. Not off one that has lost its

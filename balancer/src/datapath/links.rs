@@ -1,5 +1,6 @@
 //! Pinned links: putting a new program in an old one's place without a gap. aya updates the links of
-//! classifiers only, so the two calls to bpf(2) are made here.
+//! classifiers only, and where the kernel makes no XDP link it takes another way, which may replace somebody else's
+//! program: so these calls to bpf(2) are made here.
 
 use std::{
     ffi::CString,
@@ -35,26 +36,72 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
-/// `BPF_OBJ_GET`.
+/// Attaches an XDP program to an interface, in its driver, and pins the link. `EBUSY`: another program is there.
+///
+/// # Errors
+/// As the kernel says; nothing is attached then.
+pub fn attach_xdp(pin: &Path, program: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    #[repr(C)]
+    struct Attributes {
+        program: i32,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let attributes =
+        Attributes { program: program.as_raw_fd(), ifindex, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
+    // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` begins for this command, and live until the
+    // call returns.
+    let link = unsafe {
+        descriptor(libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_CREATE,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        ))
+    }?;
+    on_path(BPF_OBJ_PIN, pin, link.as_raw_fd()).map(drop)
+}
+
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+
 fn open(pin: &Path) -> io::Result<OwnedFd> {
-    const BPF_OBJ_GET: libc::c_int = 7;
+    let opened = on_path(BPF_OBJ_GET, pin, 0)?;
+    // SAFETY: what this command returns.
+    unsafe { descriptor(opened) }
+}
+
+/// A command about what is pinned at a path.
+fn on_path(command: libc::c_int, pin: &Path, fd: i32) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Attributes {
         path: u64,
-        fd: u32,
+        fd: i32,
         flags: u32,
     }
     let path = CString::new(pin.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let attributes = Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` begins for this command,
+    let attributes = Attributes { path: path.as_ptr() as u64, fd, flags: 0 };
+    // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` begins for both commands,
     // and they and the path live until the call returns.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<Attributes>()) };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<Attributes>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The descriptor that a call has returned.
+///
+/// # Safety
+/// Where it is one, the kernel has just given it to nobody else.
+unsafe fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(returned).map_err(io::Error::other)?;
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just given this descriptor to nobody else.
+    // SAFETY: as promised.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -24,7 +24,7 @@ use crate::sockets::{Family, Listener};
 use super::flows::Flows;
 
 /// Maps that outlive the agent.
-pub const PINNED: [&str; 15] = [
+pub const PINNED: [&str; 16] = [
     map::BUDGET,
     map::CLIENTS,
     map::CONTROLLERS,
@@ -38,6 +38,7 @@ pub const PINNED: [&str; 15] = [
     map::RESERVED,
     map::SETTINGS,
     map::STAGES,
+    map::STAGES_XDP,
     map::TRACKED,
     map::TRAFFIC,
 ];
@@ -292,6 +293,7 @@ pub fn check_shapes(directory: &Path) -> Result<()> {
         (map::RESERVED, size_of::<Tuple>(), size_of::<Reservation>()),
         (map::SETTINGS, 4, size_of::<Settings>()),
         (map::STAGES, 4, 4),
+        (map::STAGES_XDP, 4, 4),
         (map::TRACKED, 8, size_of::<Tracked>()),
         (map::TRAFFIC, 4, size_of::<Traffic>()),
     ];

@@ -15,6 +15,8 @@ pub struct Kind {
 impl Kind {
     /// `BPF_PROG_TYPE_SCHED_CLS`.
     pub const SCHED_CLS: Self = Self { program: 3, attach: 0 };
+    /// `BPF_PROG_TYPE_XDP`.
+    pub const XDP: Self = Self { program: 6, attach: 37 };
     /// `BPF_PROG_TYPE_SOCK_OPS`.
     pub const SOCK_OPS: Self = Self { program: 13, attach: 3 };
     /// `BPF_PROG_TYPE_SK_LOOKUP`.

@@ -14,7 +14,7 @@ mod strange;
 
 use anyhow::{Result, ensure};
 use tests::host::{self, Action, Frame, Host, UNSPEC};
-use tests::kernel::{Kernel, apart, boot_clock_ns};
+use tests::kernel::{Kernel, Left, apart, boot_clock_ns};
 use tests::scene;
 
 use crate::row::{ANY_TIME, Row, hex, prove};
@@ -148,6 +148,10 @@ fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
                     if let Some(ran) = kernel.run(row.hook(), cut, CAME_IN, true)? {
                         ensure!(ran.code == UNSPEC, "kernel: {}: {}", ran.code, at());
                         ensure!(ran.frame == cut, "kernel: changed: {}", at());
+                    }
+                    if let Some(ran) = kernel.run_xdp(cut, CAME_IN)? {
+                        ensure!(ran.left == Left::Up, "kernel, XDP: {:?}: {}", ran.left, at());
+                        ensure!(ran.out == cut, "kernel, XDP: changed: {}", at());
                     }
                 }
                 ensure!(kernel.counters()? == counted, "kernel: counted: {}", row.what());

@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use balancer_common::abi::{Flow, Tuple};
+use balancer_common::ingress::is_for_entry;
 use balancer_common::net::Port;
 use tests::frame::{self, ETHERNET, Segment, ip_header, source_port, verify};
 use tests::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
-use tests::kernel::{Kernel, apart, boot_clock_ns, sockets};
+use tests::kernel::{Kernel, Left, RanXdp, apart, boot_clock_ns, sockets};
 
 use crate::scene::{CAME_IN, RELAY, Scene};
 
 /// A packet and all that comes of it.
+#[derive(Clone)]
 pub struct Row {
     what: &'static str,
     hook: Hook,
@@ -26,6 +28,7 @@ pub struct Row {
 }
 
 /// A frame, given as a segment or as octets.
+#[derive(Clone)]
 pub enum Out {
     Unchanged,
     Segment(Segment),
@@ -189,17 +192,48 @@ impl Row {
         Ran { action, frame: frame.bytes, counts: host.counters(), after: host.world() }
     }
 
-    fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
+    /// What comes of it at the XDP hook: the same where an entry's part decides, and nothing elsewhere.
+    fn before_ingress(self) -> Self {
+        let (frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
+        if is_for_entry(&frame, &host) { self } else { arrives(self.what, &self.before, self.frame) }
+    }
+
+    fn by_xdp(&self, kernel: &mut Kernel) -> Result<Ran> {
+        let (ran, counts, after) = self.in_maps(kernel, |kernel, _| kernel.run_xdp(&self.frame, CAME_IN))?;
+        let RanXdp { left, out } = ran;
+        let (handover, frame) = match out.get(..8) {
+            Some(front) if !counts.is_empty() => (Some(front), out.get(8..).unwrap_or_default()),
+            _ => (None, &*out),
+        };
+        let ifindex =
+            handover.map(|handover| u32::from_ne_bytes([handover[4], handover[5], handover[6], handover[7]]));
+        let action = match (left, ifindex) {
+            (Left::Up, None | Some(0)) => Action { code: UNSPEC, ifindex: None },
+            (Left::Up, Some(ifindex)) => Action { code: REDIRECT, ifindex: Some(ifindex) },
+            (Left::Back, _) => Action { code: REDIRECT, ifindex: Some(CAME_IN) },
+            (Left::Dropped, _) => Action { code: SHOT, ifindex: None },
+        };
+        let magic = handover.map(|handover| [handover[0], handover[1], handover[2], handover[3]]);
+        ensure!(
+            left != Left::Up || magic.is_none_or(|magic| magic == 0xba1a_d901_u32.to_ne_bytes()),
+            "`ingress` is not told that this is decided"
+        );
+        Ok(Ran { action, frame: frame.to_vec(), counts, after })
+    }
+
+    /// What `run`, called as often as the row says and told the last time, did then, and what is different in the maps.
+    fn in_maps<T>(
+        &self,
+        kernel: &mut Kernel,
+        run: impl Fn(&Kernel, bool) -> Result<Option<T>>,
+    ) -> Result<(T, HashMap<&'static str, u64>, World)> {
         let held = sockets(&self.before)?;
         kernel.fill(&self.before)?;
         let before = kernel.counters()?;
         for _ in 1..self.times {
-            kernel.run(self.hook, &self.frame, CAME_IN, false)?;
+            run(kernel, false)?;
         }
-        let resized = self.expected_frame(RELAY).len() != self.frame.len()
-            || ANSWERS.iter().any(|why| self.counts.contains_key(why));
-        // With its size a frame loses the sum that its device has made of it.
-        let ran = kernel.run(self.hook, &self.frame, CAME_IN, !resized)?;
+        let ran = run(kernel, true)?;
         drop(held);
         let mut counts = kernel.counters()?;
         for (name, count) in &before {
@@ -207,11 +241,16 @@ impl Row {
         }
         counts.retain(|_, count| *count != 0);
         let after = kernel.world(&self.before)?;
-        ensure!(ran.is_some(), "the kernel does not take the frame");
-        Ok(ran.map_or_else(
-            || unreachable!("just asked"),
-            |ran| Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, counts, after },
-        ))
+        Ok((ran.context("the kernel does not take the frame")?, counts, after))
+    }
+
+    fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
+        let resized = self.expected_frame(RELAY).len() != self.frame.len()
+            || ANSWERS.iter().any(|why| self.counts.contains_key(why));
+        // With its size a frame loses the sum that its device has made of it.
+        let (ran, counts, after) = self
+            .in_maps(kernel, |kernel, last| kernel.run(self.hook, &self.frame, CAME_IN, last && !resized))?;
+        Ok(Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, counts, after })
     }
 }
 
@@ -244,15 +283,25 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
     let addresses = scene(ANY_TIME).addresses();
     apart(&addresses, || {
         let mut kernel = Kernel::load()?;
+        let xdp = kernel.run_xdp(&[0; 64], CAME_IN)?.is_some();
+        ensure!(
+            xdp || kernel_is_before(5, 14)?,
+            "this kernel can run XDP programs on a frame of an interface"
+        );
         let mut faults = Vec::new();
         for index in 0..rows(&scene(ANY_TIME)).len() {
-            let (row, ran) = loop {
+            let (row, ran, by_xdp) = loop {
                 let now_ns = boot_clock_ns()?;
                 let row = rows(&scene(now_ns)).swap_remove(index);
                 let ran = row.in_kernel(&mut kernel);
+                let by_xdp = (xdp && row.hook == Hook::Ingress).then(|| {
+                    let row = row.clone().before_ingress();
+                    let ran = row.by_xdp(&mut kernel);
+                    (row, ran)
+                });
                 // Records are exact to the second: all of a row happens within one.
                 if boot_clock_ns()? / 1_000_000_000 == now_ns / 1_000_000_000 {
-                    break (row, ran);
+                    break (row, ran, by_xdp);
                 }
             };
             let mut note = |place: &str, faulty: Vec<String>| {
@@ -262,6 +311,12 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
                 );
             };
             note("host", row.check(&row.on_host()));
+            if let Some((row, ran)) = by_xdp {
+                match ran {
+                    Ok(ran) => note("kernel, XDP", row.check(&ran)),
+                    Err(error) => note("kernel, XDP", vec![format!("{error:#}")]),
+                }
+            }
             note("host, checksum left to a device", offloaded(&row));
             match ran {
                 Ok(ran) => note("kernel", row.check(&ran)),
@@ -364,4 +419,14 @@ pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
         .seq(seq)
         .ack(ack.unwrap_or(0))
         .hops(64)
+}
+
+/// Whether the running kernel is older than `major.minor`.
+fn kernel_is_before(major: u32, minor: u32) -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    let (Some(Ok(found)), Some(Ok(second))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("the kernel calls itself {release}")
+    };
+    Ok((found, second) < (major, minor))
 }

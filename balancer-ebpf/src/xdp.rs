@@ -1,0 +1,154 @@
+//! Native XDP: an entry's packets before there is a socket buffer. The same decisions as at the TC hook, and their actions.
+//!
+//! What arrives at relay ports, and ICMP errors, are left to `ingress`; so is a frame that this host does not know the way
+//! of, or that has to leave by another interface: it goes up with a [`Handover`].
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    },
+    helpers::bpf_fib_lookup as fib_lookup,
+    macros::xdp,
+    programs::XdpContext,
+};
+use balancer_common::{
+    dispatch, ingress,
+    net::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
+    open,
+    packet::Packet,
+    place, reset, settle,
+    verdict::{Pass, Stage, Verdict},
+};
+
+use crate::{handover::Handover, maps, packet::xdp::Frame, tables::Maps};
+
+/// Every frame that arrives on an API-facing interface whose driver runs programs.
+#[xdp]
+pub fn ingress_xdp(ctx: XdpContext) -> u32 {
+    let (mut frame, tables) = (Frame::new(&ctx), Maps::new(&ctx));
+    if !ingress::is_for_entry(&frame, &tables) || frame.make_room().is_none() {
+        return XDP_PASS;
+    }
+    let verdict = ingress::ingress(&mut frame, &tables);
+    act(&ctx, verdict)
+}
+
+/// [`Stage::Open`].
+#[xdp]
+pub fn xdp_open(ctx: XdpContext) -> u32 {
+    act(&ctx, open::open(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+}
+
+/// [`Stage::Place`].
+#[xdp]
+pub fn xdp_place(ctx: XdpContext) -> u32 {
+    act(&ctx, place::place(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+}
+
+/// [`Stage::Settle`].
+#[xdp]
+pub fn xdp_settle(ctx: XdpContext) -> u32 {
+    act(&ctx, settle::settle(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+}
+
+/// [`Stage::Dispatch`].
+#[xdp]
+pub fn xdp_dispatch(ctx: XdpContext) -> u32 {
+    act(&ctx, dispatch::dispatch(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+}
+
+/// [`Stage::Reset`].
+#[xdp]
+pub fn xdp_reset(ctx: XdpContext) -> u32 {
+    act(&ctx, reset::answer(&mut Frame::new(&ctx), maps::why()))
+}
+
+/// What a verdict does at the XDP hook.
+#[inline(always)]
+fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
+    let mut frame = Frame::new(ctx);
+    match verdict {
+        Verdict::Pass(Pass::Other) => {
+            frame.take_room();
+            XDP_PASS
+        }
+        Verdict::Pass(why) => {
+            maps::count(why.index());
+            up(&mut frame, &Handover::PASSED)
+        }
+        Verdict::Send(why, ifindex) => {
+            maps::count(why.index());
+            if ifindex == frame.ifindex() && route(ctx, &mut frame).is_some() {
+                frame.take_room();
+                return XDP_TX;
+            }
+            up(&mut frame, &Handover::to(ifindex))
+        }
+        Verdict::Drop(why) => {
+            maps::count(why.index());
+            XDP_DROP
+        }
+        Verdict::Next(stage) => call(ctx, stage),
+        Verdict::Reset(why) => {
+            maps::note_why(why);
+            call(ctx, Stage::Reset)
+        }
+    }
+}
+
+/// Up to `ingress`, which does what is left.
+#[inline(always)]
+fn up(frame: &mut Frame, handover: &Handover) -> u32 {
+    // Without room it could not have come so far.
+    if frame.hand_over(handover).is_some() { XDP_PASS } else { XDP_DROP }
+}
+
+#[inline(always)]
+fn call(ctx: &XdpContext, stage: Stage) -> u32 {
+    // SAFETY: the called program has this one's type, and nothing here must be dropped.
+    unsafe { maps::STAGES_XDP.tail_call(ctx, stage as u32) };
+    // The stage is not there: `ingress` decides.
+    Frame::new(ctx).take_room();
+    XDP_PASS
+}
+
+/// Addresses the frame to its next hop on the interface that it came in by. `None`: the kernel does not know it, or does
+/// not forward there; the frame is as it was.
+#[inline(always)]
+fn route(ctx: &XdpContext, frame: &mut Frame) -> Option<()> {
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+    let ethernet: Ethernet = frame.read(0)?;
+    let ifindex = frame.ifindex();
+    // SAFETY: a record of integers.
+    let mut hop: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    hop.l4_protocol = Tcp::PROTOCOL;
+    hop.ifindex = ifindex;
+    let ports: [Port; 2];
+    if ethernet.ethertype == Ethernet::IPV4 {
+        let ip: Ipv4 = frame.read(Family::L3)?;
+        ports = frame.read(Family::V4.l4())?;
+        hop.family = AF_INET;
+        hop.__bindgen_anon_1.tot_len = u16::from_be_bytes(ip.total_len);
+        hop.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ip.source);
+        hop.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ip.destination);
+    } else {
+        let ip: Ipv6 = frame.read(Family::L3)?;
+        ports = frame.read(Family::V6.l4())?;
+        hop.family = AF_INET6;
+        hop.__bindgen_anon_1.tot_len =
+            u16::from_be_bytes(ip.payload_len).saturating_add(size_of::<Ipv6>() as u16);
+        hop.__bindgen_anon_3.ipv6_src = bytemuck::cast(ip.source);
+        hop.__bindgen_anon_4.ipv6_dst = bytemuck::cast(ip.destination);
+    }
+    (hop.sport, hop.dport) = (ports[0].ne(), ports[1].ne());
+    // SAFETY: the record lives until the call returns, and the helper is told its size.
+    let found = unsafe {
+        fib_lookup(ctx.ctx.cast(), &raw mut hop, size_of::<bpf_fib_lookup>() as i32, BPF_FIB_LOOKUP_OUTPUT)
+    };
+    if found != 0 || hop.ifindex != ifindex {
+        return None;
+    }
+    frame.write(0, &Ethernet { destination: hop.dmac, source: hop.smac, ethertype: ethernet.ethertype })
+}
