@@ -69,12 +69,7 @@ const RUNS: [Run; 5] = [
         ],
         limit_s: 300,
     },
-    Run {
-        harness: "xdp",
-        options: &[],
-        only: &["the_driver_relays", "the_driver_refuses"],
-        limit_s: 300,
-    },
+    Run { harness: "xdp", options: &[], only: &["the_driver_relays", "the_driver_refuses"], limit_s: 300 },
 ];
 /// Binaries that harnesses start.
 const FIXTURES: [&str; 4] = ["balancer", "stand-in-server", "fleet", "delay"];
