@@ -143,7 +143,7 @@ fn configuration_errors_name_what_and_where_and_what_to_do() -> Result<()> {
         (changed("[api]\n", "[ap]\n"), &["a.toml:1:2: unknown key `ap`"]),
         (changed("port = 17070", "port = 0"), &["a.toml:2:8: api.port: 0 is not a port; write one from 1 to 65535"]),
         (changed("port = 17070", "port = "), &["a.toml:2:8: "]),
-        (changed("[api]\n", "[api]\nhook = \"xdp\"\n"), &["a.toml:2:8: api.hook: xdp comes in a later version"]),
+        (changed("[api]\n", "[api]\nhook = \"xpd\"\n"), &["a.toml:2:8: api.hook: \"xpd\" is unknown", "\"auto\", \"tc\" or \"xdp\""]),
         (changed("[api]\n", "[api]\nexempt = [\"10.9.0.1/16\"]\n"), &["a.toml:2:11: api.exempt: ", "write \"10.9.0.0/16\""]),
         (changed("[\"10.77.0.11\"", "[\"10.77.0.999\""), &["\"10.77.0.999\" is not an IP address; write one without port"]),
         (changed("[\"10.77.0.11\"", "[\"a.example.com\""), &["\"a.example.com\" is not an IP address", "not a host name"]),
