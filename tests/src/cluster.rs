@@ -13,6 +13,7 @@ use crate::daemon::{Api, ClusterSection, Config, Controller, Daemon};
 use crate::eventually::eventually;
 use crate::firewall;
 use crate::fleet::Fleet;
+use crate::judge::Controllers;
 use crate::noise::Noise;
 use crate::stand_in::{StandIn, StandInOptions};
 use crate::topology::{Host, Net, TcpSocketRow};
@@ -317,6 +318,18 @@ impl Cluster {
     }
 }
 
+impl Controllers for Cluster {
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn counts(&self) -> Result<Vec<usize>> {
+        self.counts()
+    }
+
+    fn statuses(&self) -> Result<Vec<serde_json::Value>> {
+        self.daemons.iter().map(Daemon::status).collect()
+    }
+}
+
 /// Whether counts are as even as promised: each within 5 % of the mean or ±13, whichever is larger.
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub fn is_even(counts: &[usize]) -> bool {
@@ -371,10 +384,15 @@ fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Resul
     Ok(daemons)
 }
 
-/// A key of 32 random bytes as hex, readable by root only.
-fn write_key(path: &Path) -> Result<()> {
+/// A key of 32 random bytes as hex.
+pub fn hex_key() -> String {
     let mut noise = Noise::fresh();
-    let key = format!("{:032x}{:032x}", noise.next_u128(), noise.next_u128());
+    format!("{:032x}{:032x}", noise.next_u128(), noise.next_u128())
+}
+
+/// A key in a file that only root reads.
+fn write_key(path: &Path) -> Result<()> {
+    let key = hex_key();
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let mut file = file.with_context(|| format!("failed to make {}", path.display()))?;
     writeln!(file, "{key}").with_context(|| format!("failed to write {}", path.display()))

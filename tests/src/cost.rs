@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData};
 use aya_obj::generated::bpf_insn;
 use aya_obj::{Object, ProgramSection};
-use balancer::datapath::{Kernel, Kind, OBJECT, load_object, verify};
+use balancer::datapath::{Kind, OBJECT, verify};
+
+use crate::kernel::load;
 
 /// Of one program.
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ pub struct Cost {
 /// # Errors
 /// The kernel refuses one.
 pub fn costs() -> Result<Vec<Cost>> {
-    let ebpf = load_object(&Kernel::ask()?, |_| {})?;
+    let ebpf = load()?;
     let mut object = Object::parse(OBJECT).context("failed to read the object")?;
     let maps = std::mem::take(&mut object.maps);
     let loaded = maps

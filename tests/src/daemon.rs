@@ -1,6 +1,6 @@
 //! The real `balancer` daemon in a namespace: configured, started, asked, signalled, and removed without a trace.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapType};
-use balancer_common::abi::{Flow, LAYOUT, Tuple, map};
+use balancer_common::abi::{Flow, LAYOUT, Tracked, Tuple, map};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value;
@@ -367,15 +368,8 @@ impl Daemon {
     /// # Errors
     /// When the maps are not pinned or cannot be read.
     pub fn flows(&self) -> Result<Vec<(Tuple, Flow)>> {
-        let mut flows = Vec::new();
-        for name in [map::LIVE, map::HALF_OPEN] {
-            let data = MapData::from_pin(self.pins.join(LAYOUT).join("maps").join(name))?;
-            let evicts = data.info()?.map_type()? == MapType::LruHash;
-            let map = if evicts { Map::LruHashMap(data) } else { Map::HashMap(data) };
-            // One that ends meanwhile is passed over.
-            flows.extend(HashMap::<_, Tuple, Flow>::try_from(map)?.iter().filter_map(Result::ok));
-        }
-        Ok(flows)
+        let flows = [map::LIVE, map::HALF_OPEN].map(|name| records(&self.pins, name));
+        flows.into_iter().collect::<Result<Vec<_>>>().map(|flows| flows.concat())
     }
 
     /// Directory of its pins.
@@ -404,6 +398,27 @@ impl Drop for Daemon {
             let _ = std::fs::remove_dir_all(&self.pins);
         }
     }
+}
+
+/// How many records there are in each table, pinned under `pins`, that is to be empty when nobody is connected.
+///
+/// # Errors
+/// When the maps are not pinned or cannot be read.
+pub fn tables(pins: &Path) -> Result<BTreeMap<String, usize>> {
+    let mut tables = BTreeMap::new();
+    for name in [map::LIVE, map::HALF_OPEN] {
+        tables.insert(name.to_owned(), records::<Tuple, Flow>(pins, name)?.len());
+    }
+    tables.insert(map::TRACKED.to_owned(), records::<u64, Tracked>(pins, map::TRACKED)?.len());
+    Ok(tables)
+}
+
+/// The records of the hash map `name`; one that ends meanwhile is passed over.
+fn records<K: Pod, V: Pod>(pins: &Path, name: &str) -> Result<Vec<(K, V)>> {
+    let data = MapData::from_pin(pins.join(LAYOUT).join("maps").join(name))?;
+    let evicts = data.info()?.map_type()? == MapType::LruHash;
+    let map = if evicts { Map::LruHashMap(data) } else { Map::HashMap(data) };
+    Ok(HashMap::<_, K, V>::try_from(map)?.iter().filter_map(Result::ok).collect())
 }
 
 fn keep_log(reader: impl std::io::Read, mut file: File, log: &Mutex<VecDeque<String>>) {

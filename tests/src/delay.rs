@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::socket::{LinkAddr, SockaddrLike, bind, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::lines::Lines as _;
 use crate::process::{Process, fixture};
 use crate::sockopt::switch_on;
 use crate::topology::Namespace;

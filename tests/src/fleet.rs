@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use self::policy::{Kind, Timing};
+use crate::lines::Lines;
 use crate::process::{Process, fixture};
 use crate::topology::Namespace;
 
@@ -298,10 +299,10 @@ pub struct Got {
     pub body: String,
 }
 
-/// A fleet process; killed on drop, its connections with it.
+/// A fleet: a process here, which is killed on drop and its connections with it, or one that a `Line` leads to.
 #[derive(Debug)]
-pub struct Fleet {
-    process: Process,
+pub struct Fleet<Line = Process> {
+    line: Line,
     pending: VecDeque<Event>,
 }
 
@@ -311,8 +312,27 @@ impl Fleet {
     /// # Errors
     /// When it does not come up.
     pub fn start(namespace: &Namespace) -> Result<Self> {
-        let process = Process::spawn(namespace, &fixture("fleet")?, [""; 0])?;
-        let mut fleet = Self { process, pending: VecDeque::new() };
+        Self::behind(Process::spawn(namespace, &fixture("fleet")?, [""; 0])?)
+    }
+
+    /// Process id.
+    pub fn process_id(&self) -> u32 {
+        self.line.pid()
+    }
+
+    /// The process, for its id and memory.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.line
+    }
+}
+
+impl<Line: Lines> Fleet<Line> {
+    /// The fleet that has just been started behind `line`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn behind(line: Line) -> Result<Self> {
+        let mut fleet = Self { line, pending: VecDeque::new() };
         fleet.expect(ANSWER, |event| matches!(event, Event::Ready).then_some(()))?;
         Ok(fleet)
     }
@@ -322,7 +342,7 @@ impl Fleet {
     /// # Errors
     /// When the fleet has ended.
     pub fn send(&mut self, command: &Command) -> Result<()> {
-        self.process.write_line(&serde_json::to_string(command)?)
+        self.line.write_line(&serde_json::to_string(command)?)
     }
 
     /// The first event for which `wanted` gives a value, awaited for at most `deadline`; others stay for later.
@@ -338,7 +358,7 @@ impl Fleet {
         }
         loop {
             let left = end.saturating_duration_since(std::time::Instant::now());
-            let line = self.process.read_line(left)?;
+            let line = self.line.read_line(left)?;
             let event: Event = serde_json::from_str(&line).with_context(|| format!("fleet said {line}"))?;
             if let Event::Error { message } = event {
                 bail!("the fleet reports: {message}");
@@ -452,16 +472,6 @@ impl Fleet {
             }
             None
         })
-    }
-
-    /// Process id.
-    pub fn process_id(&self) -> u32 {
-        self.process.pid()
-    }
-
-    /// The process, for its id and memory.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
     }
 }
 

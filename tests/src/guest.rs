@@ -1,4 +1,5 @@
-//! The first process of a virtual machine: makes it one that the runs can be run in, runs them, and says how that went.
+//! The first process of a virtual machine: makes it one that the runs can be run in, runs them, and says how that went;
+//! or takes [`crate::orders`], where it is one of several on a network.
 //!
 //! `cargo xtask vm` puts it into the initramfs with `/plan`, one run a line, tab-separated: name, seconds that it may
 //! take, program, arguments. What runs print goes to the console; around each there is a line of ours.
@@ -14,6 +15,9 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::termios::tcdrain;
+
+use crate::machine::OBEY;
+use crate::orders::obey;
 
 /// What our own lines begin with; `cargo xtask vm` looks for it.
 pub const MARK: &str = "vm:";
@@ -33,9 +37,9 @@ const MOUNTS: [(&str, &str); 7] = [
     ("bpf", "/sys/fs/bpf"),
 ];
 
-/// Runs the plan and ends the machine.
+/// Runs the plan, or takes orders, and ends the machine.
 pub fn main() -> ! {
-    let outcome = prepare().and_then(|()| run_all());
+    let outcome = prepare().and_then(|()| if takes_orders() { obey().map(|()| true) } else { run_all() });
     let code = match outcome {
         Ok(true) => SUCCESS,
         Ok(false) => FAILURE,
@@ -62,6 +66,10 @@ fn end(code: u8) -> ! {
     }
     // Whoever gets here has no exit port: an end of the first process is a panic of the kernel, and QEMU ends too.
     panic!("the machine does not end");
+}
+
+fn takes_orders() -> bool {
+    fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.split_whitespace().any(|word| word == OBEY))
 }
 
 fn prepare() -> Result<()> {

@@ -13,6 +13,7 @@ use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, P
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
+use balancer::privileges::raise_limits;
 use balancer_common::abi::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
 use balancer_common::net::Address;
 use balancer_common::tables::Socket;
@@ -64,13 +65,23 @@ pub enum Left {
     Back,
 }
 
+/// Makes the maps, pinned nowhere, and loads all programs.
+///
+/// # Errors
+/// When the verifier refuses one, with its log.
+pub fn load() -> Result<Ebpf> {
+    // Linux 5.10 counts maps and programs against it, and gives back what was freed only after a while.
+    raise_limits()?;
+    load_object(&Ability::ask()?, |_| {})
+}
+
 impl Kernel {
     /// Loads all programs; their maps are not pinned and go with this value.
     ///
     /// # Errors
     /// When the verifier refuses one, with its log.
     pub fn load() -> Result<Self> {
-        let mut ebpf = load_object(&Ability::ask()?, |_| {})?;
+        let mut ebpf = load()?;
         let stages = place_stages(&mut ebpf)?;
         Ok(Self { ebpf, _stages: stages })
     }

@@ -4,7 +4,9 @@
 //! [`firewall`]), one [`stand_in`] API server (in a [`cgroup`], where memory matters) and one [`daemon`] a controller,
 //! and a [`fleet`] of clients; [`libjuju`] is a client nobody here wrote.
 //! A packet's way is tried apart: a [`frame`] in a [`scene`], decided on the [`host`] and in the [`kernel`]. What hostile
-//! input reaches is fed with it by [`fuzz`]. In a virtual machine with a kernel of its own all this begins with [`guest`].
+//! input reaches is fed with it by [`fuzz`]. In a virtual machine with a kernel of its own all this begins with [`guest`];
+//! where each controller is a [`machine`], [`machines`] puts them together on a [`switch`] and gives them [`orders`]. What
+//! both kinds of clusters are judged by is in [`judge`].
 //! Everything is undone on drop; what a killed run left behind is removed by the next one with the same tag.
 
 pub mod agent_conf;
@@ -21,16 +23,22 @@ pub mod frame;
 pub mod fuzz;
 pub mod guest;
 pub mod host;
+pub mod judge;
 pub mod kernel;
 pub mod libjuju;
 pub mod limits;
+pub mod lines;
+pub mod machine;
+pub mod machines;
 pub mod noise;
+pub mod orders;
 pub mod process;
 pub mod rpc;
 pub mod scene;
 pub mod server;
 pub mod sockopt;
 pub mod stand_in;
+pub mod switch;
 pub mod testrun;
 pub mod tls;
 pub mod topology;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::lines::Lines as _;
 use crate::process::Process;
 use crate::rpc::Peer;
 use crate::topology::Namespace;

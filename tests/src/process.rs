@@ -1,10 +1,10 @@
 //! Fixture processes: started in a namespace, spoken to in lines, ended by their id on drop.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::eventually::eventually;
+use crate::lines::{Lines, read_on};
 use crate::topology::Namespace;
 
 /// A running process; killed and reaped on drop.
@@ -51,43 +52,13 @@ impl Process {
             .with_context(|| format!("failed to start {name}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("a piped child has a standard output")?;
-        let (sender, lines) = channel();
-        // Reads on even while nobody listens, so that the child never blocks on a full pipe.
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let lines = read_on(stdout);
         Ok(Self { name, child, stdin, lines })
     }
 
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// Sends one line to its standard input.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn write_line(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().with_context(|| format!("{} has no standard input", self.name))?;
-        writeln!(stdin, "{line}").with_context(|| format!("failed to write to {}", self.name))
-    }
-
-    /// The next line of its standard output, awaited for at most `deadline`.
-    ///
-    /// # Errors
-    /// When none comes or it has ended.
-    pub fn read_line(&mut self, deadline: Duration) -> Result<String> {
-        self.lines.recv_timeout(deadline).map_err(|error| match error {
-            RecvTimeoutError::Timeout => anyhow!("{} printed nothing for {deadline:?}", self.name),
-            RecvTimeoutError::Disconnected => {
-                anyhow!("{} has ended: {:?}", self.name, self.child.try_wait())
-            }
-        })
     }
 
     /// Sends a signal.
@@ -146,6 +117,22 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
+    }
+}
+
+impl Lines for Process {
+    fn write_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().with_context(|| format!("{} has no standard input", self.name))?;
+        writeln!(stdin, "{line}").with_context(|| format!("failed to write to {}", self.name))
+    }
+
+    fn read_line(&mut self, deadline: Duration) -> Result<String> {
+        self.lines.recv_timeout(deadline).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!("{} printed nothing for {deadline:?}", self.name),
+            RecvTimeoutError::Disconnected => {
+                anyhow!("{} has ended: {:?}", self.name, self.child.try_wait())
+            }
+        })
     }
 }
 

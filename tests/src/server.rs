@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ const BACKLOG: i32 = 4096;
 const HANDSHAKE: Duration = Duration::from_mins(1);
 /// How long a closing server waits for the client's FIN.
 const LINGER: Duration = Duration::from_secs(5);
+/// After so long a silence a server asks whether its client is still there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest request head, in bytes.
 const HEAD: usize = 8192;
 
@@ -361,6 +363,8 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
             socket.set_only_v6(false)?;
         }
         socket.set_reuse_address(true)?;
+        // As Go's servers: each connection takes it from its listener.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())

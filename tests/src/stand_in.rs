@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
+use crate::lines::Lines as _;
 use crate::process::{Process, fixture};
 use crate::server::{Command, Stats};
 use crate::tls::Identity;

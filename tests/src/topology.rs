@@ -25,7 +25,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
-use balancer::datapath::{Kernel, load_object};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +32,7 @@ use nix::unistd::Pid;
 use crate::cgroup;
 use crate::delay::Delay;
 use crate::eventually::eventually;
+use crate::kernel::load;
 use crate::rpc::canonical;
 
 /// What the names of all fixtures on a machine begin with.
@@ -512,7 +512,7 @@ impl Net {
         let ports: Vec<&String> = hosts.flat_map(|host| &host.ports).collect();
         let idle = self.switch.enter(|| -> Result<Ebpf> {
             // Without settings it passes everything.
-            let mut ebpf = load_object(&Kernel::ask()?, |_| {})?;
+            let mut ebpf = load()?;
             let program: &mut Xdp = ebpf.program_mut("ingress_xdp").context("in the object")?.try_into()?;
             for port in ports {
                 program.attach(port, XdpMode::Driver).with_context(|| port.clone())?;

@@ -11,11 +11,11 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links};
 use balancer_common::abi::Kind as FlowKind;
 use balancer_common::net::{Address, Port};
-use serde_json::Value;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, is_even};
 use tests::daemon::Daemon;
 use tests::eventually::eventually;
-use tests::fleet::{Dial, Dialled, How, Kind, Stats};
+use tests::fleet::{Dial, Dialled, How, Kind};
+use tests::judge::{await_echoes, await_state, exact, no_drift, seen, unbroken, unharmed};
 
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
@@ -35,79 +35,6 @@ fn dial_paced(cluster: &mut Cluster, id: &str, kind: Kind, count: usize, rate: f
     Ok(dialled)
 }
 
-/// No client of `dialled` has noticed anything.
-fn unharmed(dialled: &Dialled, count: usize) -> Result<()> {
-    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
-    ensure!(dialled.wrong_peer == 0, "the owner is to see the client's address: {dialled:?}");
-    Ok(())
-}
-
-/// What `status` of controller `index` says of the controller called `name`.
-fn seen<'a>(status: &'a Value, name: &str) -> Result<&'a Value> {
-    let controllers = status["controllers"].as_array().context("status lists controllers")?;
-    let one = controllers.iter().find(|one| one["name"] == name);
-    one.with_context(|| format!("{name} in {status}"))
-}
-
-/// Each daemon's own count.
-fn counted(cluster: &Cluster) -> Result<Vec<usize>> {
-    let own = |daemon: &Daemon| {
-        let status = daemon.status()?;
-        let name = status["controller"].as_str().context("status names the controller")?;
-        let count = seen(&status, name)?["connections"].as_u64();
-        Ok(count.context("a count")? as usize)
-    };
-    cluster.daemons.iter().map(own).collect()
-}
-
-/// Waits until `total` connections are open and each daemon's count is what ss shows; gives the counts.
-fn exact(cluster: &Cluster, what: &str, total: usize) -> Result<Vec<usize>> {
-    let started = Instant::now();
-    let counts = eventually(SOON, what, || {
-        let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;
-        let own = counted(cluster).map_err(|error| format!("{error:#}"))?;
-        if kernel == own && kernel.iter().sum::<usize>() == total {
-            Ok(kernel)
-        } else {
-            Err(format!("ss {kernel:?}, status {own:?}, wanted {total} in all"))
-        }
-    })?;
-    println!("{what}: ss and status {counts:?} after {} ms", started.elapsed().as_millis());
-    Ok(counts)
-}
-
-fn no_drift(cluster: &Cluster) -> Result<()> {
-    for daemon in &cluster.daemons {
-        let status = daemon.status()?;
-        ensure!(status["drift"] == 0, "no drift: {status}");
-    }
-    Ok(())
-}
-
-/// Waits until controller `from` takes the controller called `name` for `state`.
-fn await_state(cluster: &Cluster, from: usize, name: &str, state: &str) -> Result<()> {
-    eventually(SOON, &format!("{name} {state}"), || {
-        let status = cluster.daemons[from].status().map_err(|error| format!("{error:#}"))?;
-        let found = &seen(&status, name).map_err(|error| format!("{error:#}"))?["state"];
-        if found == state { Ok(()) } else { Err(found.to_string()) }
-    })
-}
-
-/// Waits until every connection open now has had `rounds` more echoes, on average.
-fn await_echoes(cluster: &mut Cluster, rounds: u64) -> Result<Stats> {
-    let before = cluster.fleet.stats()?;
-    let wanted = before.echoes + before.open * rounds;
-    eventually(Duration::from_secs(30), "echoes", || match cluster.fleet.stats() {
-        Ok(stats) if stats.echoes >= wanted => Ok(stats),
-        other => Err(format!("{other:?}")),
-    })
-}
-
-fn unbroken(stats: &Stats, open: u64) -> Result<()> {
-    ensure!((stats.lost, stats.data_errors, stats.open) == (0, 0, open), "none is to break: {stats:?}");
-    Ok(())
-}
-
 #[test]
 fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("kill9"))?;
@@ -116,10 +43,10 @@ fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Resul
     let relayed = cluster.daemons[0].status()?["relays"]["out"].as_u64().unwrap_or_default();
     ensure!(relayed >= 950, "about 1000 of them are relayed: {relayed}");
     cluster.fleet.traffic(Duration::from_millis(500))?;
-    unbroken(&await_echoes(&mut cluster, 2)?, 1500)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1500)?;
 
     cluster.daemons[0].kill9();
-    let stats = await_echoes(&mut cluster, 8)?;
+    let stats = await_echoes(&mut cluster.fleet, 8)?;
     unbroken(&stats, 1500)?;
     ensure!(cluster.counts()? == before, "the counts stay");
     println!("killed under {relayed} relays: {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
@@ -130,7 +57,7 @@ fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Resul
         println!("  {line}");
     }
     ensure!(exact(&cluster, "restarted", 1500)? == before, "the counts stay");
-    unbroken(&await_echoes(&mut cluster, 4)?, 1500)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 4)?, 1500)?;
     await_state(&cluster, 0, "b", "ready")?;
     await_state(&cluster, 0, "c", "ready")?;
     let newcomers = dial(&mut cluster, "after", Kind::Single, 300)?;
@@ -148,7 +75,7 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
     cluster.fleet.traffic(Duration::from_millis(300))?;
     for index in 0..3 {
         cluster.daemons[index].restart()?;
-        let stats = await_echoes(&mut cluster, 5)?;
+        let stats = await_echoes(&mut cluster.fleet, 5)?;
         unbroken(&stats, 900)?;
         println!("restarted {index}: {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
     }
@@ -159,7 +86,7 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
     dial(&mut cluster, "after", Kind::Single, 300)?;
     let counts = exact(&cluster, "300 newcomers", 1200)?;
     ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
-    unbroken(&await_echoes(&mut cluster, 2)?, 1200)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
     no_drift(&cluster)
 }
 
@@ -253,10 +180,10 @@ fn an_ended_agent_leaves_the_data_path_and_uninstall_takes_it_away() -> Result<(
         daemon.sigterm()?;
     }
     ensure!(all.len() >= 12, "four programs a controller: {all:?}");
-    unbroken(&await_echoes(&mut cluster, 5)?, 300)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 5)?, 300)?;
     let newcomers = dial(&mut cluster, "without agents", Kind::Single, 90)?;
     println!("without agents: {:?}, counts {:?}", newcomers.by_server, cluster.counts()?);
-    unbroken(&await_echoes(&mut cluster, 2)?, 390)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 390)?;
     for index in 0..3 {
         ensure!(programs_on(&cluster, index)? == 2, "ingress and egress of controller {index} are attached");
     }
@@ -316,10 +243,10 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     }
     let before = filters(&cluster, 0)?;
     cluster.fleet.traffic(Duration::from_millis(300))?;
-    unbroken(&await_echoes(&mut cluster, 2)?, 600)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 600)?;
 
     cluster.daemons[0].kill9();
-    let stats = await_echoes(&mut cluster, 5)?;
+    let stats = await_echoes(&mut cluster.fleet, 5)?;
     unbroken(&stats, 600)?;
     ensure!(filters(&cluster, 0)? == before, "the filters of the killed agent stay: {before:?}");
     println!("killed under {relayed} relays: {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
@@ -332,7 +259,7 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     let status = cluster.daemons[0].status()?;
     ensure!(status["hooks"] == serde_json::json!({ "eth0": "clsact" }), "{status}");
     ensure!(exact(&cluster, "restarted", 600)? == counts, "the counts stay");
-    unbroken(&await_echoes(&mut cluster, 4)?, 600)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
     cluster.await_settled()?;
     dial(&mut cluster, "after", Kind::Single, 300)?;
     let counts = exact(&cluster, "300 newcomers", 900)?;
@@ -344,7 +271,7 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     for daemon in &mut cluster.daemons {
         daemon.sigterm()?;
     }
-    unbroken(&await_echoes(&mut cluster, 2)?, 900)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 900)?;
     for (index, daemon) in cluster.daemons.iter().enumerate() {
         let (code, out, errors) = daemon.cli(&["uninstall"])?;
         ensure!(code == Some(0) && out.contains("the data path is removed"), "{out}{errors}");
@@ -441,7 +368,7 @@ fn a_host_that_is_back_takes_newcomers_in_the_places_of_relays_that_only_it_stil
     // Each that was not reset is answered, with its own data. (One that is not waits all the while.)
     let open = (2 * EACH + 200 + 600) as u64 - lost;
     cluster.fleet.traffic(Duration::from_secs(1))?;
-    let stats = await_echoes(&mut cluster, 5)?;
+    let stats = await_echoes(&mut cluster.fleet, 5)?;
     ensure!(stats.max_stall_ms < 2000.0, "each has its answers: {stats:?}");
     ensure!(
         (stats.lost, stats.data_errors, stats.open) == (lost, 0, open),
@@ -488,7 +415,7 @@ fn dials_work_after_a_thousand_ends_and_a_restarted_server() -> Result<()> {
     let open = (700 - counts[1] + 900) as u64;
     exact(&cluster, "900 newcomers", open as usize)?;
     cluster.fleet.traffic(Duration::from_secs(1))?;
-    let stats = await_echoes(&mut cluster, 5)?;
+    let stats = await_echoes(&mut cluster.fleet, 5)?;
     ensure!(stats.max_stall_ms < 2000.0, "each has its answers: {stats:?}");
     ensure!(
         (stats.lost, stats.data_errors, stats.open) == (lost, 0, open),
@@ -533,7 +460,7 @@ fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
     cluster.net.unplug(0, 1)?;
     cluster.daemons[0].await_log(from, "interface eth1 is gone", SOON)?;
     await_hooks(&cluster, 0, &["eth0"])?;
-    unbroken(&await_echoes(&mut cluster, 3)?, 300)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 3)?, 300)?;
     let during = dial(&mut cluster, "during", Kind::Single, 300)?;
     exact(&cluster, "300 by the other interface", 600)?;
     let shared =
@@ -546,7 +473,7 @@ fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
     let after = other_way(&mut cluster, "after", 300)?;
     exact(&cluster, "300 by the interface that is back", 900)?;
     ensure!(shared(&after), "each takes some: {after:?}");
-    unbroken(&await_echoes(&mut cluster, 3)?, 900)?;
+    unbroken(&await_echoes(&mut cluster.fleet, 3)?, 900)?;
     no_drift(&cluster)
 }
 

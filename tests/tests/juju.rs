@@ -12,6 +12,7 @@ use tests::cluster::{API_PORT, Cluster, ClusterOptions};
 use tests::daemon::{Config, Daemon, Paths, binary};
 use tests::eventually::eventually;
 use tests::fleet::{Dial, Kind};
+use tests::lines::Lines as _;
 use tests::process::Process;
 use tests::stand_in::{StandIn, StandInOptions};
 

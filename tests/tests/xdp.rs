@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{Xdp, XdpMode};
-use balancer::datapath::{Kernel, load_object};
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, ClusterOptions, is_even};
 use tests::eventually::eventually;
 use tests::fleet::{Dial, Dialled, Kind};
+use tests::kernel::load;
 
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
@@ -189,7 +189,7 @@ fn where_it_is_not_sound_tc_serves_alone_and_says_why() -> Result<()> {
     cluster.daemons[2].sigterm()?;
     cluster.daemons[2].uninstall()?;
     let mut theirs = third.enter(|| -> Result<_> {
-        let mut ebpf = load_object(&Kernel::ask()?, |_| {})?;
+        let mut ebpf = load()?;
         let program: &mut Xdp = ebpf.program_mut("ingress_xdp").context("in the object")?.try_into()?;
         program.attach("eth0", XdpMode::Driver)?;
         Ok(ebpf)

@@ -8,9 +8,11 @@ mod install;
 mod leftovers;
 mod libjuju;
 mod libtest;
+mod machines;
 mod recipe;
 mod run;
 mod system;
+mod tally;
 mod test;
 mod toolchain;
 mod vm;
@@ -34,6 +36,8 @@ enum Verb {
     Test(test::Arguments),
     /// Boot real kernels in QEMU and run the packet tables, the verifier's budgets and namespace runs inside (needs root)
     Vm(vm::Arguments),
+    /// Boot three controllers and their clients as virtual machines, and do to them what may befall them (needs root)
+    Machines(machines::Arguments),
     /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
     /// Build, and put binary, systemd unit and example configuration in place (needs root)
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Build => build::main(),
         Verb::Test(arguments) => test::main(&arguments),
         Verb::Vm(arguments) => vm::main(&arguments),
+        Verb::Machines(arguments) => machines::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
     };

@@ -5,18 +5,18 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::bpffs::BpfFs;
 use crate::leftovers::Before;
-use crate::libtest::{self, Counts};
-use crate::run::{Executable, Shown, cargo, executables, root, run, search_path};
+use crate::run::{Executable, cargo, executables, root, run, search_path};
 use crate::system::{is_root, packages, step};
-use crate::{build, libjuju, recipe, toolchain};
+use crate::tally::Tally;
+use crate::vm::{self, Bench};
+use crate::{build, libjuju, machines, recipe, toolchain};
 
 /// What was typed.
 #[derive(Args)]
@@ -30,9 +30,13 @@ const PURE: [&str; 4] = ["--package", "balancer-common", "--package", "xtask"];
 /// Those of [`PURE`] that are libraries and so have examples.
 const PURE_LIBRARIES: [&str; 2] = ["--package", "balancer-common"];
 /// Packages tested as released. One selection for all commands: another one has other features, and builds anew.
-const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
+pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
 /// The package of the runs in network namespaces.
 const RUNS: &str = "tests";
+/// Kernels that the packet tables and a few runs are repeated on: the oldest, and those that the hooks differ on.
+const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+/// What befalls controllers that are machines, and their kernel; `cargo xtask machines` does all.
+const MACHINES: (&str, &str) = ("newest", "a_controller_is_cut_off_and_comes_back");
 
 /// The verb.
 ///
@@ -69,7 +73,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let mut environment = vec![("BALANCER_BIN", binary.into_os_string())];
     environment.push(("BALANCER_LIBJUJU", libjuju.into_os_string()));
     environment.push(("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?));
-    for harness in pure.iter().chain(&released) {
+    let of_this_machine = released.iter().filter(|harness| harness.name != machines::HARNESS);
+    for harness in pure.iter().chain(of_this_machine) {
         step(&title(harness), || {
             let mut command = harness_command(harness, filter, &environment);
             before.mark(&mut command);
@@ -84,9 +89,18 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
             })?;
         }
     }
-    tally.check(filter, &before.leftovers());
-    println!("{}", tally.counts);
-    Ok(if tally.counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if filter.is_none() {
+        let bench = step("machines", Bench::prepare)?;
+        let kernels = KERNELS.map(str::to_owned);
+        let counts = step("kernels in virtual machines", || vm::matrix(&bench, &kernels, 1, None))?;
+        tally.note("kernels in virtual machines", counts);
+        let mut command = machines::command(&bench, MACHINES.0, Some(MACHINES.1))?;
+        before.mark(&mut command);
+        step("controllers as virtual machines", || {
+            tally.add(false, "controllers as virtual machines", &mut command)
+        })?;
+    }
+    Ok(tally.close(filter, filter.is_none(), &before.leftovers()))
 }
 
 /// The dated compiler's rustfmt and clippy judge, so that the verdict does not depend on the host's.
@@ -138,118 +152,4 @@ fn harness_command(harness: &Executable, filter: Option<&str>, environment: &[(&
         command.arg(format!("--test-threads={threads}"));
     }
     command
-}
-
-/// All results so far.
-#[derive(Default)]
-struct Tally {
-    counts: Counts,
-    /// Of these, in network namespaces.
-    runs: Counts,
-    failed: Vec<String>,
-}
-
-impl Tally {
-    /// Runs a harness, or cargo over several, whose output the user sees, and adds what it says.
-    fn add(&mut self, is_run: bool, name: &str, command: &mut Command) -> Result<()> {
-        let shown = Shown(command).to_string();
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("failed to start {shown}"))?;
-        let stdout = child.stdout.take().context("a piped child has a standard output")?;
-        let mut said: Option<Counts> = None;
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line.with_context(|| format!("failed to read from {shown}"))?;
-            let line = String::from_utf8_lossy(&line);
-            println!("{line}");
-            if let Some(counts) = libtest::result(&line) {
-                *said.get_or_insert_default() += counts;
-            }
-        }
-        let status = child.wait().with_context(|| format!("failed to wait for {shown}"))?;
-        let outcome = libtest::outcome(said, status.success());
-        if outcome.failed > 0 {
-            self.failed.push(format!("{name}: {outcome} ({status}); again with: {shown}"));
-        }
-        self.counts += outcome;
-        if is_run {
-            self.runs += outcome;
-        }
-        Ok(())
-    }
-
-    /// A run that left something behind, or tested nothing, has failed; says what has.
-    fn check(&mut self, filter: Option<&str>, leftovers: &[String]) {
-        let mut faults = Vec::new();
-        if !leftovers.is_empty() {
-            faults.push(format!("left behind on this machine: {}", leftovers.join(", ")));
-        }
-        match filter {
-            None if self.runs == Counts::default() => {
-                faults.push("no test ran in network namespaces".to_owned());
-            }
-            Some(filter) if self.counts == Counts::default() => {
-                faults.push(format!("no test is called {filter:?}"));
-            }
-            None | Some(_) => {}
-        }
-        self.counts.failed += faults.len();
-        self.failed.append(&mut faults);
-        for line in &self.failed {
-            println!("failed: {line}");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sh(script: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        command
-    }
-
-    const TWO: &str = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out'";
-
-    #[test]
-    fn harnesses_are_summed_up() {
-        let mut tally = Tally::default();
-        tally.add(false, "one", &mut sh(TWO)).unwrap();
-        tally.add(true, "run", &mut sh(TWO)).unwrap();
-        tally.add(true, "dies", &mut sh("exit 7")).unwrap();
-        assert_eq!(tally.counts.to_string(), "4 passed, 1 failed");
-        assert_eq!(tally.runs.to_string(), "2 passed, 1 failed");
-        tally.check(None, &[]);
-        assert_eq!(tally.failed, ["dies: 0 passed, 1 failed (exit status: 7); again with: sh -c 'exit 7'"]);
-    }
-
-    #[test]
-    fn several_harnesses_in_one_output_are_added() {
-        let mut tally = Tally::default();
-        tally.add(false, "documentation", &mut sh(&format!("{TWO}; {TWO}"))).unwrap();
-        assert_eq!(tally.counts.to_string(), "4 passed, 0 failed");
-    }
-
-    #[test]
-    fn what_ran_nothing_or_left_something_has_failed() {
-        let row = |is_run: bool, filter: Option<&str>, leftovers: &[&str]| {
-            let mut tally = Tally::default();
-            if is_run {
-                tally.add(true, "run", &mut sh(TWO)).unwrap();
-            }
-            let leftovers: Vec<_> = leftovers.iter().map(|&line| line.to_owned()).collect();
-            tally.check(filter, &leftovers);
-            tally.failed.join("; ")
-        };
-        assert_eq!(row(true, None, &[]), "");
-        assert_eq!(row(false, None, &[]), "no test ran in network namespaces");
-        assert_eq!(row(false, Some("x"), &[]), "no test is called \"x\"");
-        assert_eq!(row(true, None, &["/run/netns/bal-a", "process 7"]), {
-            "left behind on this machine: /run/netns/bal-a, process 7"
-        });
-    }
 }

@@ -9,6 +9,7 @@ mod kernels;
 mod machine;
 mod report;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,9 +24,10 @@ use clap::Args;
 use self::archive::Archive;
 use self::kernels::{Kernel, Kernels};
 use self::report::Report;
+use crate::libtest::Counts;
 use crate::run::{Executable, cargo, executables, root};
 use crate::system::{is_root, packages, step};
-use crate::toolchain;
+use crate::{build, test, toolchain};
 
 /// What was typed.
 #[derive(Args)]
@@ -71,8 +73,8 @@ const RUNS: [Run; 5] = [
     },
     Run { harness: "xdp", options: &[], only: &["the_driver_relays", "the_driver_refuses"], limit_s: 300 },
 ];
-/// Binaries that harnesses start.
-const FIXTURES: [&str; 4] = ["balancer", "stand-in-server", "fleet", "delay"];
+/// Binaries that harnesses start, besides the balancer.
+const FIXTURES: [&str; 3] = ["stand-in-server", "fleet", "delay"];
 const INIT: &str = "vm-init";
 /// For booting, beside the runs' own limits.
 const BOOT: Duration = Duration::from_mins(2);
@@ -88,26 +90,78 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         );
         return Ok(ExitCode::from(2));
     }
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("the machines are x86-64 ones, as the binaries in them, and this host is not");
-    }
-    step("packages of the system", || packages().and_then(|()| machine::ensure()))?;
+    step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;
-    let common = step("build", || contents(arguments.filter.as_deref()))?;
-    let cache = root().join("target/vm");
-    fs::create_dir_all(&cache).with_context(|| format!("failed to make {}", cache.display()))?;
-    let kernels = step("kernels", || Kernels::open(&cache))?;
-    let limit = BOOT + Duration::from_secs(RUNS.iter().map(|run| u64::from(run.limit_s)).sum());
+    let bench = step("machines", Bench::prepare)?;
+    let counts = matrix(&bench, &arguments.kernel, arguments.jobs, arguments.filter.as_deref())?;
+    println!("{counts}");
+    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
 
+/// What machines are booted with.
+pub struct Bench {
+    cache: PathBuf,
+    kernels: Kernels,
+}
+
+impl Bench {
+    /// Makes sure that there is a QEMU, and asks what kernels there are.
+    ///
+    /// # Errors
+    /// This host can boot none, or something cannot be installed.
+    pub fn prepare() -> Result<Self> {
+        if std::env::consts::ARCH != "x86_64" {
+            bail!("the machines are x86-64 ones, as the binaries in them, and this host is not");
+        }
+        machine::ensure()?;
+        let cache = root().join("target/vm");
+        fs::create_dir_all(&cache).with_context(|| format!("failed to make {}", cache.display()))?;
+        let kernels = Kernels::open(&cache)?;
+        Ok(Self { cache, kernels })
+    }
+
+    /// What boots the newest kernel of `series` with `contents` for a file system: program, options, command line of the
+    /// kernel. The file system stays in the cache.
+    ///
+    /// # Errors
+    /// The kernel cannot be had, or the file system not be written.
+    pub fn recipe(&self, series: &str, contents: Archive) -> Result<(&'static str, Vec<OsString>, &'static str)> {
+        let kernel = self.kernels.get(series)?;
+        let initramfs = self.initramfs(&kernel, contents)?;
+        let (program, arguments) = machine::common(&kernel, &initramfs);
+        Ok((program, arguments, machine::APPEND))
+    }
+
+    fn initramfs(&self, kernel: &Kernel, contents: Archive) -> Result<PathBuf> {
+        let path = self.cache.join(format!("initramfs-{}", kernel.release));
+        let octets = initramfs::with_modules(contents, kernel)?;
+        fs::write(&path, octets).with_context(|| format!("failed to write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Where files for machines are kept.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+}
+
+/// Boots each of `series`, so many `jobs` at the same time, and runs the plan in it.
+///
+/// # Errors
+/// What runs inside cannot be built.
+pub fn matrix(bench: &Bench, series: &[String], jobs: u8, filter: Option<&str>) -> Result<Counts> {
+    let common = step("build", || contents(filter))?;
+    let limit = BOOT + Duration::from_secs(RUNS.iter().map(|run| u64::from(run.limit_s)).sum());
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..arguments.jobs {
+        for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(series) = arguments.kernel.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let report = kernels
+                while let Some(series) = series.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let report = bench
+                        .kernels
                         .get(series)
-                        .and_then(|kernel| boot(&kernel, &common, &cache, limit))
+                        .and_then(|kernel| boot(bench, &kernel, &common, limit))
                         .unwrap_or_else(|error| Report::fault(series, &format!("{error:#}")));
                     println!("{report}");
                     reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(report);
@@ -118,14 +172,14 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let mut reports = reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     reports.sort_by_key(|report| kernels::version(&report.kernel));
     print!("{}", report::table(&reports));
-    Ok(if reports.iter().all(Report::is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut sum = Counts::default();
+    reports.iter().for_each(|report| sum += report.counts());
+    Ok(sum)
 }
 
-fn boot(kernel: &Kernel, common: &Archive, cache: &Path, limit: Duration) -> Result<Report> {
-    let initramfs = cache.join(format!("initramfs-{}", kernel.release));
-    let octets = initramfs::with_modules(common.clone(), kernel)?;
-    fs::write(&initramfs, octets).with_context(|| format!("failed to write {}", initramfs.display()))?;
-    let log = cache.join(format!("{}.log", kernel.short()));
+fn boot(bench: &Bench, kernel: &Kernel, common: &Archive, limit: Duration) -> Result<Report> {
+    let initramfs = bench.initramfs(kernel, common.clone())?;
+    let log = bench.cache.join(format!("{}.log", kernel.short()));
     let ended = machine::boot(kernel, &initramfs, &log, limit);
     // It is made anew each time; what is left costs room only.
     let _ = fs::remove_file(&initramfs);
@@ -135,28 +189,46 @@ fn boot(kernel: &Kernel, common: &Archive, cache: &Path, limit: Duration) -> Res
 
 /// Builds what runs inside, and packs it.
 fn contents(filter: Option<&str>) -> Result<Archive> {
-    // One selection for both commands: another one has other features, and builds anew.
-    let selection = ["--release", "--package", "balancer", "--package", "tests"];
-    let built = executables(cargo("build").args(selection).arg("--bins"))?;
-    let wanted = RUNS.iter().flat_map(|run| ["--test", run.harness]);
-    let harnesses = executables(cargo("test").arg("--no-run").args(selection).args(wanted))?;
-    let fixture = |name: &str| -> Result<PathBuf> {
-        let found = built.iter().find(|built| built.kind == "bin" && !built.test && built.name == name);
-        Ok(found.with_context(|| format!("cargo built no binary `{name}`"))?.path.clone())
-    };
-    let mut binaries = Vec::new();
-    for name in FIXTURES {
-        binaries.push((format!("/fixtures/{name}"), fixture(name)?));
-    }
-    for run in &RUNS {
-        binaries.push((path_of(run), harness(&harnesses, run.harness)?));
-    }
-    initramfs::common(&fixture(INIT)?, &binaries, &plan(filter))
+    let built = built()?;
+    let runs = RUNS.iter().map(|run| Ok((path_of(run), find(&built, "test", run.harness)?)));
+    let runs = runs.collect::<Result<_>>()?;
+    with_fixtures(&built, runs, &plan(filter))
 }
 
-fn harness(built: &[Executable], name: &str) -> Result<PathBuf> {
-    let found = built.iter().find(|built| built.test && built.kind == "test" && built.name == name);
-    Ok(found.with_context(|| format!("cargo built no test harness `{name}`"))?.path.clone())
+/// Builds the harnesses of the package `tests` and what they start, as `cargo xtask test` does.
+///
+/// # Errors
+/// They cannot be built.
+pub fn built() -> Result<Vec<Executable>> {
+    executables(cargo("test").arg("--no-run").args(test::RELEASED))
+}
+
+/// Packs what harnesses start with `files`.
+///
+/// # Errors
+/// The balancer cannot be built, or a command is missing.
+pub fn with_fixtures(
+    built: &[Executable],
+    mut files: Vec<(String, PathBuf)>,
+    plan: &str,
+) -> Result<Archive> {
+    files.push(("/fixtures/balancer".to_owned(), build::build()?));
+    for name in FIXTURES {
+        files.push((format!("/fixtures/{name}"), find(built, "bin", name)?));
+    }
+    initramfs::common(&find(built, "bin", INIT)?, &files, plan)
+}
+
+/// A harness (`test`) or a binary (`bin`) of the package `tests`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn find(built: &[Executable], kind: &str, name: &str) -> Result<PathBuf> {
+    let found = built.iter().find(|built| {
+        (built.package.as_str(), built.kind.as_str(), built.test, built.name.as_str())
+            == ("tests", kind, kind == "test", name)
+    });
+    Ok(found.with_context(|| format!("cargo built no {kind} called `{name}`"))?.path.clone())
 }
 
 fn path_of(run: &Run) -> String {

@@ -17,9 +17,10 @@ const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping
 const TABLES: [&str; 2] = ["/etc/protocols", "/etc/services"];
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/run", "/tmp", "/var/lib", "/root"];
 /// Modules that the runs need and that this or that kernel has not built in; dependencies come by themselves.
-const MODULES: [&str; 26] = [
+const MODULES: [&str; 27] = [
     "virtio_pci",
     "virtio_net",
+    "virtio_console",
     "veth",
     "bridge",
     "sch_ingress",

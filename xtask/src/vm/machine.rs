@@ -1,5 +1,6 @@
 //! One machine under QEMU: started, listened to, ended.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -18,6 +19,8 @@ const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 const OLDEST: (u32, u32) = (7, 2);
 /// What QEMU exits with once the guest has written 0x10 to its exit port: all is well. 35 is a failure, 0 a panic.
 const SUCCESS: i32 = 33;
+/// The kernel's command line.
+pub const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=1 no_timer_check";
 const POLL: Duration = Duration::from_millis(50);
 
 /// Makes sure that there is a QEMU.
@@ -58,26 +61,9 @@ pub struct Ended {
 /// # Errors
 /// QEMU cannot be started, or the log cannot be written.
 pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> Result<Ended> {
-    // No machine outlives this process.
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", QEMU.0]);
-    command.args([
-        "-accel",
-        acceleration(),
-        "-M",
-        "pc",
-        "-cpu",
-        "max",
-        "-smp",
-        "2",
-        "-m",
-        "2048",
-        "-nodefaults",
-    ]);
-    command.args(["-display", "none", "-vga", "none", "-serial", "stdio", "-no-reboot"]);
-    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
-    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    command.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=1 no_timer_check"]);
+    let (program, arguments) = common(kernel, initramfs);
+    let mut command = Command::new(program);
+    command.args(arguments).args(["-smp", "2", "-m", "2048", "-serial", "stdio", "-append", APPEND]);
     let started = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -122,6 +108,17 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> R
         None => Some(format!("no end after {} s", limit.as_secs())),
     };
     Ok(Ended { lines, fault, took: started.elapsed() })
+}
+
+/// What starts a machine, and the options that all have; to come are memory, processors, the serial line and [`APPEND`].
+pub fn common(kernel: &Kernel, initramfs: &Path) -> (&'static str, Vec<OsString>) {
+    // No machine outlives this process.
+    let words = ["--pdeathsig", "KILL", QEMU.0, "-accel", acceleration(), "-M", "pc", "-cpu", "max"];
+    let more = ["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"];
+    let exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"];
+    let words = words.into_iter().chain(more).chain(exit).map(OsString::from);
+    let files = ["-kernel".into(), kernel.image.clone().into(), "-initrd".into(), initramfs.into()];
+    ("setpriv", words.chain(files).collect())
 }
 
 /// A `/dev/kvm` without the processor's own module accepts machines, and then hangs.
