@@ -14,7 +14,10 @@ pub use flow::{Flow, Kind, Tuple};
 pub use settings::{Class, Device, Member, Settings, Steer};
 
 /// Changes whenever a map's key, value or meaning does. Pins live in a directory of this name, so
-/// that an agent never takes over maps that it would misread.
+/// that an agent never takes over maps that it would misread. It copies flows, controllers and settings of another
+/// layout (the agent's `datapath/upgrade.rs`), so that relayed connections outlive an upgrade. For that, [`Tuple`]
+/// stays as it is, and [`Flow`], [`Controller`] and [`Settings`] grow at their ends only, by fields whose zero stands for
+/// what was so before.
 pub const LAYOUT: &str = "v1";
 
 /// Controllers in a cluster at most: the bound of every loop over them.

@@ -204,7 +204,8 @@ fn changed(ctx: &SockOpsContext, tables: &Maps, settings: &Settings) {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: copied at once.
     let Some(tracked) = unsafe { maps::TRACKED.get(cookie) }.copied() else { return };
-    if maps::TRACKED.remove(cookie).is_err() {
+    // A seeded one that an older version's program had marked is not in this one's count: the agent sees to it.
+    if tracked.seeded != 0 || maps::TRACKED.remove(cookie).is_err() {
         return;
     }
     if tracked.client == 0 {

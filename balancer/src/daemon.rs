@@ -34,7 +34,7 @@ use crate::{
     census::Census,
     config::{Cluster, Config, Source},
     control::ControlSocket,
-    datapath::{self, DataPath, Hooked},
+    datapath::{self, DataPath, Found, Hooked},
     health::{self, Health, Prober},
     interfaces::{self, Changes, Interface, Interfaces},
     introspection,
@@ -147,7 +147,8 @@ fn hook_here() -> Hooked {
 /// # Errors
 /// Says what could not be started; a data path that was not there before is removed again.
 pub async fn run(started: Started, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let (pins, fresh) = (started.config.paths.pins.clone(), !started.data_path.taken_over);
+    let pins = started.config.paths.pins.clone();
+    let fresh = started.data_path.found == Found::Nothing;
     let agent = match Agent::start(started).await {
         Ok(agent) => agent,
         Err(error) => {
@@ -305,11 +306,12 @@ impl Agent {
     async fn install(&mut self, listeners: &[Listener]) -> Result<()> {
         // Checked before anything is attached.
         let api = self.api_interfaces()?;
-        let first = !self.data_path.taken_over;
-        if !first {
-            let found = self.data_path.maps.settings()?;
-            self.adjust = found.adjust;
-            self.operator = Operator::of(&found);
+        let found = self.data_path.found;
+        let first = found != Found::Same;
+        if found != Found::Nothing {
+            let settings = self.data_path.maps.settings()?;
+            self.operator = Operator::of(&settings);
+            self.adjust = if first { 0 } else { settings.adjust };
         }
         self.apply_configuration()?;
         self.write_devices(&api)?;
@@ -326,7 +328,9 @@ impl Agent {
             bail!("jujud began to listen on the API port at this very moment; start the balancer again");
         }
         self.audit(first)?;
+        self.data_path.continue_upgrade()?;
         self.attach_interfaces(&api)?;
+        self.data_path.finish_upgrade()?;
         // A new agent finds its predecessor's data path at work; else all that came in before the
         // packet programs were attached is seeded as well.
         let hooks: Vec<_> = self

@@ -11,6 +11,8 @@ mod flows;
 mod kernel;
 mod links;
 mod maps;
+mod records;
+mod upgrade;
 mod verify;
 
 use std::{
@@ -34,6 +36,8 @@ use balancer_common::{
     abi::{LAYOUT, map},
     verdict::Stage,
 };
+
+use self::upgrade::Older;
 
 pub use self::{
     flows::{FlowPair, Flows},
@@ -118,8 +122,20 @@ pub struct DataPath {
     hook: Hooked,
     /// What this kernel can do.
     pub kernel: Kernel,
-    /// Whether an earlier agent's maps were taken over.
-    pub taken_over: bool,
+    /// What an earlier agent left.
+    pub found: Found,
+    older: Vec<Older>,
+}
+
+/// What an agent finds when it starts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// Nothing of ours.
+    Nothing,
+    /// The data path of another version: its relays go on, connections are counted anew.
+    Older,
+    /// The data path of this version: everything goes on.
+    Same,
 }
 
 impl DataPath {
@@ -130,17 +146,23 @@ impl DataPath {
     pub fn load(pins: &Path, hook: Hooked) -> Result<Self> {
         prepare(pins)?;
         let layout = pins.join(LAYOUT);
-        let taken_over = layout.join("maps").join(map::SETTINGS).exists();
-        match Self::load_into(&layout, hook, taken_over) {
-            Err(error) if !taken_over => {
-                remove(pins);
-                Err(error)
+        let known = layout.join("maps").join(map::SETTINGS).exists();
+        let older = Older::all(pins, &layout);
+        let found = match (older.is_empty(), known) {
+            (false, _) => Found::Older,
+            (true, true) => Found::Same,
+            (true, false) => Found::Nothing,
+        };
+        Self::load_into(&layout, hook, found, older).inspect_err(|_| {
+            if !known {
+                remove_layout(&layout);
+                // Fails where another version's is there.
+                let _: std::io::Result<()> = fs::remove_dir(pins);
             }
-            result => result,
-        }
+        })
     }
 
-    fn load_into(layout: &Path, hook: Hooked, taken_over: bool) -> Result<Self> {
+    fn load_into(layout: &Path, hook: Hooked, found: Found, mut older: Vec<Older>) -> Result<Self> {
         let (map_pins, link_pins) = (layout.join("maps"), layout.join("links"));
         for directory in [&map_pins, &link_pins] {
             // Nobody else's to look into.
@@ -160,6 +182,10 @@ impl DataPath {
         // Pinned, so that the stages outlive this handle.
         place_stages(&mut ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
+        for older in &mut older {
+            let name = older.name();
+            older.take_over(layout).with_context(|| format!("the data path of version {name} stays"))?;
+        }
         Ok(Self {
             ebpf,
             maps,
@@ -168,8 +194,31 @@ impl DataPath {
             layout: layout.to_owned(),
             hook,
             kernel,
-            taken_over,
+            found,
+            older,
         })
+    }
+
+    /// Brings what was copied from another version's data path up to date: what its programs open from here on until they
+    /// are replaced is unknown to the new ones for as long.
+    ///
+    /// # Errors
+    /// Its relays cannot be taken over.
+    pub fn continue_upgrade(&mut self) -> Result<()> {
+        self.older.iter_mut().try_for_each(|older| older.copy_flows(&self.layout))
+    }
+
+    /// Lets go of another version's data path, once everything is attached.
+    ///
+    /// # Errors
+    /// Its relays cannot be taken over.
+    pub fn finish_upgrade(&mut self) -> Result<()> {
+        for older in std::mem::take(&mut self.older) {
+            let name = older.name();
+            let flows = older.finish(&self.layout)?;
+            log::info!("took over from the data path of version {name}: {} relays go on", flows / 2);
+        }
+        Ok(())
     }
 
     /// Starts forwarding the programs' log messages to this process's log.
@@ -426,21 +475,23 @@ pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     Ok(found)
 }
 
-/// Removes what this version and earlier ones pin; leaves anything else alone.
+/// Removes what this version and others pin; leaves anything else alone.
 fn remove(pins: &Path) {
     let layouts = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
-    for layout in layouts.filter(|path| is_layout(path)) {
-        // Links first: no program runs on maps that are going.
-        for part in ["links", "maps"] {
-            let directory = layout.join(part);
-            for pin in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                let _: std::io::Result<()> = fs::remove_file(pin.path());
-            }
-            let _: std::io::Result<()> = fs::remove_dir(directory);
-        }
-        let _: std::io::Result<()> = fs::remove_dir(layout);
-    }
+    layouts.filter(|path| is_layout(path)).for_each(|layout| remove_layout(&layout));
     let _: std::io::Result<()> = fs::remove_dir(pins);
+}
+
+fn remove_layout(layout: &Path) {
+    // Links first: no program runs on maps that are going.
+    for part in ["links", "maps"] {
+        let directory = layout.join(part);
+        for pin in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let _: std::io::Result<()> = fs::remove_file(pin.path());
+        }
+        let _: std::io::Result<()> = fs::remove_dir(directory);
+    }
+    let _: std::io::Result<()> = fs::remove_dir(layout);
 }
 
 fn is_layout(path: &Path) -> bool {
@@ -483,11 +534,6 @@ fn prepare(pins: &Path) -> Result<()> {
             pins.display(),
             foreign.file_name().unwrap_or_default().display()
         );
-    }
-    let older = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
-    if older.into_iter().any(|path| !path.ends_with(LAYOUT)) {
-        log::warn!("the data path of another version is replaced; connections that it relays end");
-        remove(pins);
     }
     Ok(())
 }

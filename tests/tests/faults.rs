@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links};
-use balancer_common::abi::Kind as FlowKind;
+use balancer_common::abi::{Kind as FlowKind, LAYOUT};
 use balancer_common::net::{Address, Port};
+use serde_json::Value;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, is_even};
-use tests::daemon::Daemon;
+use tests::daemon::{Daemon, tables};
 use tests::eventually::eventually;
 use tests::fleet::{Dial, Dialled, How, Kind};
 use tests::judge::{await_echoes, await_state, exact, no_drift, seen, unbroken, unharmed};
@@ -90,6 +91,61 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
     no_drift(&cluster)
 }
 
+/// What an agent of this version finds as another's, and what it keeps of it.
+#[test]
+fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::new("layout"))?;
+    dial(&mut cluster, "before", Kind::Single, 900)?;
+    let before = exact(&cluster, "900 open", 900)?;
+    let relays = |cluster: &Cluster| -> Result<Vec<Value>> {
+        cluster.daemons.iter().map(|daemon| Ok(daemon.status()?["relays"].clone())).collect()
+    };
+    let relayed = relays(&cluster)?;
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let (code, _, errors) = cluster.daemons[1].cli(&["limit", "4321"])?;
+    ensure!(code == Some(0), "{errors}");
+    for index in 0..3 {
+        let daemon = &mut cluster.daemons[index];
+        daemon.kill9();
+        let links = links(daemon)?;
+        std::fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
+        let from = daemon.log_lines().len();
+        daemon.run()?;
+        let lines = daemon.log_lines();
+        let took = lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
+        println!("{index}: {}", took.with_context(|| format!("{lines:?}"))?);
+        ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
+        ensure!(self::links(daemon)? == links, "the same links run other programs");
+        let stats = await_echoes(&mut cluster.fleet, 4)?;
+        unbroken(&stats, 900)?;
+        println!("  {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
+    }
+    ensure!(exact(&cluster, "taken over", 900)? == before, "the counts stay");
+    eventually(SOON, "the same relays", || match relays(&cluster) {
+        Ok(found) if found == relayed => Ok(()),
+        other => Err(format!("{other:?}, not {relayed:?}")),
+    })?;
+    let status = cluster.daemons[1].status()?;
+    ensure!(status["balance"]["operator_limit"] == 4321, "the operator's limit stays: {status}");
+    cluster.await_settled()?;
+    dial(&mut cluster, "after", Kind::Single, 300)?;
+    let counts = exact(&cluster, "300 newcomers", 1200)?;
+    ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
+    cluster.fleet.close(1200, How::Fin)?;
+    exact(&cluster, "all closed", 0)?;
+    eventually(Duration::from_mins(1), "no record left", || {
+        let left = cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
+        let left = left.collect::<Result<Vec<_>, _>>()?;
+        if left.iter().flat_map(|tables| tables.values()).all(|&records| records == 0) {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })?;
+    no_drift(&cluster)
+}
+
 #[test]
 fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("silent"))?;
@@ -150,7 +206,7 @@ fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
 
 /// Links of the programs of a controller, by the kernel's numbers.
 fn links(daemon: &Daemon) -> Result<BTreeSet<u32>> {
-    let directory = daemon.pins().join("v1/links");
+    let directory = daemon.pins().join(LAYOUT).join("links");
     let mut numbers = BTreeSet::new();
     for entry in std::fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
         let link = FdLink::from(PinnedLink::from_pin(entry?.path())?);

@@ -1,0 +1,152 @@
+//! From one layout of the maps to another: an agent of another version starts, and relayed connections go on.
+//!
+//! The new version's programs get maps of their own, beside the old ones' ([`LAYOUT`] names their directory). Then
+//!
+//! 1. what must go on is copied: flows, the controllers' slots, which hold the relay ports, and the operator's settings;
+//! 2. the links are adopted: each is given its new program in one step, as at any start;
+//! 3. what the old programs have done to flows since 1 is done to the copies, just before the packet programs change and
+//!    after, and the old maps are removed.
+//!
+//! Counts are not copied: they are made anew from the kernel's list of sockets, as at a first start. What an agent that
+//! is ended midway leaves is an older layout still: the next one does it all again.
+//!
+//! [`LAYOUT`]: balancer_common::abi::LAYOUT
+
+use std::{
+    collections::HashMap,
+    fs,
+    mem::offset_of,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use balancer_common::abi::{Flow, map};
+
+use super::{is_layout, records::Records};
+
+/// What is copied once: the agent writes it anew.
+const ONCE: [&str; 2] = [map::CONTROLLERS, map::SETTINGS];
+/// What the programs write all the time. Handshakes first: they may become live meanwhile.
+const FLOWS: [&str; 2] = [map::HALF_OPEN, map::LIVE];
+
+type Copies = HashMap<Vec<u8>, Vec<u8>>;
+
+/// The data path of another version, being replaced.
+#[derive(Debug)]
+pub struct Older {
+    layout: PathBuf,
+    /// Flows as they were copied, one table a map of [`FLOWS`].
+    copied: [Copies; 2],
+}
+
+impl Older {
+    /// All that are pinned under `pins` besides `layout`.
+    pub fn all(pins: &Path, layout: &Path) -> Vec<Self> {
+        let pinned = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
+        let others = pinned.filter(|path| is_layout(path) && path != layout);
+        others.map(|layout| Self { layout, copied: Default::default() }).collect()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.layout.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Copies what must go on into the maps of `layout`, and adopts the links.
+    ///
+    /// # Errors
+    /// Names the map; the older data path stays at work then.
+    pub fn take_over(&mut self, layout: &Path) -> Result<()> {
+        for name in ONCE {
+            let Some((from, into)) = self.pair(layout, name)? else { continue };
+            for (key, value) in from.all()? {
+                into.set(&key, &mut fitted(&value, into.value_size()))?;
+            }
+        }
+        self.copy_flows(layout)?;
+        for link in fs::read_dir(self.layout.join("links")).into_iter().flatten().flatten() {
+            let (old, new) = (link.path(), layout.join("links").join(link.file_name()));
+            if !new.exists() {
+                fs::rename(&old, &new).with_context(|| format!("failed to adopt {}", old.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the copies up to date, once no program of the older version runs any more, and removes that; returns how
+    /// many records of flows went on.
+    ///
+    /// # Errors
+    /// Names the map.
+    pub fn finish(mut self, layout: &Path) -> Result<usize> {
+        self.copy_flows(layout)?;
+        super::remove_layout(&self.layout);
+        Ok(self.copied.iter().map(HashMap::len).sum())
+    }
+
+    /// Brings the copies of flows up to date.
+    ///
+    /// # Errors
+    /// Names the map.
+    pub fn copy_flows(&mut self, layout: &Path) -> Result<()> {
+        for (index, name) in FLOWS.into_iter().enumerate() {
+            let Some((from, into)) = self.pair(layout, name)? else { continue };
+            let before = std::mem::take(&mut self.copied[index]);
+            let now: Copies = from.all()?.into_iter().collect();
+            copy(&before, &now, &into).with_context(|| format!("failed to copy the map {name}"))?;
+            self.copied[index] = now;
+        }
+        Ok(())
+    }
+
+    /// A map of the older version and the one that takes its place; none if the older version has none.
+    fn pair(&self, layout: &Path, name: &str) -> Result<Option<(Records, Records)>> {
+        let pin = self.layout.join("maps").join(name);
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let (from, into) = (Records::open(&pin)?, Records::open(&layout.join("maps").join(name))?);
+        ensure!(
+            from.key_size() == into.key_size(),
+            "the map {} has other keys than this version's, so that relayed connections cannot go on; let them end by \
+             `balancer drain`, run `balancer uninstall`, and start again",
+            pin.display()
+        );
+        Ok(Some((from, into)))
+    }
+}
+
+/// Makes the records of `into` those that are there `now`, where they were as in `before` at the last time; what others
+/// have written to them meanwhile stays.
+fn copy(before: &Copies, now: &Copies, into: &Records) -> Result<()> {
+    let size = into.value_size();
+    for (key, value) in now.iter().filter(|(key, value)| before.get(*key) != Some(value)) {
+        let mut value = fitted(value, size);
+        if into.add(key, &mut value)? {
+            continue;
+        }
+        let Some(mut newer) = into.get(key)? else { continue };
+        if before.get(key).is_some_and(|copied| fitted(copied, size) == newer) {
+            into.set(key, &mut value)?;
+        } else {
+            // Both have seen packets: FIN and RST of either count.
+            let state = offset_of!(Flow, state);
+            newer[state] |= value[state];
+            into.set(key, &mut newer)?;
+        }
+    }
+    for (key, copied) in before.iter().filter(|(key, _)| !now.contains_key(*key)) {
+        if into.get(key)?.is_some_and(|newer| newer == fitted(copied, size)) {
+            into.remove(key);
+        }
+    }
+    Ok(())
+}
+
+/// A record of another version as one of `size` octets: records grow at their ends, by fields whose zero stands for what
+/// was so before.
+fn fitted(value: &[u8], size: usize) -> Vec<u8> {
+    let mut value = value.to_vec();
+    value.resize(size, 0);
+    value
+}
