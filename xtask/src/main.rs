@@ -11,6 +11,7 @@ mod libtest;
 mod machines;
 mod recipe;
 mod run;
+mod soak;
 mod system;
 mod tally;
 mod test;
@@ -38,6 +39,8 @@ enum Verb {
     Vm(vm::Arguments),
     /// Boot three controllers and their clients as virtual machines, and do to them what may befall them (needs root)
     Machines(machines::Arguments),
+    /// Churn, restarts and faults at random in network namespaces, for as long as one likes (needs root)
+    Soak(soak::Arguments),
     /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
     /// Build, and put binary, systemd unit and example configuration in place (needs root)
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::main(&arguments),
         Verb::Vm(arguments) => vm::main(&arguments),
         Verb::Machines(arguments) => machines::main(&arguments),
+        Verb::Soak(arguments) => soak::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
     };
