@@ -7,6 +7,7 @@
 //! number is checked.
 
 mod counters;
+mod host;
 mod hostile;
 mod liveness;
 mod members;
@@ -20,7 +21,7 @@ mod transport;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
@@ -30,16 +31,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 pub use counters::{DropReason, SyncCounters, SyncCounts};
+pub use host::Host;
 pub use hostile::{Listener, Spoken};
 pub use members::Member;
 pub use newest::Newest;
 pub use report::Report;
 
 use crate::key::ClusterKey;
+use host::ThisHost;
 use liveness::{FORGOTTEN_AFTER, JUDGE_EVERY, Liveness, Pauses};
 use members::Roster;
 use seal::Seal;
-use transport::{Link, SealedTransport, bind};
+use transport::{Link, SealedTransport};
 
 /// Pause between two rounds of gossip: a report that nothing changed is renewed this often at best.
 pub const GOSSIP_EVERY: Duration = Duration::from_millis(100);
@@ -145,11 +148,24 @@ impl Peers {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(config: PeersConfig) -> Result<Self> {
+        let host = ThisHost::bind(config.listen)?;
+        Self::start_on(config, Box::new(host))
+    }
+
+    /// Begins to gossip on `host`, which listens already.
+    ///
+    /// # Errors
+    /// The members are no cluster.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start_on(config: PeersConfig, host: Box<dyn Host>) -> Result<Self> {
         let PeersConfig { name, listen, members, key, cluster_id } = config;
         let advertised = advertised(&name, listen, &members)?;
         let roster = Roster::new(&name, listen, &members)?;
         let views = roster.iter().map(|peer| (peer.name.clone(), View::new())).collect();
-        let link = Link::new(bind(listen)?, &name, now_ns(), Seal::new(&key.sync_key()), roster);
+        let boot = host::since_epoch(&*host).as_nanos() as u64;
+        let link = Link::new(host, &name, boot, Seal::new(&key.sync_key()), roster);
         let shared = Arc::new(Shared {
             name,
             listen,
@@ -254,10 +270,6 @@ fn advertised(name: &str, listen: SocketAddr, members: &[Member]) -> Result<Sock
     Ok(SocketAddr::new(first.to_canonical(), listen.port()))
 }
 
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
-}
-
 impl Shared {
     fn views(&self) -> MutexGuard<'_, BTreeMap<String, View>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
@@ -294,7 +306,7 @@ impl Shared {
         }
         let is_news = before != node.generation_id || view.report.as_ref() != Some(&report);
         view.report = Some(report);
-        view.received_at = Some(Instant::now());
+        view.received_at = Some(host::now());
         view.warned = false;
         drop(views);
         if is_news {
@@ -303,7 +315,7 @@ impl Shared {
     }
 
     fn judge(&self, heartbeats: &[(ChitchatId, u64)], pauses: &mut Pauses) {
-        let now = Instant::now();
+        let now = host::now();
         let pause = pauses.since_last(now);
         let mut views = self.views();
         for (node, heartbeat) in heartbeats {
@@ -338,7 +350,7 @@ impl Shared {
     }
 
     fn silent_addresses(&self) -> Vec<SocketAddr> {
-        let now = Instant::now();
+        let now = host::now();
         let is_silent =
             |at: Option<Instant>| at.is_none_or(|at| now.saturating_duration_since(at) > SOUGHT_AFTER);
         let roster = self.link.roster();
@@ -372,7 +384,7 @@ impl Driver {
 
     /// Gossips until told to stop, which is Ok, or until gossip breaks.
     async fn gossip(&mut self) -> Result<()> {
-        self.generation = now_ns().max(self.generation + 1);
+        self.generation = (self.shared.link.since_epoch().as_nanos() as u64).max(self.generation + 1);
         let id = ChitchatId::new(self.shared.name.as_str(), self.generation, self.advertised);
         let config = chitchat_config(id, self.shared.listen, &self.cluster_id);
         let transport = SealedTransport(Arc::clone(&self.shared.link));
@@ -392,7 +404,7 @@ impl Driver {
         tokio::pin!(ended);
         let mut ticks = interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pauses = Pauses::new(Instant::now());
+        let mut pauses = Pauses::new(host::now());
         let mut round = 0_u32;
         let mut is_due = self.outgoing.borrow().is_some();
         let mut due_at = tokio::time::Instant::now();

@@ -6,9 +6,10 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use super::counters::DropReason;
+use super::host::{self, ThisHost};
 use super::members::{Member, Roster};
 use super::seal::{Header, MemberId, Seal};
-use super::transport::{Clock, Link, bind};
+use super::transport::{Clock, Link};
 
 /// A controller that is handed datagrams. Its clock does not go on.
 pub struct Listener {
@@ -59,8 +60,8 @@ impl Listener {
         let members = peers.iter().map(member).collect::<Result<Vec<_>>>()?;
         let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
         let roster = Roster::new(name, listen, &members)?;
-        let link = Link::new(bind(listen)?, name, 1, Seal::new(&key), roster);
-        Ok(Self { name: name.to_owned(), members, link, now: Instant::now() })
+        let link = Link::new(Box::new(ThisHost::bind(listen)?), name, 1, Seal::new(&key), roster);
+        Ok(Self { name: name.to_owned(), members, link, now: host::now() })
     }
 
     /// Forgets all that it has heard.

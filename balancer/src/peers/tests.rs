@@ -187,7 +187,7 @@ async fn strangers_wrong_keys_and_replays_change_nothing() {
             to: MemberId::of("a"),
             boot: 1,
             sequence,
-            sent_ms: transport::Clock::read().wall_ms.wrapping_add_signed(ahead_ms),
+            sent_ms: a.shared.link.clock().wall_ms.wrapping_add_signed(ahead_ms),
             part: 0,
             parts: 1,
         };

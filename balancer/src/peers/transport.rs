@@ -4,21 +4,19 @@
 //! chitchat ends its gossip for ever when a socket's `recv` fails, so here it never does: whatever goes wrong
 //! with a datagram is counted, and the next one is awaited.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
 use log::{debug, warn};
-use socket2::{Domain, Protocol, Type};
-use tokio::net::UdpSocket;
 
 use super::counters::{DropReason, SyncCounters};
+use super::host::{self, Host};
 use super::members::Roster;
 use super::seal::{DATAGRAM, Header, MAX_PARTS, MemberId, PART, Seal};
 
@@ -32,7 +30,7 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
 /// The socket and all that decides about datagrams. Outlives the gossip above it, which may be started again.
 pub(super) struct Link {
-    socket: UdpSocket,
+    host: Box<dyn Host>,
     own: MemberId,
     boot: u64,
     sequence: AtomicU64,
@@ -58,17 +56,10 @@ pub(super) struct Clock {
     pub(super) wall_ms: u64,
 }
 
-impl Clock {
-    pub(super) fn read() -> Self {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { now: Instant::now(), wall_ms: wall.as_millis() as u64 }
-    }
-}
-
 impl Link {
-    pub(super) fn new(socket: UdpSocket, own_name: &str, boot: u64, seal: Seal, roster: Roster) -> Self {
+    pub(super) fn new(host: Box<dyn Host>, own_name: &str, boot: u64, seal: Seal, roster: Roster) -> Self {
         Self {
-            socket,
+            host,
             own: MemberId::of(own_name),
             boot,
             sequence: AtomicU64::new(1),
@@ -79,6 +70,15 @@ impl Link {
             #[cfg(test)]
             breaks: false.into(),
         }
+    }
+
+    /// Time since 1970 by the host's wall clock.
+    pub(super) fn since_epoch(&self) -> Duration {
+        host::since_epoch(&*self.host)
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        Clock { now: host::now(), wall_ms: self.since_epoch().as_millis() as u64 }
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -155,28 +155,18 @@ impl Link {
             };
             self.seal.seal(&header, chunk)
         });
-        Ok(Some((self.reachable(route), datagrams.collect::<Result<_>>()?)))
-    }
-
-    /// The form of `address` that the socket's family takes.
-    fn reachable(&self, address: SocketAddr) -> SocketAddr {
-        match (self.socket.local_addr(), address.ip()) {
-            (Ok(SocketAddr::V6(_)), IpAddr::V4(v4)) => {
-                SocketAddrV6::new(v4.to_ipv6_mapped(), address.port(), 0, 0).into()
-            }
-            _ => address,
-        }
+        Ok(Some((route, datagrams.collect::<Result<_>>()?)))
     }
 
     async fn send(&self, to: SocketAddr, message: &[u8]) {
-        let (route, datagrams) = match self.pack(to, message, Clock::read()) {
+        let (route, datagrams) = match self.pack(to, message, self.clock()) {
             Ok(Some(packed)) => packed,
             Ok(None) => return,
             Err(error) => return self.count_send_error(to, &error),
         };
         for datagram in datagrams {
-            match self.socket.send_to(&datagram, route).await {
-                Ok(_) => self.counters.sent(),
+            match self.host.send_to(&datagram, route).await {
+                Ok(()) => self.counters.sent(),
                 Err(error) => self.count_send_error(route, &error.into()),
             }
         }
@@ -184,7 +174,7 @@ impl Link {
 
     async fn receive(&self, buffer: &mut [u8]) -> ChitchatMessageFrom {
         loop {
-            let (length, source) = match self.socket.recv_from(buffer).await {
+            let (length, source) = match self.host.recv_from(buffer).await {
                 Ok(received) => received,
                 Err(error) => {
                     warn!("failed to receive a sync datagram, trying on: {error}");
@@ -192,8 +182,7 @@ impl Link {
                     continue;
                 }
             };
-            let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-            let outcome = self.accept(source, &buffer[..length], Clock::read());
+            let outcome = self.accept(source, &buffer[..length], self.clock());
             self.counters.received(outcome.as_ref().map(|_| ()).map_err(|reason| *reason));
             match outcome {
                 Ok(Some(message)) => return (source, message),
@@ -205,7 +194,7 @@ impl Link {
 
     fn count_send_error(&self, to: SocketAddr, error: &anyhow::Error) {
         self.counters.send_error();
-        if self.may_warn(|warned| &mut warned.send, Instant::now()) {
+        if self.may_warn(|warned| &mut warned.send, host::now()) {
             warn!("failed to send a sync datagram to {to}: {error:#}");
         }
     }
@@ -241,35 +230,6 @@ impl Link {
 
 type ChitchatMessageFrom = (SocketAddr, ChitchatMessage);
 
-/// Binds the sync socket in the calling thread's network namespace.
-pub(super) fn bind(listen: SocketAddr) -> Result<UdpSocket> {
-    let domain = Domain::for_address(listen);
-    let open = || -> io::Result<socket2::Socket> {
-        let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_nonblocking(true)?;
-        if domain == Domain::IPV6 {
-            socket.set_only_v6(!listen.ip().is_unspecified())?;
-        }
-        Ok(socket)
-    };
-    let socket = open().context("failed to open a UDP socket for peer sync")?;
-    socket.bind(&listen.into()).map_err(|error| {
-        let remedy = if error.kind() == io::ErrorKind::AddrInUse {
-            format!(
-                "another process has it: stop that one (`ss -ulpn sport = :{}` names it), or set another port on \
-                 every controller",
-                listen.port()
-            )
-        } else if error.kind() == io::ErrorKind::AddrNotAvailable {
-            format!("no interface of this host holds {}: correct the key, or bring the interface up", listen.ip())
-        } else {
-            "set another address or port".to_owned()
-        };
-        anyhow!(error).context(format!("cluster.listen: cannot listen on UDP {listen}: {remedy}"))
-    })?;
-    UdpSocket::from_std(socket.into()).context("failed to register the sync socket with the runtime")
-}
-
 /// What chitchat opens its socket from: the link, bound long before.
 pub(super) struct SealedTransport(pub(super) Arc<Link>);
 
@@ -304,6 +264,7 @@ impl Socket for SealedSocket {
 
 #[cfg(test)]
 mod tests {
+    use super::super::host::ThisHost;
     use super::super::members::Member;
     use super::*;
 
@@ -320,7 +281,7 @@ mod tests {
         let listen = "127.0.0.1:0".parse().unwrap();
         let members = [member("a", "10.0.0.1"), member("b", "10.0.0.2"), member("c", "10.0.0.3")];
         let roster = Roster::new(name, listen, &members).unwrap();
-        Link::new(bind(listen).unwrap(), name, boot, Seal::new(key), roster)
+        Link::new(Box::new(ThisHost::bind(listen).unwrap()), name, boot, Seal::new(key), roster)
     }
 
     fn clock(wall_ms: u64) -> Clock {
@@ -429,48 +390,5 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_sent_to_one_who_is_no_peer() {
         assert!(link("a", BOOT, &KEY).pack(source("10.0.0.9"), b"x", clock(0)).unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_socket_of_both_families_knows_ipv4_peers() {
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let listen = format!("[::]:{}", peer.local_addr().unwrap().port()).parse().unwrap();
-        let roster = Roster::new("a", listen, &[member("b", "127.0.0.1")]).unwrap();
-        let a = Link::new(bind("[::]:0".parse().unwrap()).unwrap(), "a", BOOT, Seal::new(&KEY), roster);
-        a.send(peer.local_addr().unwrap(), b"x").await;
-        let (length, a_address) = peer.recv_from(&mut [0; DATAGRAM]).unwrap();
-        assert!(length > 0);
-        let b = link("b", BOOT, &KEY);
-        let header = Header {
-            from: b.own,
-            to: a.own,
-            boot: BOOT,
-            sequence: 1,
-            sent_ms: Clock::read().wall_ms,
-            part: 0,
-            parts: 1,
-        };
-        peer.send_to(&b.seal.seal(&header, &message(3).serialize_to_vec()).unwrap(), a_address).unwrap();
-        let received =
-            tokio::time::timeout(Duration::from_secs(5), a.receive(&mut [0; DATAGRAM])).await.unwrap();
-        assert_eq!(received, (peer.local_addr().unwrap(), message(3)));
-    }
-
-    #[tokio::test]
-    async fn an_address_that_cannot_be_had_is_named() {
-        let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = taken.local_addr().unwrap();
-        let rows = [
-            (address, format!("cluster.listen: cannot listen on UDP {address}: another process has it")),
-            (
-                "192.0.2.1:17078".parse().unwrap(),
-                "cluster.listen: cannot listen on UDP 192.0.2.1:17078: no interface of this host".to_owned(),
-            ),
-        ];
-        for (listen, expected) in rows {
-            let error = format!("{:#}", bind(listen).unwrap_err());
-            assert!(error.starts_with(&expected), "{error}");
-        }
     }
 }

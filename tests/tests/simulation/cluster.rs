@@ -1,0 +1,579 @@
+//! Seven controllers' peer sync on a simulated network, an attacker beside them, and a record of all that they saw.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use balancer::key::ClusterKey;
+use balancer::peers::{Host, Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
+use tests::noise::Noise;
+use tokio::sync::{mpsc, watch};
+use turmoil::net::UdpSocket;
+use turmoil::{Builder, Sim};
+
+pub const CONTROLLERS: usize = 7;
+const PORT: u16 = 17078;
+/// When every simulation begins.
+const EPOCH: Duration = Duration::from_hours(500_000);
+/// Datagrams come in, and views are looked at, this often.
+pub const STEP: Duration = Duration::from_millis(2);
+/// How often an agent publishes its report, changed or not.
+const TICK: Duration = Duration::from_millis(100);
+/// How a line of a course begins that says how long something took.
+pub const TOOK: &str = "took: ";
+/// Longest datagram that an attacker sends.
+const LONGEST: usize = 2048;
+
+pub const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+pub fn name(node: usize) -> String {
+    char::from(b'a' + node as u8).to_string()
+}
+
+pub fn address(node: usize) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, 1 + node as u8).into()
+}
+
+pub fn socket_address(node: usize) -> SocketAddr {
+    SocketAddr::new(address(node), PORT)
+}
+
+const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 99);
+
+pub fn member(node: usize) -> Member {
+    Member { name: name(node), addresses: vec![address(node)] }
+}
+
+pub fn everybody() -> Vec<usize> {
+    (0..CONTROLLERS).collect()
+}
+
+/// A datagram as it was sent.
+#[derive(Clone)]
+pub struct Sent {
+    pub from: usize,
+    pub to: usize,
+    pub datagram: Vec<u8>,
+}
+
+/// What the network does to datagrams, and the hosts' clocks.
+struct Air {
+    noise: Noise,
+    /// Parts of 1.0.
+    lost: f64,
+    doubled: f64,
+    recorded: Option<Vec<Sent>>,
+    /// How far each wall clock is ahead, milliseconds.
+    ahead_ms: [i64; CONTROLLERS],
+    attacks: VecDeque<(SocketAddr, usize, Vec<u8>)>,
+}
+
+impl Air {
+    fn happens(&mut self, part: f64) -> bool {
+        part > 0.0 && f64::midpoint(self.noise.signed_unit(), 1.0) < part
+    }
+
+    /// How often a datagram arrives.
+    fn carry(&mut self, from: usize, datagram: &[u8], to: SocketAddr) -> usize {
+        if let Some(recorded) = &mut self.recorded
+            && let Some(to) = (0..CONTROLLERS).find(|&node| socket_address(node) == to)
+        {
+            recorded.push(Sent { from, to, datagram: datagram.to_vec() });
+        }
+        match (self.happens(self.lost), self.happens(self.doubled)) {
+            (true, _) => 0,
+            (false, true) => 2,
+            (false, false) => 1,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct SharedAir(Arc<Mutex<Air>>);
+
+impl SharedAir {
+    fn lock(&self) -> MutexGuard<'_, Air> {
+        self.0.lock().expect("nothing panics in the air")
+    }
+}
+
+/// A controller's host. What the attacker sends begins with the address that it is sent in the name of.
+struct SimulatedHost {
+    node: usize,
+    socket: UdpSocket,
+    air: SharedAir,
+}
+
+#[async_trait]
+impl Host for SimulatedHost {
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        let times = self.air.lock().carry(self.node, datagram, to);
+        for _ in 0..times {
+            self.socket.send_to(datagram, to).await?;
+        }
+        Ok(())
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let mut received = [0; 6 + LONGEST];
+        let (length, source) = self.socket.recv_from(&mut received).await?;
+        let (source, datagram) = match received[..length].split_first_chunk() {
+            Some((&[a, b, c, d, high, low], datagram)) if source.ip() == ATTACKER => {
+                let port = u16::from_be_bytes([high, low]);
+                (SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port), datagram)
+            }
+            Some(_) | None => (source, &received[..length]),
+        };
+        let length = datagram.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&datagram[..length]);
+        Ok((length, source))
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        let now = turmoil::since_epoch().expect("a host's clock is read on the host");
+        let ahead_ms = self.air.lock().ahead_ms[self.node];
+        SystemTime::UNIX_EPOCH + ms((now.as_millis() as u64).saturating_add_signed(ahead_ms))
+    }
+}
+
+/// Peer sync that runs on a host.
+struct Running {
+    peers: Peers,
+    changed: watch::Receiver<u64>,
+    pauses: mpsc::UnboundedSender<Duration>,
+}
+
+struct Node {
+    running: Rc<RefCell<Option<Running>>>,
+    members: Rc<RefCell<Vec<Member>>>,
+    published: Option<Report>,
+    /// Its wall clock when it was last started.
+    started_ns: u64,
+}
+
+/// What one controller sees of another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    pub alive: bool,
+    pub generation: u64,
+    pub connections: Option<u64>,
+}
+
+/// A controller sees another in another way than before.
+#[derive(Debug)]
+pub struct Event {
+    pub at: Duration,
+    pub observer: usize,
+    pub subject: usize,
+    pub died: bool,
+    pub seen: Seen,
+}
+
+pub struct Cluster {
+    sim: Sim<'static>,
+    air: SharedAir,
+    nodes: Vec<Node>,
+    pub key: ClusterKey,
+    seen: BTreeMap<(usize, usize), Seen>,
+    pub events: Vec<Event>,
+    counted: Vec<SyncCounts>,
+    took: Vec<(String, Duration)>,
+}
+
+impl Cluster {
+    /// Controllers that know each other, on a network with latencies in `latency_ms`; those in `running` are started.
+    pub fn new(seed: u64, latency_ms: (u64, u64), running: &[usize]) -> Self {
+        let mut builder = Builder::new();
+        builder.rng_seed(seed).epoch(SystemTime::UNIX_EPOCH + EPOCH).tick_duration(STEP).udp_capacity(16_384);
+        builder.simulation_duration(Duration::from_hours(1));
+        builder.min_message_latency(ms(latency_ms.0)).max_message_latency(ms(latency_ms.1));
+        let air = SharedAir(Arc::new(Mutex::new(Air {
+            noise: Noise::new(seed),
+            lost: 0.0,
+            doubled: 0.0,
+            recorded: None,
+            ahead_ms: [0; CONTROLLERS],
+            attacks: VecDeque::new(),
+        })));
+        let sim = builder.build();
+        // As many latencies in each tenth of the range, or nearly so.
+        sim.set_message_latency_curve(1.5);
+        let mut cluster = Self {
+            sim,
+            air,
+            nodes: Vec::new(),
+            key: ClusterKey::generate().expect("a key"),
+            seen: BTreeMap::new(),
+            events: Vec::new(),
+            counted: vec![SyncCounts::default(); CONTROLLERS],
+            took: Vec::new(),
+        };
+        for node in 0..CONTROLLERS {
+            cluster.add(node);
+        }
+        let air = cluster.air.clone();
+        cluster.sim.host(IpAddr::from(ATTACKER), move || attack(air.clone()));
+        for node in 0..CONTROLLERS {
+            cluster.sim.set_link_latency(IpAddr::from(ATTACKER), address(node), ms(1));
+            if running.contains(&node) {
+                cluster.set_started(node);
+            } else {
+                cluster.sim.crash(address(node));
+            }
+        }
+        cluster
+    }
+
+    fn add(&mut self, node: usize) {
+        let running = Rc::new(RefCell::new(None));
+        let members = Rc::new(RefCell::new((0..CONTROLLERS).map(member).collect::<Vec<_>>()));
+        self.nodes.push(Node {
+            running: Rc::clone(&running),
+            members: Rc::clone(&members),
+            published: None,
+            started_ns: 0,
+        });
+        let (air, key) = (self.air.clone(), self.key.clone());
+        self.sim.host(address(node), move || {
+            let (running, members) = (Rc::clone(&running), Rc::clone(&members));
+            let (air, key) = (air.clone(), key.clone());
+            async move {
+                let config = PeersConfig {
+                    name: name(node),
+                    listen: socket_address(node),
+                    members: members.borrow().clone(),
+                    key,
+                    cluster_id: "balancer-v1".to_owned(),
+                };
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
+                let peers = Peers::start_on(config, Box::new(SimulatedHost { node, socket, air }))?;
+                let (pauses, mut paused) = mpsc::unbounded_channel();
+                let changed = peers.changed();
+                *running.borrow_mut() = Some(Running { peers, changed, pauses });
+                while let Some(pause) = paused.recv().await {
+                    tokio::time::advance(pause).await;
+                }
+                pending().await
+            }
+        });
+    }
+
+    pub fn air_loses(&self, part: f64) {
+        self.air.lock().lost = part;
+    }
+
+    pub fn air_doubles(&self, part: f64) {
+        self.air.lock().doubled = part;
+    }
+
+    /// Sets a host's wall clock ahead of the true time, or behind.
+    pub fn set_ahead(&self, node: usize, ms: i64) {
+        self.air.lock().ahead_ms[node] = ms;
+    }
+
+    /// Records what is sent from here on.
+    pub fn record(&self) {
+        self.air.lock().recorded = Some(Vec::new());
+    }
+
+    pub fn take_recorded(&self) -> Vec<Sent> {
+        self.air.lock().recorded.take().unwrap_or_default()
+    }
+
+    /// Has the attacker send a datagram as if it came from `source`.
+    pub fn attack(&self, source: SocketAddr, to: usize, datagram: Vec<u8>) {
+        assert!(datagram.len() <= LONGEST, "{} octets are too long", datagram.len());
+        self.air.lock().attacks.push_back((source, to, datagram));
+    }
+
+    /// Time since the simulation began.
+    pub fn elapsed(&self) -> Duration {
+        self.sim.elapsed()
+    }
+
+    fn wall_clock(&self, node: usize) -> Duration {
+        let ms = (EPOCH + self.elapsed()).as_millis() as u64;
+        Duration::from_millis(ms.saturating_add_signed(self.air.lock().ahead_ms[node]))
+    }
+
+    /// A host's wall clock, milliseconds.
+    pub fn wall_clock_ms(&self, node: usize) -> u64 {
+        self.wall_clock(node).as_millis() as u64
+    }
+
+    /// A controller's loss of power.
+    pub fn crash(&mut self, node: usize) {
+        let running = self.nodes[node].running.borrow_mut().take();
+        self.counted[node] = SyncCounts::default();
+        drop(running);
+        self.sim.crash(address(node));
+        self.seen.retain(|(observer, _), _| *observer != node);
+    }
+
+    /// Starts controllers that have crashed, each of which has another count then.
+    pub fn start(&mut self, nodes: &[usize], connections: u64) {
+        for &node in nodes {
+            self.sim.bounce(address(node));
+            self.set_started(node);
+        }
+        self.run(STEP);
+        for &node in nodes {
+            self.publish(node, connections + node as u64);
+        }
+    }
+
+    /// The wall clock at a controller's last start, nanoseconds.
+    pub fn started_ns(&self, node: usize) -> u64 {
+        self.nodes[node].started_ns
+    }
+
+    fn set_started(&mut self, node: usize) {
+        self.nodes[node].started_ns = self.wall_clock(node).as_nanos() as u64;
+    }
+
+    /// Stops a host's processor for so long, which its monotonic clock goes on in. To the others the time is none.
+    pub fn pause(&self, node: usize, pause: Duration) {
+        let running = self.nodes[node].running.borrow();
+        running.as_ref().expect("it runs").pauses.send(pause).expect("it hears");
+    }
+
+    /// Sets the members that a controller is started with.
+    pub fn configure(&self, node: usize, members: &[usize]) {
+        *self.nodes[node].members.borrow_mut() = members.iter().copied().map(member).collect();
+    }
+
+    /// Tells a running controller its members.
+    pub fn set_members(&self, node: usize, members: &[usize]) {
+        let members: Vec<_> = members.iter().copied().map(member).collect();
+        self.with(node, |peers| peers.set_members(&members)).expect("a cluster");
+    }
+
+    pub fn publish(&mut self, node: usize, connections: u64) {
+        let report = Report {
+            ready: true,
+            draining: false,
+            connections,
+            handshakes: connections % 7,
+            limit: 10_000,
+            weight: 1.0,
+            arrivals_per_s: 2.5,
+            received: BTreeMap::from([(name(0), 3 * connections)]),
+            relay_ports: BTreeMap::from([(name(0), 17080)]),
+            addresses: vec![address(node)],
+            closing: 0,
+            sheds: false,
+        };
+        self.nodes[node].published = Some(report.clone());
+        self.with(node, |peers| peers.publish(report));
+    }
+
+    fn with<T>(&self, node: usize, act: impl FnOnce(&Peers) -> T) -> T {
+        let running = self.nodes[node].running.borrow();
+        act(&running.as_ref().unwrap_or_else(|| panic!("{} does not run", name(node))).peers)
+    }
+
+    pub fn view(&self, observer: usize, subject: usize) -> PeerView {
+        let views = self.with(observer, Peers::views);
+        views.into_iter().find(|view| view.name == name(subject)).expect("a member")
+    }
+
+    pub fn partition(&self, these: &[usize], those: &[usize]) {
+        each_pair(these, those, |a, b| self.sim.partition(address(a), address(b)));
+    }
+
+    pub fn heal(&self, these: &[usize], those: &[usize]) {
+        each_pair(these, those, |a, b| self.sim.repair(address(a), address(b)));
+    }
+
+    /// Keeps what is sent between them for [`Self::release`].
+    pub fn hold(&self, these: &[usize], those: &[usize]) {
+        each_pair(these, those, |a, b| self.sim.hold(address(a), address(b)));
+    }
+
+    pub fn release(&self, these: &[usize], those: &[usize]) {
+        each_pair(these, those, |a, b| self.sim.release(address(a), address(b)));
+    }
+
+    pub fn set_latency(&self, these: &[usize], those: &[usize], latency: Duration) {
+        each_pair(these, those, |a, b| self.sim.set_link_latency(address(a), address(b), latency));
+    }
+
+    pub fn set_max_latency(&self, these: &[usize], those: &[usize], latency: Duration) {
+        each_pair(these, those, |a, b| {
+            self.sim.set_link_max_message_latency(address(a), address(b), latency);
+        });
+    }
+
+    /// Whether anybody saw something new.
+    fn step(&mut self) -> bool {
+        self.sim.step().expect("no host fails");
+        if self.elapsed().as_millis().is_multiple_of(TICK.as_millis()) {
+            self.renew();
+        }
+        let before = self.events.len();
+        for observer in 0..CONTROLLERS {
+            let views = match &mut *self.nodes[observer].running.borrow_mut() {
+                Some(running) if running.changed.has_changed().is_ok_and(|changed| changed) => {
+                    running.changed.borrow_and_update();
+                    running.peers.views()
+                }
+                Some(_) | None => continue,
+            };
+            for view in views {
+                let subject = usize::from(view.name.as_bytes()[0] - b'a');
+                let seen = Seen {
+                    alive: view.alive,
+                    generation: view.generation,
+                    connections: view.report.map(|report| report.connections),
+                };
+                let known = self.seen.entry((observer, subject)).or_default();
+                if *known != seen {
+                    let died = known.alive && !seen.alive;
+                    known.clone_from(&seen);
+                    self.events.push(Event { at: self.sim.elapsed(), observer, subject, died, seen });
+                }
+            }
+        }
+        self.events.len() > before
+    }
+
+    fn renew(&self) {
+        for node in &self.nodes {
+            if let (Some(running), Some(report)) = (&*node.running.borrow(), &node.published) {
+                running.peers.publish(report.clone());
+            }
+        }
+    }
+
+    pub fn run(&mut self, time: Duration) {
+        let end = self.elapsed() + time;
+        while self.elapsed() < end {
+            self.step();
+        }
+    }
+
+    /// Runs until `check` holds and says how long that took.
+    pub fn until(&mut self, what: &str, within: Duration, check: impl Fn(&Self) -> bool) -> Duration {
+        let start = self.elapsed();
+        let mut is_due = true;
+        loop {
+            if is_due && check(self) {
+                let took = self.elapsed().saturating_sub(start);
+                self.took.push((what.to_owned(), took));
+                return took;
+            }
+            assert!(self.elapsed() <= start + within, "{what}: not within {within:?}; {self}");
+            is_due = self.step();
+        }
+    }
+
+    /// Whether each of `nodes` sees each other of them alive, and its latest report, of its latest start.
+    pub fn agree(&self, nodes: &[usize]) -> bool {
+        nodes.iter().all(|&observer| {
+            let views = self.with(observer, Peers::views);
+            let others = nodes.iter().filter(|&&subject| subject != observer);
+            others.into_iter().all(|&subject| {
+                let node = &self.nodes[subject];
+                views.iter().find(|view| view.name == name(subject)).is_some_and(|view| {
+                    view.alive && view.report == node.published && view.generation >= node.started_ns
+                })
+            })
+        })
+    }
+
+    /// Deaths seen from `since` on.
+    pub fn deaths(&self, since: Duration) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.died && event.at >= since).collect()
+    }
+
+    /// What a controller dropped since this was last asked, or it was started.
+    pub fn drops(&mut self, node: usize) -> SyncCounts {
+        let now = self.with(node, |peers| peers.counters().snapshot());
+        let before = std::mem::replace(&mut self.counted[node], now);
+        let counts = SyncCounts {
+            sent: 0,
+            send_errors: now.send_errors - before.send_errors,
+            received: now.received - before.received,
+            accepted: now.accepted - before.accepted,
+            unknown_sender: now.unknown_sender - before.unknown_sender,
+            malformed: now.malformed - before.malformed,
+            wrong_key: now.wrong_key - before.wrong_key,
+            replayed: now.replayed - before.replayed,
+            clock_skew: now.clock_skew - before.clock_skew,
+            bad_reports: now.bad_reports - before.bad_reports,
+            restarts: now.restarts - before.restarts,
+        };
+        let SyncCounts { unknown_sender, malformed, wrong_key, replayed, clock_skew, .. } = counts;
+        let dropped = unknown_sender + malformed + wrong_key + replayed + clock_skew;
+        assert_eq!(counts.received, counts.accepted + dropped, "{counts:?}");
+        SyncCounts { received: 0, accepted: 0, ..counts }
+    }
+
+    /// All that came to pass.
+    pub fn course(&self) -> String {
+        let mut course = format!("{:?}\n", self.events);
+        for (what, took) in &self.took {
+            let _ = writeln!(course, "{TOOK}{what}: {} ms", took.as_millis());
+        }
+        for node in &self.nodes {
+            if let Some(running) = &*node.running.borrow() {
+                let _ = writeln!(course, "{:?}", running.peers.counters().snapshot());
+            }
+        }
+        course
+    }
+}
+
+/// What was last seen.
+impl std::fmt::Display for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "at {:?}, last seen:", self.elapsed())?;
+        for ((observer, subject), seen) in &self.seen {
+            writeln!(f, "  {} of {}: {seen:?}", name(*observer), name(*subject))?;
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            let published = node.published.as_ref().map(|report| report.connections);
+            write!(f, "  {} published {published:?}", name(index))?;
+            match &*node.running.borrow() {
+                Some(running) => writeln!(f, "; {:?}", running.peers.counters().snapshot())?,
+                None => writeln!(f, "; it is down")?,
+            }
+        }
+        for event in self.events.iter().rev().take(12) {
+            writeln!(f, "  {event:?}")?;
+        }
+        Ok(())
+    }
+}
+
+async fn attack(air: SharedAir) -> Result<(), Box<dyn std::error::Error>> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
+    loop {
+        let due: Vec<_> = air.lock().attacks.drain(..).collect();
+        for (source, to, datagram) in due {
+            let IpAddr::V4(v4) = source.ip() else { continue };
+            let envelope = [&v4.octets()[..], &source.port().to_be_bytes(), &datagram].concat();
+            socket.send_to(&envelope, socket_address(to)).await?;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}
+
+fn each_pair(these: &[usize], those: &[usize], act: impl Fn(usize, usize)) {
+    for &a in these {
+        for &b in those {
+            if a != b {
+                act(a, b);
+            }
+        }
+    }
+}
