@@ -4,6 +4,7 @@
 mod bpffs;
 mod build;
 mod demo;
+mod fuzz;
 mod install;
 mod leftovers;
 mod libjuju;
@@ -34,6 +35,8 @@ enum Verb {
     Test(test::Arguments),
     /// Boot real kernels in QEMU and run the packet tables, the verifier's budgets and namespace runs inside (needs root)
     Vm(vm::Arguments),
+    /// Feed hostile input to all that reads what others wrote, for a minute each, guided by the code that it reaches
+    Fuzz(fuzz::Arguments),
     /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
     /// Build, and put binary, systemd unit and example configuration in place (needs root)
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Build => build::main(),
         Verb::Test(arguments) => test::main(&arguments),
         Verb::Vm(arguments) => vm::main(&arguments),
+        Verb::Fuzz(arguments) => fuzz::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
     };
