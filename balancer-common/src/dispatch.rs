@@ -15,6 +15,10 @@ use crate::{
 pub fn dispatch<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    // The trailer's place is taken, and the owner would take neither. Stacks repeat a SYN without its data.
+    if segment.payload() != 0 {
+        return Verdict::Drop(Drop::Unwritable);
+    }
     // Gone already: pushed out by a flood. The client repeats its SYN.
     let Some(flow) = tables.half_open(&arriving(&segment)) else { return Verdict::Drop(Drop::NoRecord) };
     let mut change = Change::default();

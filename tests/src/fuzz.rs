@@ -1,6 +1,6 @@
 //! Hostile input: for everything that reads what others wrote, a function that feeds it any bytes and judges the rest.
 //!
-//! The seeds in `fuzz/seeds` are tried by every test run.
+//! The seeds in `fuzz/seeds`, past findings among them, are tried by every test run; `cargo xtask fuzz` looks for more.
 #![allow(clippy::missing_panics_doc, reason = "a finding is a panic")]
 
 mod agent_conf;
@@ -10,6 +10,9 @@ mod control;
 mod datagram;
 mod packet;
 mod report;
+mod seed;
+
+pub use self::seed::seed;
 
 /// What is fed.
 #[derive(Clone, Copy, Debug)]
@@ -32,16 +35,3 @@ pub const TARGETS: [Target; 6] = [
     Target { name: "agent-conf", feed: agent_conf::feed },
     Target { name: "control", feed: control::feed },
 ];
-
-/// The bytes of a seed's file: of `NAME.hex` what its digits say, `#` beginning a comment; of others the text itself.
-///
-/// # Errors
-/// Says which word is not of two digits.
-pub fn seed(name: &str, text: &str) -> Result<Vec<u8>, String> {
-    if std::path::Path::new(name).extension().is_none_or(|extension| extension != "hex") {
-        return Ok(text.as_bytes().to_vec());
-    }
-    let words = text.lines().flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
-    let byte = |word: &str| u8::from_str_radix(word, 16).map_err(|error| format!("{word:?}: {error}"));
-    words.map(byte).collect()
-}

@@ -34,6 +34,12 @@ pub fn result(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed")?, failed: count("failed")? })
 }
 
+/// The counts in the closing line of one of our own verbs, such as `12 passed, 0 failed`.
+pub fn closing(line: &str) -> Option<Counts> {
+    let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some(Counts { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+}
+
 /// What one harness's run amounts to: a test that brings the process down counts as one that failed.
 pub fn outcome(last: Option<Counts>, success: bool) -> Counts {
     match last {
@@ -83,5 +89,7 @@ mod tests {
         let mut sum = counts(1, 0);
         sum += counts(41, 2);
         assert_eq!(sum.to_string(), "42 passed, 2 failed");
+        assert_eq!(closing(&sum.to_string()), Some(sum));
+        assert_eq!(closing("42 passed, some failed"), None);
     }
 }

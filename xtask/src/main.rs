@@ -1,9 +1,11 @@
 //! The project's own commands, `cargo xtask VERB`; each verb is one file.
 #![allow(clippy::print_stdout, reason = "reporting what it does is a command's job")]
 
+mod beside;
 mod bpffs;
 mod build;
 mod demo;
+mod fuzz;
 mod install;
 mod leftovers;
 mod libjuju;
@@ -41,6 +43,8 @@ enum Verb {
     Machines(machines::Arguments),
     /// Churn, restarts and faults at random in network namespaces, for as long as one likes (needs root)
     Soak(soak::Arguments),
+    /// Feed hostile input to all that reads what others wrote, for a minute each, guided by the code that it reaches
+    Fuzz(fuzz::Arguments),
     /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
     /// Build, and put binary, systemd unit and example configuration in place (needs root)
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Vm(arguments) => vm::main(&arguments),
         Verb::Machines(arguments) => machines::main(&arguments),
         Verb::Soak(arguments) => soak::main(&arguments),
+        Verb::Fuzz(arguments) => fuzz::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
     };

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use crate::beside::Beside;
 use crate::bpffs::BpfFs;
 use crate::leftovers::Before;
 use crate::run::{Executable, cargo, executables, root, run, search_path};
@@ -33,6 +34,10 @@ const PURE_LIBRARIES: [&str; 2] = ["--package", "balancer-common"];
 pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
 /// The package of the runs in network namespaces.
 const RUNS: &str = "tests";
+/// Its runs that wait for minutes, as Juju's login limit asks.
+const POLICY: &str = "policy";
+/// What is done beside them.
+const FUZZ: [&str; 3] = ["fuzz", "--seconds", "5"];
 /// Kernels that the packet tables and a few runs are repeated on: the oldest, and those that the hooks differ on.
 const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 /// What befalls controllers that are machines, and their kernel; `cargo xtask machines` does all.
@@ -75,11 +80,14 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     environment.push(("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?));
     let of_this_machine = released.iter().filter(|harness| harness.name != machines::HARNESS);
     for harness in pure.iter().chain(of_this_machine) {
+        let waits = harness.package == RUNS && harness.name == POLICY && filter.is_none();
+        let fuzz = waits.then(|| Beside::start(&FUZZ, &before)).transpose()?;
         step(&title(harness), || {
             let mut command = harness_command(harness, filter, &environment);
             before.mark(&mut command);
             tally.add(harness.package == RUNS && harness.kind == "test", &title(harness), &mut command)
         })?;
+        fuzz.map(|fuzz| step("fuzz, begun beside", || fuzz.finish(&mut tally))).transpose()?;
     }
     if filter.is_none() {
         for selection in [&PURE_LIBRARIES[..], &RELEASED] {
@@ -147,8 +155,8 @@ fn harness_command(harness: &Executable, filter: Option<&str>, environment: &[(&
     command.current_dir(&harness.directory).env("CARGO_MANIFEST_DIR", &harness.directory);
     command.envs(environment.iter().map(|(name, value)| (name, value))).args(filter);
     if harness.package == RUNS {
-        // They share the machine, and some measure it. Those of `policy` wait for minutes as Juju's login limit asks.
-        let threads = if harness.name == "policy" { 6 } else { 1 };
+        // They share the machine, and some measure it.
+        let threads = if harness.name == POLICY { 6 } else { 1 };
         command.arg(format!("--test-threads={threads}"));
     }
     command

@@ -233,6 +233,8 @@ pub fn again(scene: &Scene) -> Vec<Row> {
             TOWARDS,
             scene.relayed(),
         ),
+        arrives("repeated with data: no room for the trailer", &answered, scene.syn().payload(b"odd"))
+            .dropped("unwritable"),
         arrives("repeated without an answer: picked anew, without B", &beginning, scene.syn())
             .passes("chosen")
             .also("repicked")
