@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
-use aya::{Ebpf, Pod};
+use aya::{Ebpf, EbpfLoader, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
 use balancer::privileges::raise_limits;
 use balancer_common::abi::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
@@ -28,6 +28,11 @@ use crate::topology::run;
 
 /// The interface that packets come in by, and its peer.
 pub const INTERFACES: [u32; 2] = [7, 8];
+
+/// Tables that have room for more than a row ever has in them.
+const TABLES: [&str; 6] = [map::LIVE, map::HALF_OPEN, map::RESERVED, map::CLIENTS, map::SPARED, map::TRACKED];
+/// Fewer, and those that evict do so early.
+const LEAST: usize = 4096;
 
 /// The loaded programs and their maps.
 pub struct Kernel {
@@ -70,18 +75,28 @@ pub enum Left {
 /// # Errors
 /// When the verifier refuses one, with its log.
 pub fn load() -> Result<Ebpf> {
+    load_set(|_| {})
+}
+
+fn load_set(set: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Ebpf> {
     // Linux 5.10 counts maps and programs against it, and gives back what was freed only after a while.
     raise_limits()?;
-    load_object(&Ability::ask()?, |_| {})
+    load_object(&Ability::ask()?, set)
 }
 
 impl Kernel {
-    /// Loads all programs; their maps are not pinned and go with this value.
+    /// Loads all programs; their maps are not pinned and go with this value. Tables have room for `most` records, and some
+    /// more: for each row they are listed, and the kernel looks into every bucket.
     ///
     /// # Errors
     /// When the verifier refuses one, with its log.
-    pub fn load() -> Result<Self> {
-        let mut ebpf = load()?;
+    pub fn load(most: usize) -> Result<Self> {
+        let room = most.max(LEAST) as u32;
+        let mut ebpf = load_set(|loader| {
+            for name in TABLES {
+                loader.map_max_entries(name, room);
+            }
+        })?;
         let stages = place_stages(&mut ebpf)?;
         Ok(Self { ebpf, _stages: stages })
     }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::lines::{Lines as _, Port};
@@ -52,8 +52,9 @@ impl Recipe {
     /// # Errors
     /// When it made none.
     pub fn find() -> Result<Self> {
-        let path = std::env::var_os(RECIPE)
-            .with_context(|| format!("no {RECIPE}: `cargo xtask machines` runs this, with a kernel to boot"))?;
+        let path = std::env::var_os(RECIPE).with_context(|| {
+            format!("no {RECIPE}: `cargo xtask machines` runs this, with a kernel to boot")
+        })?;
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("failed to read {}", Path::new(&path).display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is strange", Path::new(&path).display()))
@@ -93,7 +94,8 @@ impl Machine {
             let path = socket(port);
             // What a machine that was killed left behind.
             let _ = std::fs::remove_file(&path);
-            command.args(["-chardev", &format!("socket,id={port},path={},server=on,wait=off", path.display())]);
+            command
+                .args(["-chardev", &format!("socket,id={port},path={},server=on,wait=off", path.display())]);
             command.args(["-device", &format!("virtserialport,chardev={port},name={port}")]);
         }
         command.stdin(Stdio::null()).stdout(log).stderr(complaints);
@@ -131,7 +133,11 @@ impl Machine {
     /// # Errors
     /// When QEMU has ended.
     pub fn fleet_port(&self) -> Result<Port> {
-        Port::connect(&format!("{}.{FLEET}", self.name), &self.directory.join(format!("{}.{FLEET}", self.name)), SOCKETS)
+        Port::connect(
+            &format!("{}.{FLEET}", self.name),
+            &self.directory.join(format!("{}.{FLEET}", self.name)),
+            SOCKETS,
+        )
     }
 
     /// Has an order carried out; gives the answer.

@@ -134,8 +134,7 @@ impl Machines {
     /// When it does not come up.
     pub fn boot(&mut self, index: usize) -> Result<()> {
         let name = NAMES[index];
-        let machine =
-            Machine::boot(&self.recipe, self.directory.path(), &self.switch, name, number(name))?;
+        let machine = Machine::boot(&self.recipe, self.directory.path(), &self.switch, name, number(name))?;
         serve(&machine, &self.key)?;
         self.controllers[index] = Some(machine);
         Ok(())

@@ -138,7 +138,8 @@ fn carry_out(order: Order, started: &mut BTreeMap<String, Child>) -> Result<Valu
     match order {
         Order::Write { path, text } => {
             let directory = path.parent().context("a path with a directory")?;
-            fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
+            fs::create_dir_all(directory)
+                .with_context(|| format!("failed to make {}", directory.display()))?;
             let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
             written.with_context(|| format!("failed to write {}", path.display()))?;
@@ -193,7 +194,8 @@ fn carry_out(order: Order, started: &mut BTreeMap<String, Child>) -> Result<Valu
             let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
             let by = Duration::from_millis(by_ms.unsigned_abs());
             let then = if by_ms < 0 { now.saturating_sub(by) } else { now + by };
-            clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(then)).context("failed to set the clock")?;
+            clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(then))
+                .context("failed to set the clock")?;
             Ok(Value::Null)
         }
         Order::Tables { pins } => serde_json::to_value(tables(&pins)?).context("failed to answer"),

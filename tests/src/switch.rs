@@ -197,7 +197,8 @@ impl Fabric {
         let mut frame = vec![0; FRAME];
         while !self.shared.ends.load(Ordering::Relaxed) {
             for from in 0..self.ports.len() {
-                while let Some(length) = self.ports.get(from).and_then(|port| port.socket.recv(&mut frame).ok())
+                while let Some(length) =
+                    self.ports.get(from).and_then(|port| port.socket.recv(&mut frame).ok())
                 {
                     self.take(from, &frame[..length]);
                 }

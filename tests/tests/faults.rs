@@ -112,7 +112,8 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
         let from = daemon.log_lines().len();
         daemon.run()?;
         let lines = daemon.log_lines();
-        let took = lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
+        let took =
+            lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
         println!("{index}: {}", took.with_context(|| format!("{lines:?}"))?);
         ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
         ensure!(self::links(daemon)? == links, "the same links run other programs");
@@ -135,7 +136,8 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
     cluster.fleet.close(1200, How::Fin)?;
     exact(&cluster, "all closed", 0)?;
     eventually(Duration::from_mins(1), "no record left", || {
-        let left = cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
+        let left =
+            cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
         let left = left.collect::<Result<Vec<_>, _>>()?;
         if left.iter().flat_map(|tables| tables.values()).all(|&records| records == 0) {
             Ok(())

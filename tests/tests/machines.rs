@@ -85,9 +85,12 @@ fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
         let mut left = BTreeMap::new();
         for (index, name) in NAMES.iter().enumerate() {
             let tables = machines.tables(index).map_err(|error| format!("{error:#}"))?;
-            left.extend(tables.into_iter().filter(|(_, records)| *records > 0).map(|(table, records)| {
-                (format!("{name}: {table}"), records)
-            }));
+            left.extend(
+                tables
+                    .into_iter()
+                    .filter(|(_, records)| *records > 0)
+                    .map(|(table, records)| (format!("{name}: {table}"), records)),
+            );
         }
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })?;

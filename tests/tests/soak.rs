@@ -164,7 +164,9 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
             _ => STEPS[course.noise.below(STEPS.len())],
         };
         let begun = Instant::now();
-        let lost = course.take(step).with_context(|| format!("{step:?} after {:?}, seed {seed}", started.elapsed()))?;
+        let lost = course
+            .take(step)
+            .with_context(|| format!("{step:?} after {:?}, seed {seed}", started.elapsed()))?;
         let half = usize::from(started.elapsed() > length / 2);
         halves[half] = halves[half].max(course.memory()?);
         println!(
@@ -174,7 +176,12 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
             course.cluster.counts()?
         );
     }
-    println!("{:?}; agents' memory at most {} KiB, then {} KiB", course.done, halves[0] >> 10, halves[1] >> 10);
+    println!(
+        "{:?}; agents' memory at most {} KiB, then {} KiB",
+        course.done,
+        halves[0] >> 10,
+        halves[1] >> 10
+    );
     ensure!(halves[1] <= halves[0] + GROWTH, "memory stays flat: {halves:?} octets, seed {seed}");
     no_drift(&course.cluster)?;
 
@@ -187,7 +194,11 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
         let left = cluster.daemons.iter().map(|daemon| tables(daemon.pins()));
         let left = left.collect::<Result<Vec<_>>>().map_err(|error| format!("{error:#}"))?;
         let records: usize = left.iter().flat_map(BTreeMap::values).sum();
-        if records + counts.iter().sum::<usize>() == 0 { Ok(()) } else { Err(format!("{counts:?}, {left:?}")) }
+        if records + counts.iter().sum::<usize>() == 0 {
+            Ok(())
+        } else {
+            Err(format!("{counts:?}, {left:?}"))
+        }
     })
     .with_context(|| format!("seed {seed}"))?;
     println!("empty after {:.1} s", since.elapsed().as_secs_f64());

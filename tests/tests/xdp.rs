@@ -42,7 +42,8 @@ fn sent_by_driver(cluster: &Cluster, index: usize) -> Result<u64> {
 
 #[test]
 fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
-    const CLIENTS: usize = 900;
+    // An emulated processor takes its time.
+    let (clients, transfers) = if std::env::var_os("BALANCER_VM").is_some() { (300, 2) } else { (900, 6) };
     for (tag, ipv6) in [("xdp4", false), ("xdp6", true)] {
         let mut cluster = Cluster::start(ClusterOptions { ipv6, ..with_xdp(tag) })?;
         for daemon in &cluster.daemons {
@@ -50,11 +51,11 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
             let hook = status["hooks"]["eth0"].as_str().unwrap_or_default();
             ensure!(hook.starts_with("xdp+") && status["without_xdp"] == json!({}), "{status}");
         }
-        let mut dial = Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]);
+        let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
         dial.concurrency = 100;
-        ensure_clean(&cluster.fleet.dial(&dial)?, CLIENTS)?;
+        ensure_clean(&cluster.fleet.dial(&dial)?, clients)?;
         let counts =
-            cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == CLIENTS)?;
+            cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == clients)?;
         ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
         for (daemon, count) in cluster.daemons.iter().zip(&counts) {
             eventually(SOON, "the kernel's own count", || {
@@ -81,7 +82,7 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
         let mut sent = 0;
         let mut times = Vec::new();
         // Some of them are relayed, most likely all but a third.
-        for _ in 0..6 {
+        for _ in 0..transfers {
             let done = cluster.fleet.bulk(cluster.address(0), 2_000_000, BULK)?;
             times.push((done.up_ms.round(), done.down_ms.round()));
         }
@@ -91,7 +92,7 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
         }
         let driver = sent_by_driver(&cluster, 0)? - driver;
         println!(
-            "IPv6 {ipv6}: {counts:?}; six times 2 MB each way: {times:?} ms; {driver} of {sent} frames by the driver"
+            "IPv6 {ipv6}: {counts:?}; 2 MB each way: {times:?} ms; {driver} of {sent} frames by the driver"
         );
         ensure!(sent > 1000, "some are relayed");
         // Only the first to a neighbour goes another way: up, until the neighbour is known.

@@ -29,7 +29,10 @@ impl Beside {
         let output = File::create(&log).with_context(|| format!("failed to write {}", log.display()))?;
         let errors = output.try_clone().context("failed to clone a file")?;
         let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(env::current_exe().context("failed to find this program")?).args(words);
+        command
+            .args(["-n", "19"])
+            .arg(env::current_exe().context("failed to find this program")?)
+            .args(words);
         before.mark(&mut command);
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
         Ok(Self { words: words.join(" "), log, child: child.context("failed to start nice")? })

@@ -52,9 +52,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn command(harness: &Path, arguments: &Arguments) -> Command {
-    let seed = arguments.seed.unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-    });
+    let seed = arguments
+        .seed
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
     let mut command = Command::new(harness);
     command.arg("--nocapture").env("BALANCER_SOAK_SECONDS", (arguments.minutes * 60).to_string());
     command.env("BALANCER_SOAK_SEED", seed.to_string());

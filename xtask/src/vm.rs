@@ -125,7 +125,11 @@ impl Bench {
     ///
     /// # Errors
     /// The kernel cannot be had, or the file system not be written.
-    pub fn recipe(&self, series: &str, contents: Archive) -> Result<(&'static str, Vec<OsString>, &'static str)> {
+    pub fn recipe(
+        &self,
+        series: &str,
+        contents: Archive,
+    ) -> Result<(&'static str, Vec<OsString>, &'static str)> {
         let kernel = self.kernels.get(series)?;
         let initramfs = self.initramfs(&kernel, contents)?;
         let (program, arguments) = machine::common(&kernel, &initramfs);
@@ -173,7 +177,9 @@ pub fn matrix(bench: &Bench, series: &[String], jobs: u8, filter: Option<&str>) 
     reports.sort_by_key(|report| kernels::version(&report.kernel));
     print!("{}", report::table(&reports));
     let mut sum = Counts::default();
-    reports.iter().for_each(|report| sum += report.counts());
+    for report in &reports {
+        sum += report.counts();
+    }
     Ok(sum)
 }
 
@@ -207,11 +213,7 @@ pub fn built() -> Result<Vec<Executable>> {
 ///
 /// # Errors
 /// The balancer cannot be built, or a command is missing.
-pub fn with_fixtures(
-    built: &[Executable],
-    mut files: Vec<(String, PathBuf)>,
-    plan: &str,
-) -> Result<Archive> {
+pub fn with_fixtures(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &str) -> Result<Archive> {
     files.push(("/fixtures/balancer".to_owned(), build::build()?));
     for name in FIXTURES {
         files.push((format!("/fixtures/{name}"), find(built, "bin", name)?));

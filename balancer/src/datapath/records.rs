@@ -144,9 +144,8 @@ impl Records {
         // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` is for these commands, and live until the
         // call returns; key and value are borrowed for as long, and as long as the kernel takes them to be, as the
         // check above sees to.
-        let done = unsafe {
-            libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<Attributes>())
-        };
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<Attributes>()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -126,7 +126,7 @@ fn all(scene: &Scene) -> Vec<Row> {
 fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
     for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
         apart(&scene(ANY_TIME).addresses(), || {
-            let mut kernel = Kernel::load()?;
+            let mut kernel = Kernel::load(0)?;
             for row in all(&scene(boot_clock_ns()?)) {
                 let world = row.before();
                 kernel.fill(world)?;

@@ -166,8 +166,8 @@ impl Row {
         if ran.action.ifindex.is_some() && ran.action.ifindex != self.action.ifindex {
             faults.push(format!("leaves by {:?}, not {:?}", ran.action.ifindex, self.action.ifindex));
         }
-        if ran.counts != self.counts {
-            faults.push(format!("counts {:?}, not {:?}", ran.counts, self.counts));
+        if ran.found.counts != self.counts {
+            faults.push(format!("counts {:?}, not {:?}", ran.found.counts, self.counts));
         }
         let drawn = self.counts.contains_key("opened").then(|| source_port(&ran.frame)).flatten();
         let port = drawn.unwrap_or(RELAY);
@@ -179,7 +179,7 @@ impl Row {
         if !matches!(self.out, Out::Unchanged) && verify(&self.frame).is_ok() {
             faults.extend(verify(&ran.frame).err());
         }
-        faults.extend(ran.after.differences(&with_port(&self.after, port)));
+        faults.extend(ran.found.after.differences(&with_port(&self.after, port)));
         faults
     }
 
@@ -189,7 +189,9 @@ impl Row {
             host::run(self.hook, &mut frame.clone(), &host);
         }
         let action = host::run(self.hook, &mut frame, &host);
-        Ran { action, frame: frame.bytes, counts: host.counters(), after: host.world() }
+        let found =
+            Found { counts: host.counters(), after: host.world(), decided_s: host.world().now_s().into() };
+        Ran { action, frame: frame.bytes, found }
     }
 
     /// What comes of it at the XDP hook: the same where an entry's part decides, and nothing elsewhere.
@@ -199,10 +201,10 @@ impl Row {
     }
 
     fn by_xdp(&self, kernel: &mut Kernel) -> Result<Ran> {
-        let (ran, counts, after) = self.in_maps(kernel, |kernel, _| kernel.run_xdp(&self.frame, CAME_IN))?;
+        let (ran, found) = self.in_maps(kernel, |kernel, _| kernel.run_xdp(&self.frame, CAME_IN))?;
         let RanXdp { left, out } = ran;
         let (handover, frame) = match out.get(..8) {
-            Some(front) if !counts.is_empty() => (Some(front), out.get(8..).unwrap_or_default()),
+            Some(front) if !found.counts.is_empty() => (Some(front), out.get(8..).unwrap_or_default()),
             _ => (None, &*out),
         };
         let ifindex =
@@ -218,7 +220,7 @@ impl Row {
             left != Left::Up || magic.is_none_or(|magic| magic == 0xba1a_d901_u32.to_ne_bytes()),
             "`ingress` is not told that this is decided"
         );
-        Ok(Ran { action, frame: frame.to_vec(), counts, after })
+        Ok(Ran { action, frame: frame.to_vec(), found })
     }
 
     /// What `run`, called as often as the row says and told the last time, did then, and what is different in the maps.
@@ -226,7 +228,7 @@ impl Row {
         &self,
         kernel: &mut Kernel,
         run: impl Fn(&Kernel, bool) -> Result<Option<T>>,
-    ) -> Result<(T, HashMap<&'static str, u64>, World)> {
+    ) -> Result<(T, Found)> {
         let held = sockets(&self.before)?;
         kernel.fill(&self.before)?;
         let before = kernel.counters()?;
@@ -234,6 +236,7 @@ impl Row {
             run(kernel, false)?;
         }
         let ran = run(kernel, true)?;
+        let decided_s = boot_clock_ns()? / SECOND;
         drop(held);
         let mut counts = kernel.counters()?;
         for (name, count) in &before {
@@ -241,16 +244,16 @@ impl Row {
         }
         counts.retain(|_, count| *count != 0);
         let after = kernel.world(&self.before)?;
-        Ok((ran.context("the kernel does not take the frame")?, counts, after))
+        Ok((ran.context("the kernel does not take the frame")?, Found { counts, after, decided_s }))
     }
 
     fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
         let resized = self.expected_frame(RELAY).len() != self.frame.len()
             || ANSWERS.iter().any(|why| self.counts.contains_key(why));
         // With its size a frame loses the sum that its device has made of it.
-        let (ran, counts, after) = self
+        let (ran, found) = self
             .in_maps(kernel, |kernel, last| kernel.run(self.hook, &self.frame, CAME_IN, last && !resized))?;
-        Ok(Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, counts, after })
+        Ok(Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, found })
     }
 }
 
@@ -261,9 +264,19 @@ const ANSWERS: [&str; 7] = ["full", "owner_dead", "no_flow", "late", "relay_full
 struct Ran {
     action: Action,
     frame: Vec<u8>,
+    found: Found,
+}
+
+/// What the maps say of it.
+struct Found {
     counts: HashMap<&'static str, u64>,
     after: World,
+    /// Boot clock, seconds, just after.
+    decided_s: u64,
 }
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 /// Proves rows, for both families.
 pub fn prove(rows: impl Fn(&Scene) -> Vec<Row> + Sync) -> Result<()> {
@@ -282,7 +295,8 @@ pub const ANY_TIME: u64 = 1_000_000_000_000;
 fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
     let addresses = scene(ANY_TIME).addresses();
     apart(&addresses, || {
-        let mut kernel = Kernel::load()?;
+        let most = rows(&scene(ANY_TIME)).iter().map(|row| 2 * row.before.live.len()).max();
+        let mut kernel = Kernel::load(most.unwrap_or_default())?;
         let xdp = kernel.run_xdp(&[0; 64], CAME_IN)?.is_some();
         ensure!(
             xdp || kernel_is_before(5, 14)?,
@@ -290,20 +304,11 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
         );
         let mut faults = Vec::new();
         for index in 0..rows(&scene(ANY_TIME)).len() {
-            let (row, ran, by_xdp) = loop {
-                let now_ns = boot_clock_ns()?;
-                let row = rows(&scene(now_ns)).swap_remove(index);
-                let ran = row.in_kernel(&mut kernel);
-                let by_xdp = (xdp && row.hook == Hook::Ingress).then(|| {
-                    let row = row.clone().before_ingress();
-                    let ran = row.by_xdp(&mut kernel);
-                    (row, ran)
-                });
-                // Records are exact to the second: all of a row happens within one.
-                if boot_clock_ns()? / 1_000_000_000 == now_ns / 1_000_000_000 {
-                    break (row, ran, by_xdp);
-                }
-            };
+            let at = |now_ns| rows(&scene(now_ns)).swap_remove(index);
+            let (row, ran) = within_a_second(at, |row| row.in_kernel(&mut kernel))?;
+            let by_xdp = (xdp && row.hook == Hook::Ingress)
+                .then(|| within_a_second(|now_ns| at(now_ns).before_ingress(), |row| row.by_xdp(&mut kernel)))
+                .transpose()?;
             let mut note = |place: &str, faulty: Vec<String>| {
                 let family = scene(ANY_TIME).name;
                 faults.extend(
@@ -325,6 +330,23 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
         }
         Ok(faults)
     })
+}
+
+/// Tries `at`'s row of this moment until its packet is decided in the second that it is made for: records are exact to the
+/// second.
+fn within_a_second(
+    at: impl Fn(u64) -> Row,
+    mut run: impl FnMut(&Row) -> Result<Ran>,
+) -> Result<(Row, Result<Ran>)> {
+    loop {
+        let now_ns = boot_clock_ns()?;
+        let row = at(now_ns);
+        let ran = run(&row);
+        if ran.as_ref().is_ok_and(|ran| ran.found.decided_s != now_ns / SECOND) {
+            continue;
+        }
+        return Ok((row, ran));
+    }
 }
 
 /// The same row with a TCP checksum that a device completes: after that, nobody can tell.
