@@ -39,6 +39,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// The kernel empties a program array once nobody in user space holds it.
     _stages: [ProgramArray<MapData>; 2],
+    room: usize,
 }
 
 /// What a program did with a packet.
@@ -98,7 +99,12 @@ impl Kernel {
             }
         })?;
         let stages = place_stages(&mut ebpf)?;
-        Ok(Self { ebpf, _stages: stages })
+        Ok(Self { ebpf, _stages: stages, room: room as usize })
+    }
+
+    /// How many records its tables have room for.
+    pub fn room(&self) -> usize {
+        self.room
     }
 
     /// Makes the maps those of `world`.
