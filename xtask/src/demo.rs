@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::run::{Shown, cargo, executables, search_path};
-use crate::system::{is_root, packages, step};
+use crate::system::{packages, refused, step};
 use crate::toolchain;
 
 /// What was typed.
@@ -53,11 +53,9 @@ impl Arguments {
 /// # Errors
 /// Something that comes before the demo fails.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    if !is_root()? {
-        eprintln!(
-            "error: the demo makes network namespaces and loads programs into the kernel: run it as root"
-        );
-        return Ok(ExitCode::from(2));
+    let why = "the demo makes network namespaces and loads programs into the kernel: run it as root";
+    if let Some(code) = refused(why)? {
+        return Ok(code);
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::system::{is_root, packages, step};
+use crate::system::{packages, refused, step};
 use crate::tally::Tally;
 use crate::toolchain;
 use crate::vm::{self, Bench};
@@ -33,11 +33,9 @@ pub struct Arguments {
 /// # Errors
 /// Something that comes before the machines fails; what fails with them is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    if !is_root()? {
-        eprintln!(
-            "error: the machines need packages of the system, which only root can install: run this as root"
-        );
-        return Ok(ExitCode::from(2));
+    let why = "the machines need packages of the system, which only root can install: run this as root";
+    if let Some(code) = refused(why)? {
+        return Ok(code);
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;

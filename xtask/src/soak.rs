@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::bpffs::BpfFs;
 use crate::leftovers::Before;
-use crate::system::{is_root, packages, step};
+use crate::system::{packages, refused, step};
 use crate::tally::Tally;
 use crate::{build, toolchain, vm};
 
@@ -32,11 +32,9 @@ pub struct Arguments {
 /// # Errors
 /// Something that comes before the run fails; whether it passes is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    if !is_root()? {
-        eprintln!(
-            "error: the run makes network namespaces and loads programs into the kernel: run it as root"
-        );
-        return Ok(ExitCode::from(2));
+    let why = "the run makes network namespaces and loads programs into the kernel: run it as root";
+    if let Some(code) = refused(why)? {
+        return Ok(code);
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;

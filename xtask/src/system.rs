@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -20,12 +20,16 @@ const COMMANDS: [(&str, &str); 7] = [
     ("mount", "mount"),
 ];
 
-/// Whether this runs as root.
+/// The exit code of a verb that is only for root and runs as another; `why` is what that one reads.
 ///
 /// # Errors
 /// There is no /proc.
-pub fn is_root() -> Result<bool> {
-    Ok(fs::metadata("/proc/self").context("failed to look at /proc/self")?.uid() == 0)
+pub fn refused(why: &str) -> Result<Option<ExitCode>> {
+    let is_root = fs::metadata("/proc/self").context("failed to look at /proc/self")?.uid() == 0;
+    if !is_root {
+        eprintln!("error: {why}");
+    }
+    Ok((!is_root).then(|| ExitCode::from(2)))
 }
 
 /// Does one step and prints the time it took.

@@ -14,7 +14,7 @@ use crate::beside::Beside;
 use crate::bpffs::BpfFs;
 use crate::leftovers::Before;
 use crate::run::{Executable, cargo, executables, root, run, search_path};
-use crate::system::{is_root, packages, step};
+use crate::system::{packages, refused, step};
 use crate::tally::Tally;
 use crate::vm::{self, Bench};
 use crate::{build, libjuju, machines, recipe, toolchain};
@@ -48,11 +48,9 @@ const MACHINES: (&str, &str) = ("newest", "a_controller_is_cut_off_and_comes_bac
 /// # Errors
 /// Something that comes before the tests fails; what tests fail is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    if !is_root()? {
-        eprintln!(
-            "error: the tests make network namespaces and load programs into the kernel: run them as root"
-        );
-        return Ok(ExitCode::from(2));
+    let why = "the tests make network namespaces and load programs into the kernel: run them as root";
+    if let Some(code) = refused(why)? {
+        return Ok(code);
     }
     let filter = arguments.filter.as_deref();
     step("packages of the system", packages)?;
@@ -96,8 +94,6 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
                 tally.add(false, "examples in the documentation", command.arg("--doc").args(selection))
             })?;
         }
-    }
-    if filter.is_none() {
         let bench = step("machines", Bench::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
         let counts = step("kernels in virtual machines", || vm::matrix(&bench, &kernels, 1, None))?;

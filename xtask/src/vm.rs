@@ -26,7 +26,7 @@ use self::kernels::{Kernel, Kernels};
 use self::report::Report;
 use crate::libtest::Counts;
 use crate::run::{Executable, cargo, executables, root};
-use crate::system::{is_root, packages, step};
+use crate::system::{packages, refused, step};
 use crate::{build, test, toolchain};
 
 /// What was typed.
@@ -84,11 +84,9 @@ const BOOT: Duration = Duration::from_mins(2);
 /// # Errors
 /// Something that comes before the machines fails; what fails inside them is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    if !is_root()? {
-        eprintln!(
-            "error: the machines need packages of the system, which only root can install: run this as root"
-        );
-        return Ok(ExitCode::from(2));
+    let why = "the machines need packages of the system, which only root can install: run this as root";
+    if let Some(code) = refused(why)? {
+        return Ok(code);
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;
