@@ -146,8 +146,8 @@ impl DataPath {
     pub fn load(pins: &Path, hook: Hooked) -> Result<Self> {
         prepare(pins)?;
         let layout = pins.join(LAYOUT);
-        let known = layout.join("maps").join(map::SETTINGS).exists();
-        let older = Older::all(pins, &layout);
+        let known = upgrade::was_active(&layout)?;
+        let older = Older::all(pins, &layout)?;
         let found = match (older.is_empty(), known) {
             (false, _) => Found::Older,
             (true, true) => Found::Same,
@@ -182,9 +182,13 @@ impl DataPath {
         // Pinned, so that the stages outlive this handle.
         place_stages(&mut ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
-        for older in &mut older {
+        let taken = older.iter_mut().try_for_each(|older| {
             let name = older.name();
-            older.take_over(layout).with_context(|| format!("the data path of version {name} stays"))?;
+            older.take_over(layout).with_context(|| format!("the data path of version {name} stays"))
+        });
+        if let Err(error) = taken {
+            older.iter().for_each(|older| older.give_back(layout));
+            return Err(error);
         }
         Ok(Self {
             ebpf,

@@ -12,8 +12,8 @@ use crate::cgroup::Cgroup;
 use crate::daemon::{Api, ClusterSection, Config, Controller, Daemon};
 use crate::eventually::eventually;
 use crate::firewall;
-use crate::fleet::Fleet;
-use crate::judge::Controllers;
+use crate::fleet::{Dial, Dialled, Fleet, Kind};
+use crate::judge::{Controllers, unharmed};
 use crate::noise::Noise;
 use crate::stand_in::{StandIn, StandInOptions};
 use crate::topology::{Host, Net, TcpSocketRow};
@@ -208,6 +208,27 @@ impl Cluster {
     /// Addresses of the APIs of all controllers.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         (0..self.net.controllers.len()).map(|index| self.address(index)).collect()
+    }
+
+    /// Dials the first controller, all clients at once, and sees to it that none notices anything.
+    ///
+    /// # Errors
+    /// When one does.
+    pub fn dial(&mut self, id: &str, kind: Kind, count: usize) -> Result<Dialled> {
+        self.dial_paced(id, kind, count, 0.0)
+    }
+
+    /// [`Cluster::dial`] at `rate` a second. A pick provides for what comes in within the next 400 ms at the present
+    /// rate, so that uneven counts are evened out by a stream of clients and not by a burst shorter than that.
+    ///
+    /// # Errors
+    /// When a client notices anything.
+    pub fn dial_paced(&mut self, id: &str, kind: Kind, count: usize, rate: f64) -> Result<Dialled> {
+        let mut dial = Dial::new(id, kind, count, &[self.address(0)]);
+        (dial.concurrency, dial.rate) = (100, rate);
+        let dialled = self.fleet.dial(&dial)?;
+        unharmed(&dialled, count)?;
+        Ok(dialled)
     }
 
     /// Local addresses of the first client host, for [`crate::fleet::Dial::bind`].

@@ -1,7 +1,7 @@
 //! The real `balancer` daemon in a namespace: configured, started, asked, signalled, and removed without a trace.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{File, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapType};
+use aya::programs::links::{FdLink, PinnedLink};
 use balancer_common::abi::{Flow, LAYOUT, Tracked, Tuple, map};
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -109,7 +110,7 @@ pub fn binary() -> PathBuf {
 /// # Errors
 /// When it cannot be mounted.
 pub fn mount_bpffs() -> Result<bool> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("failed to read the mounts")?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("failed to read the mounts")?;
     let mounted = |line: &str| {
         let mut words = line.split(' ').skip(1);
         words.next() == Some(BPFFS) && words.next() == Some("bpf")
@@ -117,7 +118,7 @@ pub fn mount_bpffs() -> Result<bool> {
     if mounts.lines().any(mounted) {
         return Ok(false);
     }
-    std::fs::create_dir_all(BPFFS).with_context(|| format!("failed to make {BPFFS}"))?;
+    fs::create_dir_all(BPFFS).with_context(|| format!("failed to make {BPFFS}"))?;
     run(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]))?;
     Ok(true)
 }
@@ -126,7 +127,7 @@ pub fn mount_bpffs() -> Result<bool> {
 pub fn unmount_bpffs() {
     /// In every bpffs from its mounting on (kernel/bpf/preload).
     const KERNELS_OWN: [&str; 2] = ["maps.debug", "progs.debug"];
-    let mut pins = std::fs::read_dir(BPFFS).into_iter().flatten().flatten();
+    let mut pins = fs::read_dir(BPFFS).into_iter().flatten().flatten();
     if pins.all(|pin| KERNELS_OWN.iter().any(|own| pin.file_name() == *own)) {
         // Fails where somebody has just opened it, who needs it.
         let _ = run(Command::new("umount").arg(BPFFS));
@@ -211,7 +212,7 @@ impl Daemon {
     /// When it cannot be written.
     pub fn write_config_text(&self, text: &str) -> Result<()> {
         let path = self.config_path();
-        std::fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
+        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
     }
 
     /// Starts it and waits for the line containing `ready` on its log.
@@ -377,6 +378,20 @@ impl Daemon {
         &self.pins
     }
 
+    /// Its programs' links, by the kernel's numbers.
+    ///
+    /// # Errors
+    /// When they are not pinned or cannot be read.
+    pub fn links(&self) -> Result<BTreeSet<u32>> {
+        let directory = self.pins.join(LAYOUT).join("links");
+        let mut numbers = BTreeSet::new();
+        for entry in fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
+            let link = FdLink::from(PinnedLink::from_pin(entry?.path())?);
+            numbers.insert(link.info()?.id());
+        }
+        Ok(numbers)
+    }
+
     /// `balancer ARGUMENTS --config FILE` in the daemon's namespace.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
@@ -395,7 +410,7 @@ impl Drop for Daemon {
         if self.pins.exists() {
             // Fails when the test has broken the configuration; the pins go all the same.
             let _ = self.uninstall();
-            let _ = std::fs::remove_dir_all(&self.pins);
+            let _ = fs::remove_dir_all(&self.pins);
         }
     }
 }

@@ -7,13 +7,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links};
-use balancer_common::abi::{Kind as FlowKind, LAYOUT};
+use balancer_common::abi::Kind as FlowKind;
 use balancer_common::net::{Address, Port};
-use serde_json::Value;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, is_even};
-use tests::daemon::{Daemon, tables};
 use tests::eventually::eventually;
 use tests::fleet::{Dial, Dialled, How, Kind};
 use tests::judge::{await_echoes, await_state, exact, no_drift, seen, unbroken, unharmed};
@@ -21,25 +18,10 @@ use tests::judge::{await_echoes, await_state, exact, no_drift, seen, unbroken, u
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Dials the first controller and sees to it that no client notices anything.
-fn dial(cluster: &mut Cluster, id: &str, kind: Kind, count: usize) -> Result<Dialled> {
-    dial_paced(cluster, id, kind, count, 0.0)
-}
-
-/// [`dial`] at `rate` a second. A pick provides for what comes in within the next 400 ms at the present rate, so that
-/// uneven counts are evened out by a stream of clients and not by a burst shorter than that.
-fn dial_paced(cluster: &mut Cluster, id: &str, kind: Kind, count: usize, rate: f64) -> Result<Dialled> {
-    let mut dial = Dial::new(id, kind, count, &[cluster.address(0)]);
-    (dial.concurrency, dial.rate) = (100, rate);
-    let dialled = cluster.fleet.dial(&dial)?;
-    unharmed(&dialled, count)?;
-    Ok(dialled)
-}
-
 #[test]
 fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("kill9"))?;
-    dial(&mut cluster, "before", Kind::Single, 1500)?;
+    cluster.dial("before", Kind::Single, 1500)?;
     let before = exact(&cluster, "1500 open", 1500)?;
     let relayed = cluster.daemons[0].status()?["relays"]["out"].as_u64().unwrap_or_default();
     ensure!(relayed >= 950, "about 1000 of them are relayed: {relayed}");
@@ -61,7 +43,7 @@ fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Resul
     unbroken(&await_echoes(&mut cluster.fleet, 4)?, 1500)?;
     await_state(&cluster, 0, "b", "ready")?;
     await_state(&cluster, 0, "c", "ready")?;
-    let newcomers = dial(&mut cluster, "after", Kind::Single, 300)?;
+    let newcomers = cluster.dial("after", Kind::Single, 300)?;
     let counts = exact(&cluster, "300 newcomers", 1800)?;
     ensure!(is_even(&counts), "newcomers are balanced: {counts:?} {newcomers:?}");
     unbroken(&cluster.fleet.stats()?, 1800)?;
@@ -71,7 +53,7 @@ fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Resul
 #[test]
 fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("roll"))?;
-    dial(&mut cluster, "before", Kind::Single, 900)?;
+    cluster.dial("before", Kind::Single, 900)?;
     let before = exact(&cluster, "900 open", 900)?;
     cluster.fleet.traffic(Duration::from_millis(300))?;
     for index in 0..3 {
@@ -84,74 +66,17 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
     for peer in ["b", "c"] {
         await_state(&cluster, 0, peer, "ready")?;
     }
-    dial(&mut cluster, "after", Kind::Single, 300)?;
+    cluster.dial("after", Kind::Single, 300)?;
     let counts = exact(&cluster, "300 newcomers", 1200)?;
     ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
-    no_drift(&cluster)
-}
-
-/// What an agent of this version finds as another's, and what it keeps of it.
-#[test]
-fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions::new("layout"))?;
-    dial(&mut cluster, "before", Kind::Single, 900)?;
-    let before = exact(&cluster, "900 open", 900)?;
-    let relays = |cluster: &Cluster| -> Result<Vec<Value>> {
-        cluster.daemons.iter().map(|daemon| Ok(daemon.status()?["relays"].clone())).collect()
-    };
-    let relayed = relays(&cluster)?;
-    cluster.fleet.traffic(Duration::from_millis(300))?;
-    let (code, _, errors) = cluster.daemons[1].cli(&["limit", "4321"])?;
-    ensure!(code == Some(0), "{errors}");
-    for index in 0..3 {
-        let daemon = &mut cluster.daemons[index];
-        daemon.kill9();
-        let links = links(daemon)?;
-        std::fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
-        let from = daemon.log_lines().len();
-        daemon.run()?;
-        let lines = daemon.log_lines();
-        let took =
-            lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
-        println!("{index}: {}", took.with_context(|| format!("{lines:?}"))?);
-        ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
-        ensure!(self::links(daemon)? == links, "the same links run other programs");
-        let stats = await_echoes(&mut cluster.fleet, 4)?;
-        unbroken(&stats, 900)?;
-        println!("  {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
-    }
-    ensure!(exact(&cluster, "taken over", 900)? == before, "the counts stay");
-    eventually(SOON, "the same relays", || match relays(&cluster) {
-        Ok(found) if found == relayed => Ok(()),
-        other => Err(format!("{other:?}, not {relayed:?}")),
-    })?;
-    let status = cluster.daemons[1].status()?;
-    ensure!(status["balance"]["operator_limit"] == 4321, "the operator's limit stays: {status}");
-    cluster.await_settled()?;
-    dial(&mut cluster, "after", Kind::Single, 300)?;
-    let counts = exact(&cluster, "300 newcomers", 1200)?;
-    ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
-    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
-    cluster.fleet.close(1200, How::Fin)?;
-    exact(&cluster, "all closed", 0)?;
-    eventually(Duration::from_mins(1), "no record left", || {
-        let left =
-            cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
-        let left = left.collect::<Result<Vec<_>, _>>()?;
-        if left.iter().flat_map(|tables| tables.values()).all(|&records| records == 0) {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        }
-    })?;
     no_drift(&cluster)
 }
 
 #[test]
 fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("silent"))?;
-    let first = dial(&mut cluster, "before", Kind::Single, 600)?;
+    let first = cluster.dial("before", Kind::Single, 600)?;
     exact(&cluster, "600 open", 600)?;
     let relayed = first.by_server["c"] as u64;
     ensure!(relayed > 180, "a third of them is relayed to c: {first:?}");
@@ -159,7 +84,7 @@ fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<(
     let silenced = Instant::now();
     cluster.net.controllers[2].silence(true)?;
     std::thread::sleep(Duration::from_secs(2));
-    let newcomers = dial(&mut cluster, "during", Kind::Single, 100)?;
+    let newcomers = cluster.dial("during", Kind::Single, 100)?;
     println!("newcomers after 2 s: {:?}, connect {:?}", newcomers.by_server, newcomers.connect_ms);
     ensure!(!newcomers.by_server.contains_key("c"), "c is not picked: {newcomers:?}");
     // A SYN that went to c would be repeated after 1 s.
@@ -187,7 +112,7 @@ fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("back"))?;
     cluster.net.controllers[2].silence(true)?;
     await_state(&cluster, 0, "c", "absent")?;
-    let first = dial(&mut cluster, "during", Kind::Single, 300)?;
+    let first = cluster.dial("during", Kind::Single, 300)?;
     ensure!(!first.by_server.contains_key("c"), "c is not picked: {first:?}");
     // The rate of newcomers is an average over a second or so.
     std::thread::sleep(Duration::from_secs(3));
@@ -195,7 +120,7 @@ fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
     let back = Instant::now();
     await_state(&cluster, 0, "c", "ready")?;
     println!("ready {} ms after it was back", back.elapsed().as_millis());
-    let second = dial_paced(&mut cluster, "after", Kind::Single, 300, 150.0)?;
+    let second = cluster.dial_paced("after", Kind::Single, 300, 150.0)?;
     let counts = exact(&cluster, "600 open", 600)?;
     println!("newcomers when it is back: {:?}", second.by_server);
     ensure!(
@@ -204,17 +129,6 @@ fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
     );
     unbroken(&cluster.fleet.stats()?, 600)?;
     no_drift(&cluster)
-}
-
-/// Links of the programs of a controller, by the kernel's numbers.
-fn links(daemon: &Daemon) -> Result<BTreeSet<u32>> {
-    let directory = daemon.pins().join(LAYOUT).join("links");
-    let mut numbers = BTreeSet::new();
-    for entry in std::fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
-        let link = FdLink::from(PinnedLink::from_pin(entry?.path())?);
-        numbers.insert(link.info()?.id());
-    }
-    Ok(numbers)
 }
 
 fn programs_on(cluster: &Cluster, index: usize) -> Result<usize> {
@@ -229,17 +143,17 @@ fn programs_on(cluster: &Cluster, index: usize) -> Result<usize> {
 #[test]
 fn an_ended_agent_leaves_the_data_path_and_uninstall_takes_it_away() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("leave"))?;
-    dial(&mut cluster, "before", Kind::Single, 300)?;
+    cluster.dial("before", Kind::Single, 300)?;
     exact(&cluster, "300 open", 300)?;
     cluster.fleet.traffic(Duration::from_millis(200))?;
     let mut all = BTreeSet::new();
     for daemon in &mut cluster.daemons {
-        all.extend(links(daemon)?);
+        all.extend(daemon.links()?);
         daemon.sigterm()?;
     }
     ensure!(all.len() >= 12, "four programs a controller: {all:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 5)?, 300)?;
-    let newcomers = dial(&mut cluster, "without agents", Kind::Single, 90)?;
+    let newcomers = cluster.dial("without agents", Kind::Single, 90)?;
     println!("without agents: {:?}, counts {:?}", newcomers.by_server, cluster.counts()?);
     unbroken(&await_echoes(&mut cluster.fleet, 2)?, 390)?;
     for index in 0..3 {
@@ -290,7 +204,7 @@ fn filters(cluster: &Cluster, index: usize) -> Result<[Vec<u32>; 2]> {
 fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()> {
     let options = ClusterOptions { hook: Some("clsact".to_owned()), ..ClusterOptions::new("qfilter") };
     let mut cluster = Cluster::start(options)?;
-    dial(&mut cluster, "before", Kind::Single, 600)?;
+    cluster.dial("before", Kind::Single, 600)?;
     let counts = exact(&cluster, "600 open", 600)?;
     let relayed = cluster.daemons[0].status()?["relays"]["out"].as_u64().unwrap_or_default();
     ensure!(relayed >= 350, "about 400 of them are relayed: {relayed}");
@@ -319,7 +233,7 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     ensure!(exact(&cluster, "restarted", 600)? == counts, "the counts stay");
     unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
     cluster.await_settled()?;
-    dial(&mut cluster, "after", Kind::Single, 300)?;
+    cluster.dial("after", Kind::Single, 300)?;
     let counts = exact(&cluster, "300 newcomers", 900)?;
     ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
     unbroken(&cluster.fleet.stats()?, 900)?;
@@ -511,7 +425,7 @@ fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
         unharmed(&dialled, count)?;
         Ok(dialled)
     };
-    dial(&mut cluster, "before", Kind::Single, 300)?;
+    cluster.dial("before", Kind::Single, 300)?;
     cluster.fleet.traffic(Duration::from_millis(200))?;
 
     let from = cluster.daemons[0].log_lines().len();
@@ -519,7 +433,7 @@ fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
     cluster.daemons[0].await_log(from, "interface eth1 is gone", SOON)?;
     await_hooks(&cluster, 0, &["eth0"])?;
     unbroken(&await_echoes(&mut cluster.fleet, 3)?, 300)?;
-    let during = dial(&mut cluster, "during", Kind::Single, 300)?;
+    let during = cluster.dial("during", Kind::Single, 300)?;
     exact(&cluster, "300 by the other interface", 600)?;
     let shared =
         |dialled: &Dialled| ["a", "b", "c"].iter().all(|&name| dialled.by_server.get(name) > Some(&50));
@@ -558,7 +472,7 @@ fn an_interface_that_is_configured_no_more_is_let_go() -> Result<()> {
         let listed = pins.iter().filter(|pin| pin.starts_with("ingress-")).count();
         ensure!(listed == wanted.len(), "one pin for each of {wanted:?}: {pins:?}");
     }
-    let dialled = dial(&mut cluster, "by the other", Kind::Single, 60)?;
+    let dialled = cluster.dial("by the other", Kind::Single, 60)?;
     ensure!(dialled.ok == 60, "{dialled:?}");
     Ok(())
 }
@@ -577,7 +491,7 @@ fn walk(directory: &std::path::Path) -> Vec<String> {
 #[test]
 fn connections_older_than_the_balancer_are_counted() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("older") })?;
-    let dialled = dial(&mut cluster, "before", Kind::Single, 300)?;
+    let dialled = cluster.dial("before", Kind::Single, 300)?;
     ensure!(dialled.by_server["a"] == 300, "{dialled:?}");
     cluster.start_balancers()?;
     ensure!(exact(&cluster, "older", 300)? == [300, 0, 0]);
@@ -586,7 +500,7 @@ fn connections_older_than_the_balancer_are_counted() -> Result<()> {
     for peer in ["b", "c"] {
         await_state(&cluster, 0, peer, "ready")?;
     }
-    let newcomers = dial_paced(&mut cluster, "after", Kind::Single, 400, 200.0)?;
+    let newcomers = cluster.dial_paced("after", Kind::Single, 400, 200.0)?;
     let counts = exact(&cluster, "400 newcomers", 600)?;
     // A third of them, 133, if the older ones were not counted.
     ensure!(newcomers.by_server["a"] < 60, "newcomers go where room is: {counts:?} {newcomers:?}");
@@ -599,7 +513,7 @@ fn connections_older_than_the_balancer_are_counted() -> Result<()> {
 #[test]
 fn counts_are_the_kernels_after_every_kind_of_end() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { plain: true, ..ClusterOptions::new("mixed") })?;
-    dial(&mut cluster, "one", Kind::Raw, 5000)?;
+    cluster.dial("one", Kind::Raw, 5000)?;
     ensure!(is_even(&exact(&cluster, "5000 open", 5000)?));
     ensure!(cluster.fleet.close(800, How::Fin)? == 800);
     exact(&cluster, "800 ended by FIN", 4200)?;

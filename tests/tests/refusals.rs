@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS, SYNC_PORT};
 use tests::daemon::{Api, ClusterSection, Config, Controller, Daemon, binary, mount_bpffs};
 use tests::eventually::eventually;
-use tests::fleet::{Dial, Dialled, Kind};
+use tests::fleet::{Dial, Kind};
 use tests::noise::Noise;
 use tests::topology::{BPFFS, Host, Namespace};
 
@@ -118,12 +118,6 @@ fn await_state(daemon: &Daemon, name: &str, state: &str) -> Result<Value> {
     await_status(daemon, &format!("{name} {state}"), |status| {
         seen(status, name).is_ok_and(|one| one["state"] == state)
     })
-}
-
-fn dial(cluster: &mut Cluster, id: &str, kind: Kind, count: usize) -> Result<Dialled> {
-    let dialled = cluster.fleet.dial(&Dial::new(id, kind, count, &[cluster.address(0)]))?;
-    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
-    Ok(dialled)
 }
 
 #[test]
@@ -354,7 +348,7 @@ fn a_running_agent_keeps_three_capabilities_and_lets_nobody_else_in() -> Result<
 fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
     let options = ClusterOptions { plain: true, hard_limit: Some(900), ..ClusterOptions::new("reload") };
     let mut cluster = Cluster::start(options)?;
-    dial(&mut cluster, "before", Kind::Raw, 90)?;
+    cluster.dial("before", Kind::Raw, 90)?;
     let total = |status: &Value| {
         status["controllers"]
             .as_array()
@@ -400,7 +394,7 @@ fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
     await_status(&cluster.daemons[1], "the others hear of it", |status| {
         seen(status, "a").is_ok_and(|one| one["limit"] == 777)
     })?;
-    dial(&mut cluster, "exempt", Kind::Raw, 60)?;
+    cluster.dial("exempt", Kind::Raw, 60)?;
     let status = await_status(&cluster.daemons[0], "60 exempt", |status| status["exempt_connections"] == 60)?;
     ensure!(seen(&status, "a")?["connections"] == own, "the clients' count stays: {status}");
     println!(
@@ -518,7 +512,7 @@ fn a_strangers_packets_to_the_relay_ports_are_dropped_and_counted() -> Result<()
     let status = daemon.status()?;
     ensure!(status["relays"]["in"] == 0 && seen(&status, "a")?["connections"] == 0, "{status}");
     ensure!(cluster.counts()? == [0, 0, 0] && cluster.exempt_counts()? == [0, 0, 0], "no connection");
-    let dialled = dial(&mut cluster, "after", Kind::Raw, 90)?;
+    let dialled = cluster.dial("after", Kind::Raw, 90)?;
     let counts = cluster.await_counts(SOON, "90 clients", |counts| counts.iter().sum::<usize>() == 90)?;
     ensure!(
         counts.iter().all(|count| (17..=43).contains(count)),
@@ -571,7 +565,7 @@ fn garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted() -> Result<
     println!("sync_wrong_key {}", status["counters"]["sync_wrong_key"]);
     // A new agent keeps what it found for 3 s.
     await_state(&cluster.daemons[2], "a", "absent")?;
-    let dialled = dial(&mut cluster, "without c", Kind::Single, 100)?;
+    let dialled = cluster.dial("without c", Kind::Single, 100)?;
     ensure!(!dialled.by_server.contains_key("c"), "c gets none: {dialled:?}");
     let (code, text, _) = cluster.daemons[0].cli(&["check"])?;
     ensure!(code == Some(0) && text.contains("were sealed with another key"), "check says so: {text}");
@@ -730,19 +724,19 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
         let one = seen(&after, name)?;
         ensure!(one["state"] == "ready" && one["age_ms"].as_u64() < Some(2000), "{after}");
     }
-    dial(&mut cluster, "after", Kind::Raw, 90)?;
+    cluster.dial("after", Kind::Raw, 90)?;
     cluster.await_counts(SOON, "210 clients", |counts| counts.iter().sum::<usize>() == 210).map(drop)
 }
 
 #[test]
 fn a_server_that_says_it_is_not_ready_gets_no_newcomers() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("health"))?;
-    dial(&mut cluster, "before", Kind::Single, 30)?;
+    cluster.dial("before", Kind::Single, 30)?;
     cluster.servers[0].set_health(false)?;
     let status = await_state(&cluster.daemons[0], "a", "not-ready")?;
     println!("health: {}", status["health"]);
     await_state(&cluster.daemons[1], "a", "not-ready")?;
-    let dialled = dial(&mut cluster, "during", Kind::Single, 100)?;
+    let dialled = cluster.dial("during", Kind::Single, 100)?;
     ensure!(!dialled.by_server.contains_key("a"), "newcomers are relayed away: {dialled:?}");
     let open = cluster.fleet.stats()?;
     ensure!((open.lost, open.open) == (0, 130), "those that were there stay: {open:?}");

@@ -8,19 +8,21 @@
 //!    after, and the old maps are removed.
 //!
 //! Counts are not copied: they are made anew from the kernel's list of sockets, as at a first start. What an agent that
-//! is ended midway leaves is an older layout still: the next one does it all again.
+//! is ended midway leaves is an older layout still: the next one does it all again. Where 1 or 2 fails, the links go back.
+//! Maps that no agent ever filled, of one that was ended in its first moments, are nothing to go on from: they are removed.
 //!
 //! [`LAYOUT`]: balancer_common::abi::LAYOUT
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs,
     mem::offset_of,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use balancer_common::abi::{Flow, map};
+use balancer_common::abi::{Flow, Settings, map};
 
 use super::{is_layout, records::Records};
 
@@ -37,14 +39,28 @@ pub struct Older {
     layout: PathBuf,
     /// Flows as they were copied, one table a map of [`FLOWS`].
     copied: [Copies; 2],
+    /// Links that were adopted.
+    adopted: Vec<OsString>,
 }
 
 impl Older {
-    /// All that are pinned under `pins` besides `layout`.
-    pub fn all(pins: &Path, layout: &Path) -> Vec<Self> {
+    /// All that were ever at work of those that are pinned under `pins` besides `layout`; others are removed.
+    ///
+    /// # Errors
+    /// Whether one was cannot be read.
+    pub fn all(pins: &Path, layout: &Path) -> Result<Vec<Self>> {
         let pinned = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
-        let others = pinned.filter(|path| is_layout(path) && path != layout);
-        others.map(|layout| Self { layout, copied: Default::default() }).collect()
+        let mut others: Vec<_> = pinned.filter(|path| is_layout(path) && path != layout).collect();
+        others.sort();
+        let mut at_work = Vec::new();
+        for layout in others {
+            if was_active(&layout)? {
+                at_work.push(Self { layout, copied: Default::default(), adopted: Vec::new() });
+            } else {
+                super::remove_layout(&layout);
+            }
+        }
+        Ok(at_work)
     }
 
     /// Its name.
@@ -55,7 +71,7 @@ impl Older {
     /// Copies what must go on into the maps of `layout`, and adopts the links.
     ///
     /// # Errors
-    /// Names the map; the older data path stays at work then.
+    /// Names the map; the older data path stays at work then, and [`Older::give_back`] has the links back in their places.
     pub fn take_over(&mut self, layout: &Path) -> Result<()> {
         for name in ONCE {
             let Some((from, into)) = self.pair(layout, name)? else { continue };
@@ -68,9 +84,20 @@ impl Older {
             let (old, new) = (link.path(), layout.join("links").join(link.file_name()));
             if !new.exists() {
                 fs::rename(&old, &new).with_context(|| format!("failed to adopt {}", old.display()))?;
+                self.adopted.push(link.file_name());
             }
         }
         Ok(())
+    }
+
+    /// Undoes the adoption of links, which run the older programs still.
+    pub fn give_back(&self, layout: &Path) {
+        for name in &self.adopted {
+            let (old, new) = (self.layout.join("links").join(name), layout.join("links").join(name));
+            if let Err(error) = fs::rename(&new, &old) {
+                log::warn!("{} cannot go back to {}: {error}", new.display(), old.display());
+            }
+        }
     }
 
     /// Brings the copies up to date, once no program of the older version runs any more, and removes that; returns how
@@ -114,6 +141,19 @@ impl Older {
         );
         Ok(Some((from, into)))
     }
+}
+
+/// Whether an agent has ever filled in the maps of `layout`: one that was ended in its first moments has not.
+///
+/// # Errors
+/// They cannot be read.
+pub fn was_active(layout: &Path) -> Result<bool> {
+    let pin = layout.join("maps").join(map::SETTINGS);
+    if !pin.exists() {
+        return Ok(false);
+    }
+    let settings = Records::open(&pin)?.all()?;
+    Ok(settings.iter().any(|(_, record)| record.get(offset_of!(Settings, active)).is_some_and(|&on| on != 0)))
 }
 
 /// Makes the records of `into` those that are there `now`, where they were as in `before` at the last time; what others

@@ -1,0 +1,181 @@
+//! An agent of another version starts, whose maps are laid out otherwise: what goes on, what is left alone where that cannot
+//! be, and what is nothing to go on from.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::Pod;
+use aya::maps::{Array, MapData};
+use balancer_common::abi::{Controller, LAYOUT, MAX_CONTROLLERS, Settings, map};
+use serde_json::Value;
+use tests::cluster::{Cluster, ClusterOptions, is_even};
+use tests::daemon::{Daemon, tables};
+use tests::eventually::eventually;
+use tests::fleet::{How, Kind};
+use tests::judge::{await_echoes, exact, no_drift, unbroken};
+
+/// What was asked for is there within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
+const LIMIT: &str = "4321";
+
+/// Each balancer's relays.
+fn relays(cluster: &Cluster) -> Result<Vec<Value>> {
+    cluster.daemons.iter().map(|daemon| Ok(daemon.status()?["relays"].clone())).collect()
+}
+
+/// Pins an array of `records` zeroes as a map of the layout called `layout`.
+fn pin_zeroes<V: Pod>(daemon: &Daemon, layout: &str, name: &str, records: usize) -> Result<()> {
+    let directory = daemon.pins().join(layout).join("maps");
+    fs::create_dir_all(&directory).with_context(|| format!("failed to make {}", directory.display()))?;
+    let map = Array::<MapData, V>::create(u32::try_from(records)?, 0)?;
+    map.pin(directory.join(name)).with_context(|| format!("failed to pin {name}"))
+}
+
+/// Lets an operator set [`LIMIT`].
+fn set_limit(daemon: &Daemon) -> Result<()> {
+    let (code, _, errors) = daemon.cli(&["limit", LIMIT])?;
+    ensure!(code == Some(0), "{errors}");
+    Ok(())
+}
+
+/// That limit is in force.
+fn ensure_limit(daemon: &Daemon) -> Result<()> {
+    let status = daemon.status()?;
+    ensure!(status["balance"]["operator_limit"].to_string() == LIMIT, "the operator's limit stays: {status}");
+    Ok(())
+}
+
+#[test]
+fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::new("layout"))?;
+    cluster.dial("before", Kind::Single, 900)?;
+    let before = exact(&cluster, "900 open", 900)?;
+    let relayed = relays(&cluster)?;
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+    set_limit(&cluster.daemons[1])?;
+    for index in 0..3 {
+        let daemon = &mut cluster.daemons[index];
+        daemon.kill9();
+        let links = daemon.links()?;
+        fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
+        let from = daemon.log_lines().len();
+        daemon.run()?;
+        let lines = daemon.log_lines();
+        let took =
+            lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
+        println!("{index}: {}", took.with_context(|| format!("{lines:?}"))?);
+        ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
+        ensure!(daemon.links()? == links, "the same links run other programs");
+        let stats = await_echoes(&mut cluster.fleet, 4)?;
+        unbroken(&stats, 900)?;
+        println!("  {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
+    }
+    ensure!(exact(&cluster, "taken over", 900)? == before, "the counts stay");
+    eventually(SOON, "the same relays", || match relays(&cluster) {
+        Ok(found) if found == relayed => Ok(()),
+        other => Err(format!("{other:?}, not {relayed:?}")),
+    })?;
+    ensure_limit(&cluster.daemons[1])?;
+    cluster.await_settled()?;
+    cluster.dial("after", Kind::Single, 300)?;
+    let counts = exact(&cluster, "300 newcomers", 1200)?;
+    ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
+    unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
+    cluster.fleet.close(1200, How::Fin)?;
+    exact(&cluster, "all closed", 0)?;
+    eventually(Duration::from_mins(1), "no record left", || {
+        let left =
+            cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
+        let left = left.collect::<Result<Vec<_>, _>>()?;
+        if left.iter().flat_map(|tables| tables.values()).all(|&records| records == 0) {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })?;
+    no_drift(&cluster)
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_left_at_work() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::new("stays"))?;
+    cluster.dial("before", Kind::Single, 600)?;
+    let before = exact(&cluster, "600 open", 600)?;
+    let relayed = relays(&cluster)?;
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let daemon = &mut cluster.daemons[0];
+    daemon.kill9();
+    let links = daemon.links()?;
+    // Two other versions: the first could be taken over, the second has keys that this one does not know.
+    let (first, second) = (daemon.pins().join("v0"), daemon.pins().join("v2"));
+    fs::rename(daemon.pins().join(LAYOUT), &first)?;
+    pin_zeroes::<u64>(daemon, "v2", map::LIVE, 1)?;
+    fs::hard_link(first.join("maps").join(map::SETTINGS), second.join("maps").join(map::SETTINGS))?;
+    let from = daemon.log_lines().len();
+    let failed = daemon.run().err().context("it is not to start")?.to_string();
+    ensure!(failed.contains("the data path of version v2 stays"), "{failed}");
+    ensure!(failed.contains("has other keys than this version's"), "{failed}");
+    println!("{}", daemon.log_lines()[from..].join("\n"));
+    ensure!(!daemon.pins().join(LAYOUT).exists(), "nothing of this version is left");
+    ensure!(fs::read_dir(first.join("links"))?.count() == links.len(), "all links are in their places");
+    unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
+    cluster.dial("meanwhile", Kind::Single, 60)?;
+
+    fs::remove_file(second.join("maps").join(map::LIVE))?;
+    fs::remove_file(second.join("maps").join(map::SETTINGS))?;
+    let daemon = &mut cluster.daemons[0];
+    daemon.run()?;
+    ensure!(!first.exists() && !second.exists(), "nothing of other versions is left");
+    ensure!(daemon.links()? == links, "the same links run other programs");
+    let after = exact(&cluster, "taken over", 660)?;
+    ensure!(after.iter().zip(&before).all(|(after, before)| after >= before), "{before:?} {after:?}");
+    ensure!(relays(&cluster)?[0]["out"].as_u64() >= relayed[0]["out"].as_u64(), "relays go on");
+    unbroken(&await_echoes(&mut cluster.fleet, 4)?, 660)?;
+    no_drift(&cluster)
+}
+
+#[test]
+fn maps_that_were_never_filled_are_nothing_to_go_on_from() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::new("never"))?;
+    cluster.dial("before", Kind::Single, 600)?;
+    let before = exact(&cluster, "600 open", 600)?;
+    let relayed = relays(&cluster)?;
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let daemon = &mut cluster.daemons[0];
+    set_limit(daemon)?;
+    daemon.kill9();
+    pin_zeroes::<Settings>(daemon, "v0", map::SETTINGS, 1)?;
+    pin_zeroes::<Controller>(daemon, "v0", map::CONTROLLERS, MAX_CONTROLLERS)?;
+    let from = daemon.log_lines().len();
+    daemon.run()?;
+    let log = daemon.log_lines()[from..].join("\n");
+    ensure!(log.contains("client connections go on") && !log.contains("took over"), "{log}");
+    ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
+    ensure_limit(daemon)?;
+    ensure!(exact(&cluster, "gone on", 600)? == before, "the counts stay");
+    eventually(SOON, "the same relays", || match relays(&cluster) {
+        Ok(found) if found == relayed => Ok(()),
+        other => Err(format!("{other:?}, not {relayed:?}")),
+    })?;
+    unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
+    no_drift(&cluster)
+}
+
+#[test]
+fn an_agent_that_was_ended_before_it_filled_its_maps_leaves_a_first_start() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("first") })?;
+    cluster.dial("before", Kind::Single, 300)?;
+    cluster.start_balancers()?;
+    let daemon = &mut cluster.daemons[0];
+    daemon.sigterm()?;
+    daemon.uninstall()?;
+    pin_zeroes::<Settings>(daemon, LAYOUT, map::SETTINGS, 1)?;
+    let from = daemon.log_lines().len();
+    daemon.run()?;
+    let log = daemon.log_lines()[from..].join("\n");
+    ensure!(log.contains("300 client connections were there before"), "{log}");
+    exact(&cluster, "older", 300)?;
+    no_drift(&cluster)
+}
