@@ -1,7 +1,7 @@
 //! A packet leaves the owner: a relayed connection's goes to its entry, not to the client.
 
 use crate::{
-    abi::{Flow, Kind, Tuple},
+    abi::{Class, Flow, Kind, Tuple},
     net::{Tcp, checksum::Change},
     packet::{Packet, Parsed, parse},
     relay,
@@ -28,7 +28,13 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         local_port: segment.source_port,
     };
     let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
-        return Verdict::Pass(Pass::Other);
+        // It would reach the client from a port that it never dialled.
+        return if settings.unsettled(tables.now_s()) && tables.member(&segment.destination).is(Class::Client)
+        {
+            Verdict::Drop(Drop::Unsettled)
+        } else {
+            Verdict::Pass(Pass::Other)
+        };
     };
     if !flow.is(Kind::Divert) {
         return Verdict::Pass(Pass::Other);

@@ -75,12 +75,12 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
         return Verdict::Pass(Pass::Other);
     }
     if to_relay {
-        homeless(tables, segment)
+        homeless(tables, settings, segment)
     } else if tables.member(&segment.source).is(Class::Controller)
         && tables.socket(&key, segment.family) == Socket::None
     {
         // An owner's answer, and this entry knows nothing of it.
-        refuse(segment)
+        refuse(tables, settings, segment)
     } else {
         Verdict::Pass(Pass::Socket)
     }
@@ -91,14 +91,21 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
 fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if segment.has(Tcp::RST) {
         admit::abandon(tables, settings, key, segment.seq);
-    } else if tables.watching(tables.now_s()) {
+        return Verdict::Pass(Pass::Local);
+    }
+    let now_s = tables.now_s();
+    let unsettled = settings.unsettled(now_s);
+    if (unsettled || tables.watching(now_s)) && tables.member(&segment.source).is(Class::Client) {
         let held = tables.reservation(key).unwrap_or(Reservation::NONE);
-        let last_ack = held != Reservation::NONE || tables.socket(key, segment.family) == Socket::Handshake;
-        if last_ack
-            && tables.member(&segment.source).is(Class::Client)
-            && !admit::admit_ack(tables, settings, key, held)
-        {
-            return Verdict::Reset(Send::Late);
+        let socket =
+            if held == Reservation::NONE { tables.socket(key, segment.family) } else { Socket::Handshake };
+        match socket {
+            Socket::Handshake if !admit::admit_ack(tables, settings, key, held) => {
+                return Verdict::Reset(Send::Late);
+            }
+            // It may be a relay's, and the stack would reset it.
+            Socket::None | Socket::Listener if unsettled => return Verdict::Drop(Drop::Unsettled),
+            Socket::None | Socket::Listener | Socket::Handshake | Socket::Connection => {}
         }
     }
     Verdict::Pass(Pass::Local)
@@ -106,17 +113,23 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
 
 /// A segment to one of our relay ports that belongs to no relay.
 #[inline(always)]
-fn homeless<T: Tables>(tables: &T, segment: &Segment) -> Verdict {
+fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
     if tables.member(&segment.source).is(Class::Controller) {
-        refuse(segment)
+        refuse(tables, settings, segment)
     } else {
         Verdict::Drop(Drop::Stranger)
     }
 }
 
 #[inline(always)]
-fn refuse(segment: &Segment) -> Verdict {
-    if segment.has(Tcp::RST) { Verdict::Drop(Drop::NoAnswer) } else { Verdict::Reset(Send::NoFlow) }
+fn refuse<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
+    if settings.unsettled(tables.now_s()) {
+        Verdict::Drop(Drop::Unsettled)
+    } else if segment.has(Tcp::RST) {
+        Verdict::Drop(Drop::NoAnswer)
+    } else {
+        Verdict::Reset(Send::NoFlow)
+    }
 }
 
 /// The key of an arriving segment's connection.

@@ -161,6 +161,8 @@ counters! {
         Unwritable = 37,
         /// RST not sent: to a RST, or to a multicast or own address.
         NoAnswer = 38,
+        /// Of no relay or socket, right after the programs were put in the place of others: its sender repeats it.
+        Unsettled = 39,
     }
     /// What happened besides.
     Event from 48 {

@@ -97,7 +97,8 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
             return SK_PASS;
         }
         // `ingress` decides every SYN on a guarded device; what comes without its decision is a
-        // stray segment, except while last ACKs are watched, where it may be a SYN cookie's.
+        // stray segment, except while last ACKs are watched, where it may be a SYN cookie's, and where
+        // another `ingress`, or none, may have let it in.
         // Where the interface is not known, device 0 stands for all.
         let mut ifindex = 0;
         if constant(&raw const KNOWS_INTERFACE) != 0 {
@@ -105,8 +106,9 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
             ifindex = unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() };
         }
         let guarded = tables.device(ifindex).is_some_and(|device| device.guarded != 0);
-        let stray = guarded && !tables.watching(tables.now_s());
-        if relayed || stray || !admit::admit_lookup(&tables, settings, &key) {
+        let now_s = tables.now_s();
+        let stray = relayed || (guarded && !tables.watching(now_s));
+        if (stray && !settings.unsettled(now_s)) || !admit::admit_lookup(&tables, settings, &key) {
             tables.count(Event::Refused);
             return SK_DROP;
         }

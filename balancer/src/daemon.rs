@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use balancer_common::{abi::State, verdict::Event};
+use balancer_common::{
+    abi::{HANDSHAKE_WINDOW_S, State},
+    verdict::Event,
+};
 use log::{info, warn};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -73,6 +76,10 @@ const FLUSH: Duration = Duration::from_millis(250);
 const FLOOD_PER_CPU: u32 = 20_000;
 /// Fewest handshakes in progress that are given places at once.
 const HANDSHAKES: u32 = 256;
+/// Attaching everything takes no longer than this, seconds.
+const ATTACH_S: u32 = 30;
+/// For so many seconds afterwards there are handshakes that the programs did not see begin.
+const UNSETTLED_S: u32 = HANDSHAKE_WINDOW_S as u32 + 1;
 
 /// `balancer run`.
 ///
@@ -187,6 +194,7 @@ struct Agent {
     sockets: SockDiag,
     census: Census,
     adjust: i64,
+    unsettled_until_s: u32,
     seeded: (u32, u32),
     drift: u64,
     links: Interfaces,
@@ -273,6 +281,7 @@ impl Agent {
             sockets,
             census: Census::default(),
             adjust: 0,
+            unsettled_until_s: 0,
             seeded: (0, 0),
             drift: 0,
             links,
@@ -312,6 +321,10 @@ impl Agent {
             let settings = self.data_path.maps.settings()?;
             self.operator = Operator::of(&settings);
             self.adjust = if first { 0 } else { settings.adjust };
+            self.unsettled_until_s = settings.unsettled_until_s;
+        }
+        if first {
+            self.unsettled_until_s = boot_s() + ATTACH_S;
         }
         self.apply_configuration()?;
         self.write_devices(&api)?;
@@ -331,6 +344,10 @@ impl Agent {
         self.data_path.continue_upgrade()?;
         self.attach_interfaces(&api)?;
         self.data_path.finish_upgrade()?;
+        if first {
+            self.unsettled_until_s = boot_s() + UNSETTLED_S;
+            self.write_settings()?;
+        }
         // A new agent finds its predecessor's data path at work; else all that came in before the
         // packet programs were attached is seeded as well.
         let hooks: Vec<_> = self

@@ -187,7 +187,9 @@ impl DataPath {
             older.take_over(layout).with_context(|| format!("the data path of version {name} stays"))
         });
         if let Err(error) = taken {
-            older.iter().for_each(|older| older.give_back(layout));
+            for older in &older {
+                older.give_back(layout);
+            }
             return Err(error);
         }
         Ok(Self {
@@ -464,6 +466,7 @@ pub fn hook_of_this_kernel(interface: &str) -> Hooked {
 /// Something is left that cannot be removed.
 pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     let mut found = pins.exists();
+    layouts(pins).for_each(|layout| let_in(&layout));
     for interface in interfaces {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
             let filter =
@@ -481,12 +484,23 @@ pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
 
 /// Removes what this version and others pin; leaves anything else alone.
 fn remove(pins: &Path) {
-    let layouts = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
-    layouts.filter(|path| is_layout(path)).for_each(|layout| remove_layout(&layout));
+    layouts(pins).for_each(|layout| remove_layout(&layout));
     let _: std::io::Result<()> = fs::remove_dir(pins);
 }
 
+/// What this version and others pin.
+fn layouts(pins: &Path) -> impl Iterator<Item = PathBuf> {
+    let pinned = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
+    pinned.filter(|path| is_layout(path))
+}
+
+/// Detaches `admit`, which refuses whom no `ingress` has let in.
+fn let_in(layout: &Path) {
+    let _: std::io::Result<()> = fs::remove_file(layout.join("links/admit"));
+}
+
 fn remove_layout(layout: &Path) {
+    let_in(layout);
     // Links first: no program runs on maps that are going.
     for part in ["links", "maps"] {
         let directory = layout.join(part);

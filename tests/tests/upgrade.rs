@@ -13,8 +13,8 @@ use serde_json::Value;
 use tests::cluster::{Cluster, ClusterOptions, is_even};
 use tests::daemon::{Daemon, tables};
 use tests::eventually::eventually;
-use tests::fleet::{How, Kind};
-use tests::judge::{await_echoes, exact, no_drift, unbroken};
+use tests::fleet::{Dial, How, Kind};
+use tests::judge::{await_echoes, exact, no_drift, unbroken, unharmed};
 
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
@@ -57,11 +57,9 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
     set_limit(&cluster.daemons[1])?;
     for index in 0..3 {
         let daemon = &mut cluster.daemons[index];
-        daemon.kill9();
         let links = daemon.links()?;
-        fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
         let from = daemon.log_lines().len();
-        daemon.run()?;
+        change(daemon)?;
         let lines = daemon.log_lines();
         let took =
             lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
@@ -177,5 +175,98 @@ fn an_agent_that_was_ended_before_it_filled_its_maps_leaves_a_first_start() -> R
     let log = daemon.log_lines()[from..].join("\n");
     ensure!(log.contains("300 client connections were there before"), "{log}");
     exact(&cluster, "older", 300)?;
+    no_drift(&cluster)
+}
+
+/// What runs is another version's from now on, and one of this takes over.
+fn change(daemon: &mut Daemon) -> Result<()> {
+    daemon.kill9();
+    fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
+    daemon.run()
+}
+
+/// Newcomers to the first controller while `meanwhile` is done: none is to notice anything.
+fn dial_while(
+    cluster: &mut Cluster,
+    count: usize,
+    meanwhile: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
+    let mut newcomers = Dial::new("newcomers", Kind::Raw, count, &[cluster.address(0)]);
+    (newcomers.rate, newcomers.concurrency) = (400.0, 100);
+    cluster.fleet.start_dial(&newcomers)?;
+    meanwhile(cluster)?;
+    let dialled = cluster.fleet.dialled("newcomers", Duration::from_mins(1))?;
+    println!("{} in after {:.0} ms at most", dialled.ok, dialled.connect_ms.max);
+    unharmed(&dialled, count)
+}
+
+#[test]
+fn newcomers_get_in_while_versions_change() -> Result<()> {
+    const UPGRADES: usize = 12;
+    let mut cluster = Cluster::start(ClusterOptions { plain: true, ..ClusterOptions::new("change") })?;
+    cluster.dial("before", Kind::Raw, 6000)?;
+    exact(&cluster, "6000 open", 6000)?;
+    dial_while(&mut cluster, 6000, |cluster| {
+        for upgrade in 0..UPGRADES {
+            change(&mut cluster.daemons[upgrade % 3])?;
+        }
+        Ok(())
+    })?;
+    exact(&cluster, "with newcomers", 12000)?;
+    unbroken(&cluster.fleet.stats()?, 12000)?;
+    no_drift(&cluster)
+}
+
+#[test]
+fn the_limit_holds_while_versions_change() -> Result<()> {
+    const LIMIT: usize = 300;
+    let delay = Some(Duration::from_millis(20));
+    let options =
+        ClusterOptions { plain: true, hard_limit: Some(LIMIT as u64), delay, ..ClusterOptions::new("limit") };
+    let mut cluster = Cluster::start(options)?;
+    let mut newcomers = Dial::new("newcomers", Kind::Raw, 3000, &[cluster.address(0)]);
+    (newcomers.rate, newcomers.concurrency) = (500.0, 200);
+    cluster.fleet.start_dial(&newcomers)?;
+    for upgrade in 0..6 {
+        change(&mut cluster.daemons[upgrade % 3])?;
+    }
+    let dialled = cluster.fleet.dialled("newcomers", Duration::from_mins(1))?;
+    println!("{} ok, {} refused, {} reset", dialled.ok, dialled.refused, dialled.reset);
+    // Nobody leaves: a count that was passed once would be so now.
+    ensure!(exact(&cluster, "full", 3 * LIMIT)? == [LIMIT; 3], "full, and not more: {dialled:?}");
+    no_drift(&cluster)
+}
+
+#[test]
+fn newcomers_get_in_while_it_is_installed_and_removed() -> Result<()> {
+    for hook in [None, Some("clsact".to_owned())] {
+        installed_and_removed(ClusterOptions { controllers: 1, hook, ..ClusterOptions::new("install") })?;
+    }
+    Ok(())
+}
+
+fn installed_and_removed(options: ClusterOptions) -> Result<()> {
+    const TIMES: usize = 5;
+    let mut cluster = Cluster::start(options)?;
+    dial_while(&mut cluster, 2000, |cluster| {
+        for _ in 0..TIMES {
+            let daemon = &mut cluster.daemons[0];
+            daemon.sigterm()?;
+            daemon.uninstall()?;
+            daemon.run()?;
+        }
+        Ok(())
+    })?;
+    exact(&cluster, "with newcomers", 2000)?;
+    unbroken(&cluster.fleet.stats()?, 2000)?;
+    no_drift(&cluster)
+}
+
+#[test]
+fn newcomers_get_in_while_three_controllers_get_it() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("three") })?;
+    dial_while(&mut cluster, 2000, Cluster::start_balancers)?;
+    exact(&cluster, "with newcomers", 2000)?;
+    unbroken(&cluster.fleet.stats()?, 2000)?;
     no_drift(&cluster)
 }

@@ -50,7 +50,10 @@ pub struct Settings {
     /// A [`Steer`].
     pub steer: u8,
     /// Explicit padding.
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Boot clock, seconds: until then there may be relays and handshakes that these programs do not know, as they have
+    /// just been put in the place of others, or of none.
+    pub unsettled_until_s: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 88);
@@ -68,6 +71,12 @@ pub enum Steer {
 }
 
 impl Settings {
+    /// Whether there may be relays and handshakes that the programs do not know.
+    #[inline(always)]
+    pub fn unsettled(&self, now_s: u32) -> bool {
+        now_s < self.unsettled_until_s
+    }
+
     /// Whether `port` is one of this host's relay ports.
     #[inline(always)]
     pub fn is_relay_port(&self, port: Port) -> bool {

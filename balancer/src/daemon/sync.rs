@@ -217,6 +217,7 @@ impl Agent {
             tag_key: self.tag_key,
             netns: self.netns,
             adjust: self.adjust,
+            unsettled_until_s: self.unsettled_until_s,
             handshake_cap: (limit / 4).max(HANDSHAKES),
             flood_per_cpu: FLOOD_PER_CPU,
             report_ms: TICK.as_millis() as u32,

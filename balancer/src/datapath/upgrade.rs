@@ -5,7 +5,8 @@
 //! 1. what must go on is copied: flows, the controllers' slots, which hold the relay ports, and the operator's settings;
 //! 2. the links are adopted: each is given its new program in one step, as at any start;
 //! 3. what the old programs have done to flows since 1 is done to the copies, just before the packet programs change and
-//!    after, and the old maps are removed.
+//!    after, and the old maps are removed. In between the new programs know that they do not know all
+//!    ([`Settings::unsettled`]).
 //!
 //! Counts are not copied: they are made anew from the kernel's list of sockets, as at a first start. What an agent that
 //! is ended midway leaves is an older layout still: the next one does it all again. Where 1 or 2 fails, the links go back.
@@ -24,7 +25,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use balancer_common::abi::{Flow, Settings, map};
 
-use super::{is_layout, records::Records};
+use super::{layouts, records::Records};
 
 /// What is copied once: the agent writes it anew.
 const ONCE: [&str; 2] = [map::CONTROLLERS, map::SETTINGS];
@@ -49,8 +50,7 @@ impl Older {
     /// # Errors
     /// Whether one was cannot be read.
     pub fn all(pins: &Path, layout: &Path) -> Result<Vec<Self>> {
-        let pinned = fs::read_dir(pins).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut others: Vec<_> = pinned.filter(|path| is_layout(path) && path != layout).collect();
+        let mut others: Vec<_> = layouts(pins).filter(|path| path != layout).collect();
         others.sort();
         let mut at_work = Vec::new();
         for layout in others {

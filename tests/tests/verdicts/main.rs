@@ -11,6 +11,7 @@ mod owner;
 mod row;
 mod steer;
 mod strange;
+mod unsettled;
 
 use anyhow::{Result, ensure};
 use tests::host::{self, Action, Frame, Host, UNSPEC};
@@ -100,6 +101,11 @@ fn errors_are_reported() -> Result<()> {
     prove(error::rows)
 }
 
+#[test]
+fn programs_have_taken_the_place_of_others() -> Result<()> {
+    prove(unsettled::rows)
+}
+
 /// All rows but the one whose state is large.
 fn all(scene: &Scene) -> Vec<Row> {
     let groups = [
@@ -118,6 +124,7 @@ fn all(scene: &Scene) -> Vec<Row> {
         owner::restored,
         owner::diverted,
         error::rows,
+        unsettled::rows,
     ];
     groups.iter().flat_map(|group: &fn(&Scene) -> Vec<Row>| group(scene)).collect()
 }
