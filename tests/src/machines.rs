@@ -140,7 +140,7 @@ impl Machines {
         Ok(())
     }
 
-    /// Kills the agent of controller `index`, and starts it again; `binary` is the one to start.
+    /// Ends the agent of controller `index` by `signal`, and starts it again; `binary` is the one to start.
     ///
     /// # Errors
     /// When it does not run, or not start.

@@ -57,7 +57,7 @@ pub enum Order {
         /// Where it is heard.
         talks: Talks,
     },
-    /// Sends a signal to what was started; after SIGKILL its end is awaited. Answered by whether it ran.
+    /// Sends a signal to what was started; after SIGKILL and SIGTERM its end is awaited. Answered by whether it ran.
     Signal {
         /// What it was called.
         name: String,
@@ -185,7 +185,7 @@ fn carry_out(order: Order, started: &mut BTreeMap<String, Child>) -> Result<Valu
                 return Ok(false.into());
             }
             kill(Pid::from_raw(child.id().cast_signed()), signal).context("failed to send a signal")?;
-            if signal == Signal::SIGKILL {
+            if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) {
                 child.wait().context("failed to wait")?;
             }
             Ok(true.into())

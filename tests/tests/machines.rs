@@ -1,5 +1,6 @@
 //! What may befall three controllers that are machines of their own, with native XDP where their kernel has it: cut off,
-//! killed, held for seconds, on a bad line, with a wrong clock, with agents that are killed all the time.
+//! killed, held for seconds, on a bad line, with a wrong clock, with agents that are killed all the time or replaced by
+//! another version's.
 //!
 //! After each: no connection of a controller that survived is lost, the counts are ss's, newcomers make them even, and
 //! when all clients have gone there is no record left. `cargo xtask machines` boots them.
@@ -27,6 +28,8 @@ const PER_SECOND: f64 = 15.0;
 /// A client's patience.
 const PATIENCE_MS: u64 = 30_000;
 const BINARY: &str = "/fixtures/balancer";
+/// The same with maps of another layout, and longer records.
+const OTHER: &str = "/fixtures/balancer-other";
 
 /// Dials controller a.
 fn dial(machines: &mut Machines, id: &str, count: usize) -> Result<Dialled> {
@@ -199,6 +202,30 @@ fn agents_are_killed_every_second_under_load() -> Result<()> {
     for status in machines.statuses()? {
         let name = status["controller"].as_str().unwrap_or_default();
         ensure!(seen(&status, name)?["relay"] == "self", "{status}");
+    }
+    ends_well(machines, open, 0)
+}
+
+#[test]
+fn agents_are_upgraded_one_after_another_and_back() -> Result<()> {
+    const AT_A_TIME: usize = 10;
+    let (mut machines, _) = filled(7)?;
+    let mut open = CLIENTS;
+    for (binary, from) in [(OTHER, "v1"), (BINARY, "v2")] {
+        for (index, name) in NAMES.iter().enumerate() {
+            machines.restart_agent(index, Signal::SIGTERM, binary)?;
+            dial(&mut machines, &format!("{name} leaves {from}"), AT_A_TIME)?;
+            open += AT_A_TIME;
+            let wanted = format!("took over from the data path of version {from}");
+            let log = eventually(Duration::from_secs(30), &wanted, || match machines.log(index) {
+                Ok(log) if log.contains(&wanted) => Ok(log),
+                other => Err(format!("{other:?}")),
+            })?;
+            println!("{}", log.lines().rfind(|line| line.contains(&wanted)).unwrap_or_default());
+            unbroken(&await_echoes(&mut machines.fleet, 1)?, open as u64)?;
+        }
+        machines.await_settled()?;
+        exact(&machines, &format!("all have left {from}"), open)?;
     }
     ends_well(machines, open, 0)
 }

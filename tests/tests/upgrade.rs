@@ -18,7 +18,7 @@ use tests::judge::{await_echoes, exact, no_drift, unbroken, unharmed};
 
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
-const LIMIT: &str = "4321";
+const LIMIT: u64 = 4321;
 
 /// Each balancer's relays.
 fn relays(cluster: &Cluster) -> Result<Vec<Value>> {
@@ -35,7 +35,7 @@ fn pin_zeroes<V: Pod>(daemon: &Daemon, layout: &str, name: &str, records: usize)
 
 /// Lets an operator set [`LIMIT`].
 fn set_limit(daemon: &Daemon) -> Result<()> {
-    let (code, _, errors) = daemon.cli(&["limit", LIMIT])?;
+    let (code, _, errors) = daemon.cli(&["limit", &LIMIT.to_string()])?;
     ensure!(code == Some(0), "{errors}");
     Ok(())
 }
@@ -43,7 +43,7 @@ fn set_limit(daemon: &Daemon) -> Result<()> {
 /// That limit is in force.
 fn ensure_limit(daemon: &Daemon) -> Result<()> {
     let status = daemon.status()?;
-    ensure!(status["balance"]["operator_limit"].to_string() == LIMIT, "the operator's limit stays: {status}");
+    ensure!(status["balance"]["operator_limit"] == LIMIT, "the operator's limit stays: {status}");
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The runs are in `tests/tests/machines.rs`; they boot the machines themselves, by a recipe that is made here.
 
+mod other;
+
 use std::fs;
 use std::process::{Command, ExitCode};
 
@@ -16,6 +18,8 @@ use crate::vm::{self, Bench};
 
 /// The harness of the runs, which `cargo xtask test` does not start as it starts the others.
 pub const HARNESS: &str = "machines";
+/// The run that needs the balancer in another version.
+const UPGRADE: &str = "agents_are_upgraded_one_after_another_and_back";
 
 /// What was typed.
 #[derive(Args)]
@@ -56,7 +60,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 pub fn command(bench: &Bench, series: &str, filter: Option<&str>) -> Result<Command> {
     let built = vm::built()?;
     let harness = vm::find(&built, "test", HARNESS)?;
-    let (program, options, append) = bench.recipe(series, vm::with_fixtures(&built, Vec::new(), "")?)?;
+    let mut files = Vec::new();
+    if filter.is_none_or(|filter| UPGRADE.contains(filter)) {
+        files.push(("/fixtures/balancer-other".to_owned(), other::build()?));
+    }
+    let (program, options, append) = bench.recipe(series, vm::with_fixtures(&built, files, "")?)?;
     let options = options.iter().map(|option| option.to_string_lossy());
     let words: Vec<_> = std::iter::once(program.into()).chain(options).collect();
     let recipe = json!({ "command": words, "append": append, "logs": bench.cache() });
