@@ -90,7 +90,7 @@ pub fn half_open<P: Packet, T: Tables>(
 /// At the entry: the owner's answer to a relayed SYN.
 #[inline(always)]
 fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, flow: &mut Flow) -> Verdict {
-    tables.exchanged(flow.controller as usize, Exchange::Answered);
+    tables.exchanged(flow.controller as usize, Exchange::Answered(tables.now_ns()));
     let mut change = Change::default();
     if segment.has(Tcp::SYN | Tcp::ACK) {
         flow.state |= Flow::ANSWERED;

@@ -90,8 +90,8 @@ pub enum Exchange {
     Sent,
     /// A connection was relayed from it.
     Received,
-    /// It answered a relayed SYN.
-    Answered,
+    /// It answered a relayed SYN, now (boot clock, nanoseconds).
+    Answered(u64),
     /// It left a relayed SYN unanswered until it was repeated, now (boot clock, nanoseconds).
     Unanswered(u64),
 }
@@ -102,13 +102,15 @@ impl Exchange {
     pub fn conclude(self, traffic: &mut Traffic) {
         match self {
             Self::Sent | Self::Received => {}
-            Self::Answered => {
+            Self::Answered(now_ns) => {
+                traffic.answered_ns = now_ns;
                 if traffic.strikes != 0 {
                     traffic.strikes = 0;
                 }
             }
             Self::Unanswered(now_ns) => {
-                if traffic.strikes >= Traffic::STRIKES {
+                let answers = now_ns.saturating_sub(traffic.answered_ns) < Traffic::REACHABLE_NS;
+                if traffic.strikes >= Traffic::STRIKES && !answers {
                     traffic.unreachable_until_ns = now_ns.wrapping_add(Traffic::UNREACHABLE_NS);
                 }
             }

@@ -87,7 +87,7 @@ impl Tables for Maps {
                 add(&raw mut traffic.unanswered);
                 add(&raw mut traffic.strikes);
             }
-            Exchange::Answered => {}
+            Exchange::Answered(_) => {}
         }
         exchange.conclude(traffic);
     }

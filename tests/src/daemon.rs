@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -376,6 +377,24 @@ impl Daemon {
     /// Directory of its pins.
     pub fn pins(&self) -> &Path {
         &self.pins
+    }
+
+    /// What its maps hold, octets, as the kernel accounts for it.
+    ///
+    /// # Errors
+    /// When they are not pinned, or the kernel does not say.
+    pub fn map_memory(&self) -> Result<u64> {
+        let directory = self.pins.join(LAYOUT).join("maps");
+        let mut sum = 0;
+        for entry in fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
+            let map = MapData::from_pin(entry?.path())?;
+            let about = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+            let text = fs::read_to_string(&about).with_context(|| format!("failed to read {about}"))?;
+            let octets = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            let octets = octets.with_context(|| format!("memlock in {text}"))?.trim();
+            sum += octets.parse::<u64>().with_context(|| text.clone())?;
+        }
+        Ok(sum)
     }
 
     /// Its programs' links, by the kernel's numbers.

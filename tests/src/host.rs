@@ -114,7 +114,7 @@ impl World {
         }
         let coarse = |traffic: &Traffic| {
             let unreachable_until_ns = traffic.unreachable_until_ns / 1_000_000_000;
-            Traffic { unreachable_until_ns, ..*traffic }
+            Traffic { unreachable_until_ns, answered_ns: traffic.answered_ns / 1_000_000_000, ..*traffic }
         };
         for (index, (ours, theirs)) in self.traffic.iter().zip(&expected.traffic).enumerate() {
             if coarse(ours) != coarse(theirs) {
@@ -363,7 +363,7 @@ impl Tables for Host {
                 traffic.unanswered += 1;
                 traffic.strikes += 1;
             }
-            Exchange::Answered => {}
+            Exchange::Answered(_) => {}
         }
         exchange.conclude(traffic);
     }

@@ -89,6 +89,8 @@ pub struct Traffic {
     pub strikes: u64,
     /// Boot clock, nanoseconds: until then nothing is relayed to it.
     pub unreachable_until_ns: u64,
+    /// Boot clock, nanoseconds: when it last answered a relayed SYN.
+    pub answered_ns: u64,
 }
 
 impl Traffic {
@@ -96,4 +98,7 @@ impl Traffic {
     pub const STRIKES: u64 = 3;
     /// How long it does, nanoseconds.
     pub const UNREACHABLE_NS: u64 = 30_000_000_000;
+    /// How long an answer proves that it does not, nanoseconds: whoever forges addresses that it cannot answer, and repeats
+    /// their SYNs, is not to keep others' relays from it.
+    pub const REACHABLE_NS: u64 = 3_000_000_000;
 }

@@ -78,6 +78,7 @@ pub fn back(scene: &Scene) -> Vec<Row> {
             .then(move |world| gone_by(world, key, ack, state))
     };
     let same = |what, world: &World, segment: &Segment, state| row(what, world, segment, on(segment), state);
+    let answered = |world: &mut World| world.traffic[1].answered_ns = scene.now_ns;
     let beginning = scene.beginning(RELAY);
     let mut struck = beginning.clone();
     struck.traffic[1] = Traffic { sent: 5, strikes: 2, unanswered: 2, ..Traffic::default() };
@@ -103,31 +104,36 @@ pub fn back(scene: &Scene) -> Vec<Row> {
         same("a broken checksum stays broken", &live, &from_owner.clone().broken(0xfff0), 0),
         same("FIN is noted", &live, &from_owner.clone().flags(FIN | ACK), Flow::FIN),
         same("RST is noted", &live, &from_owner.clone().flags(RST | ACK), Flow::RST),
-        same("the owner answers", &beginning, &syn_ack, Flow::ANSWERED),
+        same("the owner answers", &beginning, &syn_ack, Flow::ANSWERED).then(answered),
         same("the owner answers: nothing is held against it", &struck, &syn_ack, Flow::ANSWERED)
-            .then(|world| world.traffic[1].strikes = 0),
+            .then(|world| world.traffic[1].strikes = 0)
+            .then(answered),
         row(
             "the owner answers over a narrow leg: the segment size is clamped",
             &narrow,
             &syn_ack,
             on(&syn_ack).syn_options(clamped),
             Flow::ANSWERED,
-        ),
+        )
+        .then(answered),
         row(
             "the owner refuses: the trailer that it acknowledges is taken off",
             &beginning,
             &refusal.clone().ack(all),
             on(&refusal).ack(ISN + 1),
             Flow::RST,
-        ),
+        )
+        .then(answered),
         row(
             "the same with a broken checksum",
             &beginning,
             &refusal.clone().ack(all).broken(9),
             on(&refusal).ack(ISN + 1).broken(9),
             Flow::RST,
-        ),
-        same("the owner refuses without the trailer", &beginning, &refusal.clone().ack(ISN + 1), Flow::RST),
+        )
+        .then(answered),
+        same("the owner refuses without the trailer", &beginning, &refusal.clone().ack(ISN + 1), Flow::RST)
+            .then(answered),
         arrives("a late answer to a SYN that was picked anew: RST", &anew, late.clone())
             .answered("superseded", rst(&late, ISN + 1, None))
             .then(move |world| {

@@ -192,6 +192,8 @@ pub fn again(scene: &Scene) -> Vec<Row> {
     answered.half_open.get_mut(&tuple(scene.owner(), scene.near())).expect("a flow").state = Flow::ANSWERED;
     let mut striking = beginning.clone();
     striking.traffic[1] = Traffic { strikes: 2, unanswered: 7, ..Traffic::default() };
+    let mut answering = striking.clone();
+    answering.traffic[1].answered_ns = scene.now_ns - 2_000_000_000;
     let mut with_c = beginning.clone();
     with_c.controllers[2] = scene.ready(scene.c);
     let to_c = scene.relayed().between(scene.near(), (scene.c, OUT).into());
@@ -248,6 +250,12 @@ pub fn again(scene: &Scene) -> Vec<Row> {
             .then(unanswered)
             .then(place)
             .then(|world| world.traffic[1].unreachable_until_ns = scene.now_ns + 30_000_000_000),
+        arrives("the same, where B has answered another lately", &answering, scene.syn())
+            .passes("chosen")
+            .also("repicked")
+            .then(forget)
+            .then(unanswered)
+            .then(place),
         arrives("repeated without an answer: relayed to C", &with_c, scene.syn())
             .sent("opened", TOWARDS, to_c)
             .also("repicked")
