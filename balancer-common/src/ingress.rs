@@ -104,7 +104,11 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
                 return Verdict::Reset(Send::Late);
             }
             // It may be a relay's, and the stack would reset it.
-            Socket::None | Socket::Listener if unsettled => return Verdict::Drop(Drop::Unsettled),
+            Socket::None | Socket::Listener
+                if unsettled && tables.member(&segment.destination).is(Class::Own) =>
+            {
+                return Verdict::Drop(Drop::Unsettled);
+            }
             Socket::None | Socket::Listener | Socket::Handshake | Socket::Connection => {}
         }
     }

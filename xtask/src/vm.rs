@@ -35,9 +35,9 @@ pub struct Arguments {
     /// Kernel series, or `newest`
     #[arg(long, value_name = "SERIES", value_delimiter = ',', default_value = "5.10,6.1,6.12,6.18,newest")]
     kernel: Vec<String>,
-    /// Machines at the same time
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    jobs: u8,
+    /// Machines at the same time [default: one for two processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: Option<u8>,
     /// Run only tests whose name contains this, of all harnesses
     #[arg(last = true)]
     filter: Option<String>,
@@ -91,9 +91,16 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;
     let bench = step("machines", Bench::prepare)?;
-    let counts = matrix(&bench, &arguments.kernel, arguments.jobs, arguments.filter.as_deref())?;
+    let jobs = arguments.jobs.unwrap_or_else(jobs);
+    let counts = matrix(&bench, &arguments.kernel, jobs, arguments.filter.as_deref())?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// An emulated machine keeps two processors busy, and what runs in it has time limits.
+fn jobs() -> u8 {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    u8::try_from(processors / 2).unwrap_or(u8::MAX).clamp(1, 64)
 }
 
 /// What machines are booted with.

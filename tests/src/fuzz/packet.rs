@@ -85,7 +85,10 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
             5 => world.settings.refuse_share = value,
             6 => world.settings.per_client_limit = value % 4,
             7 => world.settings.own = value as u8,
-            8 => world.settings.report_ms = value,
+            8 => {
+                world.settings.report_ms = value;
+                world.settings.unsettled_until_s = world.now_s().wrapping_add(value % 2);
+            }
             9 => world.random = value,
             10 => world.controllers[index].view_base = i64::from(value.cast_signed()),
             11 => world.controllers[index].weight = value,

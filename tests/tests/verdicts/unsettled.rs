@@ -45,6 +45,12 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         arrives("that a listener would reset", &with(Socket::Listener), scene.ack()).dropped("unsettled"),
         arrives("that a connection takes", &with(Socket::Connection), scene.ack().payload(b"GET"))
             .passes("local"),
+        arrives(
+            "a client's segment to somebody else",
+            &world,
+            scene.ack().between(scene.dialler(), (scene.elsewhere, scene.api().port()).into()),
+        )
+        .passes("local"),
         arrives("a client's RST", &world, scene.ack().flags(RST)).passes("local"),
         arrives("a controller's segment", &world, from_controller).passes("local"),
         arrives("a last ACK that had no place takes one", &noted, scene.ack()).passes("local").then(renewed),
@@ -52,6 +58,11 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
             .answered("late", rst(&scene.ack(), scene.ack().ack, None))
             .then(|world| world.reserved.clear()),
         leaves("to a client, of no relay", &world, going.clone()).dropped("unsettled"),
+        leaves(
+            "to a client, from somebody else",
+            &world,
+            going.clone().between((scene.elsewhere, scene.door().port()).into(), scene.dialler()),
+        ),
         leaves("to a controller, of no relay", &world, going.clone().between(scene.door(), scene.entry())),
         arrives("settled: an entry's segment of no relay", &settled, to_owner.clone())
             .answered("no_flow", rst(&to_owner, to_owner.ack, None)),
