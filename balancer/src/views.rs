@@ -81,6 +81,8 @@ impl Liveness {
         match report {
             Some(report) => {
                 (self.unanswered, self.dead) = (0, false);
+                // What was found says nothing of one that has been heard since.
+                self.found = State::Silent;
                 if report.draining {
                     State::Draining
                 } else if report.ready {

@@ -17,6 +17,8 @@ use tests::judge::{await_echoes, await_state, exact, no_drift, seen, unbroken, u
 
 /// What was asked for is there within this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
+/// An agent goes by what it found until it is so old.
+const STARTED: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Result<()> {
@@ -74,12 +76,25 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
 }
 
 #[test]
+fn an_owner_s_agent_that_is_killed_at_once_ends_no_relay() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::new("qonce"))?;
+    cluster.dial("before", Kind::Single, 300)?;
+    ensure!(cluster.counts()?[2] > 80, "a third of them is relayed to c");
+    // The others have just started, and heard of it.
+    cluster.daemons[2].kill9();
+    cluster.fleet.traffic(Duration::from_millis(200))?;
+    std::thread::sleep(STARTED);
+    unbroken(&await_echoes(&mut cluster.fleet, 5)?, 300)
+}
+
+#[test]
 fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("silent"))?;
     let first = cluster.dial("before", Kind::Single, 600)?;
     exact(&cluster, "600 open", 600)?;
     let relayed = first.by_server["c"] as u64;
     ensure!(relayed > 180, "a third of them is relayed to c: {first:?}");
+    std::thread::sleep(STARTED);
 
     let silenced = Instant::now();
     cluster.net.controllers[2].silence(true)?;

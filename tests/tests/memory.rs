@@ -107,7 +107,7 @@ fn a_lone_controller_refuses_before_it_is_killed_and_recovers() -> Result<()> {
     let status = cluster.daemons[0].status()?;
     let memory = status["balance"]["memory"].as_str().context("what memory allows")?;
     ensure!(
-        memory.starts_with("newcomers are refused") && memory.contains("of 512 MiB"),
+        memory.starts_with("newcomers are refused (") && memory.contains("of 512 MiB"),
         "status says so: {memory}"
     );
     for (words, times) in [
@@ -119,6 +119,8 @@ fn a_lone_controller_refuses_before_it_is_killed_and_recovers() -> Result<()> {
     }
     // 90 % of 512 MiB is 460; the server itself takes some.
     ensure!((400..500).contains(&counts[0]), "as many as fit: {counts:?}");
+    let stats = cluster.fleet.stats()?;
+    ensure!(stats.lost == 0, "refused, not closed: {stats:?}");
     cluster.fleet.close(counts[0], How::Fin)?;
     let again = Dial::new("again", Kind::Raw, 20, &[cluster.address(0)]);
     eventually(RELAXED, "room again", || match cluster.fleet.dial(&again) {

@@ -292,6 +292,12 @@ fn rebalancing_off_and_dry_runs_close_nothing_and_say_why() -> Result<()> {
     cluster.daemons[0].await_log(0, "none is closed: a controller came, went", DEADLINE)?;
     cluster.daemons[0].await_log(0, "policy.rebalance closes none", SETTLED * 2)?;
     ensure_quiet(&mut cluster, Duration::from_secs(10))?;
+    // Nor where it is off.
+    cluster.daemons[0].config.policy.insert("rebalance".into(), "off".into());
+    cluster.daemons[0].write_config()?;
+    cluster.daemons[0].hup()?;
+    says(&cluster, &["rebalance"], "policy.rebalance is \"off\": nothing is closed for it")?;
+    ensure_quiet(&mut cluster, Duration::from_secs(10))?;
     // Switched on, it begins at once where it is asked to.
     cluster.daemons[0].config.policy.insert("rebalance".into(), "on".into());
     cluster.daemons[0].config.policy.insert("max_rate".into(), 20.0.into());
@@ -335,6 +341,33 @@ fn refused_clients_find_another_controller_by_themselves() -> Result<()> {
     let after = steered(&cluster)?;
     println!("{:?}; {} refused to go elsewhere, {before} before", cluster.counts()?, after - before);
     ensure!(after > before, "some were refused: {:?}", cluster.counts()?);
+    Ok(())
+}
+
+#[test]
+fn closed_clients_are_not_refused_as_they_come_back() -> Result<()> {
+    const CLOSED: usize = 100;
+    let options = ClusterOptions { balancer: false, client_addresses: 250, ..ClusterOptions::new("psspare") };
+    let mut cluster = Cluster::start(options)?;
+    let mut dial = Dial::new("all", Kind::Single, CLOSED, &[cluster.address(0)]);
+    dial.bind = cluster.client_addresses();
+    let dialled = cluster.fleet.dial(&dial)?;
+    ensure!(dialled.ok == CLOSED, "{dialled:?}");
+    let mut policy = toml::Table::new();
+    policy.insert("steer".into(), "refuse".into());
+    policy.insert("login_rate".into(), 1_000.0.into());
+    cluster.set_policy(policy);
+    cluster.start_balancers()?;
+    cluster.await_settled()?;
+    let (code, said, error) = cluster.daemons[0].cli(&["drain", "--within", "5s"])?;
+    ensure!(code == Some(0), "{said}{error}");
+    cluster.await_counts(DEADLINE, "all closed", |counts| counts == [0, 0, 0])?;
+    // Others are refused there: it takes none, and is nobody's home.
+    let again = cluster.fleet.dial(&dial)?;
+    ensure!(again.ok == CLOSED && again.refused == 0, "relayed at once: {again:?}");
+    dial.bind.reverse();
+    let others = cluster.fleet.dial(&dial)?;
+    ensure!(others.refused == CLOSED, "who was not closed is refused: {others:?}");
     Ok(())
 }
 
@@ -401,7 +434,11 @@ fn without_steering_clients_stay_where_they_dialled() -> Result<()> {
     let mut cluster = Cluster::start(options)?;
     let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, 200, &[cluster.address(0)]))?;
     ensure!(dialled.ok == 200, "{dialled:?}");
-    cluster.await_counts(DEADLINE, "all where they dialled", |counts| counts == [200, 0, 0]).map(drop)
+    cluster.await_counts(DEADLINE, "all where they dialled", |counts| counts == [200, 0, 0])?;
+    // All of them are younger than a minute.
+    let (code, said, error) = cluster.daemons[0].cli(&["rebalance", "--now"])?;
+    ensure!(code == Some(0) && said.contains("closing 0.3 a second"), "{said}{error}");
+    ensure_quiet(&mut cluster, Duration::from_secs(15))
 }
 
 #[test]
