@@ -95,3 +95,20 @@ pub struct Configured {
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     pub config: PathBuf,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_in_the_readme_are_understood() {
+        let readme = include_str!("../../README.md");
+        let lines = readme.lines().filter(|line| line.starts_with("balancer "));
+        let quoted = readme.split('`').filter(|text| text.starts_with("balancer "));
+        let commands: Vec<_> = lines.chain(quoted).filter_map(|text| text.split('#').next()).collect();
+        assert!(commands.len() > 8, "{commands:?}");
+        for command in commands {
+            assert!(Cli::try_parse_from(command.split_whitespace()).is_ok(), "{command}");
+        }
+    }
+}

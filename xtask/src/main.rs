@@ -78,4 +78,17 @@ mod tests {
     fn the_command_line_is_sound() {
         Typed::command().debug_assert();
     }
+
+    #[test]
+    fn commands_in_the_readme_are_understood() {
+        const BEGIN: &str = "cargo xtask ";
+        let commands = include_str!("../../README.md").split(BEGIN).skip(1);
+        let commands: Vec<_> =
+            commands.filter_map(|rest| rest.split(['`', '#', '\n']).next()).map(str::trim).collect();
+        assert!(commands.len() > 8, "{commands:?}");
+        for command in commands {
+            let words = BEGIN.split_whitespace().take(1).chain(command.split_whitespace());
+            assert!(Typed::try_parse_from(words).is_ok(), "{BEGIN}{command}");
+        }
+    }
 }
