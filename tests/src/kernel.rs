@@ -173,10 +173,17 @@ impl Kernel {
     /// # Errors
     /// The sum does not fit, or the kernel refuses for another reason.
     pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
+        self.run_program(program_name(hook), frame, ifindex, summed)
+    }
+
+    /// [`Kernel::run`] of a program by its name: a stage by itself.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_program(&self, name: &str, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
         /// Offset of `ifindex` in `struct __sk_buff`.
         const IFINDEX_AT: usize = 40;
-        let program: &SchedClassifier =
-            self.ebpf.program(program_name(hook)).context("loaded before")?.try_into()?;
+        let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
         let mut context = [0; IFINDEX_AT + 4];
         context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
         let mut out = vec![0; 1 << 16];

@@ -13,8 +13,13 @@ mod steer;
 mod strange;
 mod unsettled;
 
+use std::collections::HashSet;
+
 use anyhow::{Result, ensure};
-use tests::host::{self, Action, Frame, Host, UNSPEC};
+use balancer_common::deliver::deliver;
+use balancer_common::dispatch::dispatch;
+use balancer_common::verdict::{Drop, Pass, Send, Verdict};
+use tests::host::{self, Action, Frame, Host, SHOT, UNSPEC};
 use tests::kernel::{Kernel, Left, apart, boot_clock_ns};
 use tests::scene;
 
@@ -104,6 +109,43 @@ fn errors_are_reported() -> Result<()> {
 #[test]
 fn programs_have_taken_the_place_of_others() -> Result<()> {
     prove(unsettled::rows)
+}
+
+#[test]
+fn whatever_may_become_of_a_packet_is_in_a_row() {
+    let scene = Scene::v4(ANY_TIME);
+    let rows = [all(&scene), open::exhausted(&scene)].concat();
+    let counted: HashSet<_> = rows.iter().flat_map(Row::counted).collect();
+    let reasons = Pass::ALL.iter().map(|pass| pass.name()).chain(Send::ALL.iter().map(|send| send.name()));
+    let reasons = reasons.chain(Drop::ALL.iter().map(|drop| drop.name()));
+    let missing: Vec<_> = reasons.filter(|name| !counted.contains(name)).collect();
+    // What is none of ours is not counted; the other is the next test's.
+    assert_eq!(missing, [Pass::Other.name(), Drop::NoRecord.name()]);
+}
+
+#[test]
+fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
+    for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
+        apart(&scene(ANY_TIME).addresses(), || {
+            let (mut kernel, scene) = (Kernel::load(0)?, scene(boot_clock_ns()?));
+            let world = scene.world();
+            kernel.fill(&world)?;
+            let (host, gone) = (Host::new(&world), Verdict::Drop(Drop::NoRecord));
+            let (syn, relayed) = (scene.syn().frame(), scene.incoming().frame());
+            ensure!(dispatch(&mut Frame::new(&syn, CAME_IN), &host) == gone, "host: dispatch");
+            ensure!(deliver(&mut Frame::new(&relayed, CAME_IN), &host) == gone, "host: deliver");
+            let counted =
+                |kernel: &Kernel| anyhow::Ok(kernel.counters()?.get("no_record").copied().unwrap_or(0));
+            for (stage, frame) in [("ingress_dispatch", syn), ("ingress_deliver", relayed)] {
+                let before = counted(&kernel)?;
+                let ran = kernel.run_program(stage, &frame, CAME_IN, false)?;
+                ensure!(ran.is_some_and(|ran| ran.code == SHOT), "kernel: {stage}");
+                ensure!(counted(&kernel)? == before + 1, "kernel: {stage} is counted");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// All rows but the one whose state is large.

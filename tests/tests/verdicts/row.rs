@@ -124,6 +124,11 @@ impl Row {
         self
     }
 
+    /// Names of what is counted.
+    pub fn counted(&self) -> impl Iterator<Item = &'static str> {
+        self.counts.keys().copied()
+    }
+
     /// The frame, for what is done with it besides.
     pub fn frame(&self) -> &[u8] {
         &self.frame
