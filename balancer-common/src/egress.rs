@@ -29,7 +29,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     };
     let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
         // It would reach the client from a port that it never dialled.
-        return if settings.unsettled(tables.now_s())
+        return if settings.upgrading(tables.now_s())
             && tables.member(&segment.source).is(Class::Own)
             && tables.member(&segment.destination).is(Class::Client)
         {

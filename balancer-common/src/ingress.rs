@@ -94,8 +94,9 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
         return Verdict::Pass(Pass::Local);
     }
     let now_s = tables.now_s();
-    let unsettled = settings.unsettled(now_s);
-    if (unsettled || tables.watching(now_s)) && tables.member(&segment.source).is(Class::Client) {
+    if (settings.unsettled(now_s) || tables.watching(now_s))
+        && tables.member(&segment.source).is(Class::Client)
+    {
         let held = tables.reservation(key).unwrap_or(Reservation::NONE);
         let socket =
             if held == Reservation::NONE { tables.socket(key, segment.family) } else { Socket::Handshake };
@@ -105,7 +106,7 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
             }
             // It may be a relay's, and the stack would reset it.
             Socket::None | Socket::Listener
-                if unsettled && tables.member(&segment.destination).is(Class::Own) =>
+                if settings.upgrading(now_s) && tables.member(&segment.destination).is(Class::Own) =>
             {
                 return Verdict::Drop(Drop::Unsettled);
             }
@@ -127,7 +128,7 @@ fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Ve
 
 #[inline(always)]
 fn refuse<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
-    if settings.unsettled(tables.now_s()) {
+    if settings.upgrading(tables.now_s()) {
         Verdict::Drop(Drop::Unsettled)
     } else if segment.has(Tcp::RST) {
         Verdict::Drop(Drop::NoAnswer)

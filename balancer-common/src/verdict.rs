@@ -161,7 +161,7 @@ counters! {
         Unwritable = 37,
         /// RST not sent: to a RST, or to a multicast or own address.
         NoAnswer = 38,
-        /// Of no relay or socket, right after the programs were put in the place of others: its sender repeats it.
+        /// Of no relay or socket, right after the programs were put in the place of another version's: its sender repeats it.
         Unsettled = 39,
     }
     /// What happened besides.

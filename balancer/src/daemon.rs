@@ -195,6 +195,7 @@ struct Agent {
     census: Census,
     adjust: i64,
     unsettled_until_s: u32,
+    upgraded: bool,
     seeded: (u32, u32),
     drift: u64,
     links: Interfaces,
@@ -282,6 +283,7 @@ impl Agent {
             census: Census::default(),
             adjust: 0,
             unsettled_until_s: 0,
+            upgraded: false,
             seeded: (0, 0),
             drift: 0,
             links,
@@ -321,9 +323,10 @@ impl Agent {
             let settings = self.data_path.maps.settings()?;
             self.operator = Operator::of(&settings);
             self.adjust = if first { 0 } else { settings.adjust };
-            self.unsettled_until_s = settings.unsettled_until_s;
+            (self.unsettled_until_s, self.upgraded) = (settings.unsettled_until_s, settings.upgraded != 0);
         }
         if first {
+            self.upgraded = found == Found::Older;
             self.unsettled_until_s = boot_s() + ATTACH_S;
         }
         self.apply_configuration()?;

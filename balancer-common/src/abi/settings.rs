@@ -49,10 +49,12 @@ pub struct Settings {
     pub active: u8,
     /// A [`Steer`].
     pub steer: u8,
+    /// 1 where another version's programs ran before these.
+    pub upgraded: u8,
     /// Explicit padding.
-    pub pad: [u8; 3],
-    /// Boot clock, seconds: until then there may be relays and handshakes that these programs do not know, as they have
-    /// just been put in the place of others, or of none.
+    pub pad: [u8; 2],
+    /// Boot clock, seconds: until then there may be handshakes that these programs do not know, as they have just been put
+    /// in the place of none or of another version's, and relays too then.
     pub unsettled_until_s: u32,
 }
 
@@ -71,10 +73,16 @@ pub enum Steer {
 }
 
 impl Settings {
-    /// Whether there may be relays and handshakes that the programs do not know.
+    /// Whether there may be handshakes that the programs do not know.
     #[inline(always)]
     pub fn unsettled(&self, now_s: u32) -> bool {
         now_s < self.unsettled_until_s
+    }
+
+    /// Whether there may be relays that the programs do not know.
+    #[inline(always)]
+    pub fn upgrading(&self, now_s: u32) -> bool {
+        self.upgraded != 0 && self.unsettled(now_s)
     }
 
     /// Whether `port` is one of this host's relay ports.

@@ -218,6 +218,7 @@ impl Agent {
             netns: self.netns,
             adjust: self.adjust,
             unsettled_until_s: self.unsettled_until_s,
+            upgraded: self.upgraded.into(),
             handshake_cap: (limit / 4).max(HANDSHAKES),
             flood_per_cpu: FLOOD_PER_CPU,
             report_ms: TICK.as_millis() as u32,

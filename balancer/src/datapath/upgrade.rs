@@ -6,7 +6,7 @@
 //! 2. the links are adopted: each is given its new program in one step, as at any start;
 //! 3. what the old programs have done to flows since 1 is done to the copies, just before the packet programs change and
 //!    after, and the old maps are removed. In between the new programs know that they do not know all
-//!    ([`Settings::unsettled`]).
+//!    ([`Settings::upgrading`]).
 //!
 //! Counts are not copied: they are made anew from the kernel's list of sockets, as at a first start. What an agent that
 //! is ended midway leaves is an older layout still: the next one does it all again. Where 1 or 2 fails, the links go back.

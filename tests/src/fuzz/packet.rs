@@ -88,6 +88,7 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
             8 => {
                 world.settings.report_ms = value;
                 world.settings.unsettled_until_s = world.now_s().wrapping_add(value % 2);
+                world.settings.upgraded = (value >> 1) as u8 & 1;
             }
             9 => world.random = value,
             10 => world.controllers[index].view_base = i64::from(value.cast_signed()),

@@ -1,4 +1,5 @@
-//! Packets right after the programs were put in the place of others: what these have decided is unknown.
+//! Packets right after the programs were put in the place of another version's, or of none: what was decided before is
+//! unknown.
 
 use balancer_common::abi::Reservation;
 use balancer_common::tables::Socket;
@@ -12,10 +13,12 @@ use crate::scene::{FAR, ISN, LIMIT, Scene};
 pub fn rows(scene: &Scene) -> Vec<Row> {
     let until = |until_s: u32| {
         let mut world = scene.world();
-        world.settings.unsettled_until_s = until_s;
+        (world.settings.unsettled_until_s, world.settings.upgraded) = (until_s, 1);
         world
     };
     let (world, settled) = (until(scene.now_s() + 1), until(scene.now_s()));
+    let mut fresh = world.clone();
+    fresh.settings.upgraded = 0;
     let with = |socket: Socket| {
         let mut world = world.clone();
         world.sockets.insert(scene.dialled(), socket);
@@ -64,6 +67,11 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
             going.clone().between((scene.elsewhere, scene.door().port()).into(), scene.dialler()),
         ),
         leaves("to a controller, of no relay", &world, going.clone().between(scene.door(), scene.entry())),
+        arrives("after none: an entry's segment of no relay", &fresh, to_owner.clone())
+            .answered("no_flow", rst(&to_owner, to_owner.ack, None)),
+        arrives("after none: a client's segment that no socket would take", &fresh, scene.ack())
+            .passes("local"),
+        leaves("after none: to a client, of no relay", &fresh, going.clone()),
         arrives("settled: an entry's segment of no relay", &settled, to_owner.clone())
             .answered("no_flow", rst(&to_owner, to_owner.ack, None)),
         arrives("settled: an owner's answer to nothing", &settled, answer.clone())
