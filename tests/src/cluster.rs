@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use std::io::Write;
 
 use crate::cgroup::Cgroup;
@@ -291,7 +291,11 @@ impl Cluster {
     /// When one has.
     pub fn ensure_valid(&self) -> Result<()> {
         let counted = self.firewalls()?;
-        ensure!(counted.iter().all(|one| one.invalid == 0), "invalid by connection tracking: {counted:?}");
+        if counted.iter().any(|one| one.invalid != 0) {
+            let counters =
+                self.statuses()?.iter().map(|status| status["counters"].to_string()).collect::<Vec<_>>();
+            bail!("invalid by connection tracking: {counted:?}; {}", counters.join("; "));
+        }
         Ok(())
     }
 
