@@ -500,7 +500,6 @@ fn let_in(layout: &Path) {
 }
 
 fn remove_layout(layout: &Path) {
-    let_in(layout);
     // Links first: no program runs on maps that are going.
     for part in ["links", "maps"] {
         let directory = layout.join(part);

@@ -384,10 +384,9 @@ impl Daemon {
     /// # Errors
     /// When they are not pinned, or the kernel does not say.
     pub fn map_memory(&self) -> Result<u64> {
-        let directory = self.pins.join(LAYOUT).join("maps");
         let mut sum = 0;
-        for entry in fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
-            let map = MapData::from_pin(entry?.path())?;
+        for pin in self.pinned("maps")? {
+            let map = MapData::from_pin(pin)?;
             let about = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
             let text = fs::read_to_string(&about).with_context(|| format!("failed to read {about}"))?;
             let octets = text.lines().find_map(|line| line.strip_prefix("memlock:"));
@@ -402,13 +401,15 @@ impl Daemon {
     /// # Errors
     /// When they are not pinned or cannot be read.
     pub fn links(&self) -> Result<BTreeSet<u32>> {
-        let directory = self.pins.join(LAYOUT).join("links");
-        let mut numbers = BTreeSet::new();
-        for entry in fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))? {
-            let link = FdLink::from(PinnedLink::from_pin(entry?.path())?);
-            numbers.insert(link.info()?.id());
-        }
-        Ok(numbers)
+        let number = |pin| Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.id());
+        self.pinned("links")?.into_iter().map(number).collect()
+    }
+
+    /// Paths of its pins of one kind: `maps` or `links`.
+    fn pinned(&self, kind: &str) -> Result<Vec<PathBuf>> {
+        let directory = self.pins.join(LAYOUT).join(kind);
+        let pins = fs::read_dir(&directory).with_context(|| format!("{}", directory.display()))?;
+        pins.map(|pin| Ok(pin?.path())).collect()
     }
 
     /// `balancer ARGUMENTS --config FILE` in the daemon's namespace.

@@ -25,6 +25,24 @@ fn relays(cluster: &Cluster) -> Result<Vec<Value>> {
     cluster.daemons.iter().map(|daemon| Ok(daemon.status()?["relays"].clone())).collect()
 }
 
+/// A cluster with clients that talk, how many each controller has, and the relays.
+fn talking(tag: &str, clients: usize) -> Result<(Cluster, Vec<usize>, Vec<Value>)> {
+    let mut cluster = Cluster::start(ClusterOptions::new(tag))?;
+    cluster.dial("before", Kind::Single, clients)?;
+    let counts = exact(&cluster, "before", clients)?;
+    let relayed = relays(&cluster)?;
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+    Ok((cluster, counts, relayed))
+}
+
+/// Waits until the relays are those of before.
+fn await_relays(cluster: &Cluster, relayed: &[Value]) -> Result<()> {
+    eventually(SOON, "the same relays", || match relays(cluster) {
+        Ok(found) if found == relayed => Ok(()),
+        other => Err(format!("{other:?}, not {relayed:?}")),
+    })
+}
+
 /// Pins an array of `records` zeroes as a map of the layout called `layout`.
 fn pin_zeroes<V: Pod>(daemon: &Daemon, layout: &str, name: &str, records: usize) -> Result<()> {
     let directory = daemon.pins().join(layout).join("maps");
@@ -49,11 +67,7 @@ fn ensure_limit(daemon: &Daemon) -> Result<()> {
 
 #[test]
 fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions::new("layout"))?;
-    cluster.dial("before", Kind::Single, 900)?;
-    let before = exact(&cluster, "900 open", 900)?;
-    let relayed = relays(&cluster)?;
-    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let (mut cluster, before, relayed) = talking("layout", 900)?;
     set_limit(&cluster.daemons[1])?;
     for index in 0..3 {
         let daemon = &mut cluster.daemons[index];
@@ -71,10 +85,7 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
         println!("  {} echoes, longest {:.0} ms", stats.echoes, stats.max_stall_ms);
     }
     ensure!(exact(&cluster, "taken over", 900)? == before, "the counts stay");
-    eventually(SOON, "the same relays", || match relays(&cluster) {
-        Ok(found) if found == relayed => Ok(()),
-        other => Err(format!("{other:?}, not {relayed:?}")),
-    })?;
+    await_relays(&cluster, &relayed)?;
     ensure_limit(&cluster.daemons[1])?;
     cluster.await_settled()?;
     cluster.dial("after", Kind::Single, 300)?;
@@ -98,11 +109,7 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
 
 #[test]
 fn what_cannot_be_taken_over_is_left_at_work() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions::new("stays"))?;
-    cluster.dial("before", Kind::Single, 600)?;
-    let before = exact(&cluster, "600 open", 600)?;
-    let relayed = relays(&cluster)?;
-    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let (mut cluster, before, relayed) = talking("stays", 600)?;
     let daemon = &mut cluster.daemons[0];
     daemon.kill9();
     let links = daemon.links()?;
@@ -136,11 +143,7 @@ fn what_cannot_be_taken_over_is_left_at_work() -> Result<()> {
 
 #[test]
 fn maps_that_were_never_filled_are_nothing_to_go_on_from() -> Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions::new("never"))?;
-    cluster.dial("before", Kind::Single, 600)?;
-    let before = exact(&cluster, "600 open", 600)?;
-    let relayed = relays(&cluster)?;
-    cluster.fleet.traffic(Duration::from_millis(300))?;
+    let (mut cluster, before, relayed) = talking("never", 600)?;
     let daemon = &mut cluster.daemons[0];
     set_limit(daemon)?;
     daemon.kill9();
@@ -153,10 +156,7 @@ fn maps_that_were_never_filled_are_nothing_to_go_on_from() -> Result<()> {
     ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
     ensure_limit(daemon)?;
     ensure!(exact(&cluster, "gone on", 600)? == before, "the counts stay");
-    eventually(SOON, "the same relays", || match relays(&cluster) {
-        Ok(found) if found == relayed => Ok(()),
-        other => Err(format!("{other:?}, not {relayed:?}")),
-    })?;
+    await_relays(&cluster, &relayed)?;
     unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
     no_drift(&cluster)
 }
@@ -185,9 +185,11 @@ fn change(daemon: &mut Daemon) -> Result<()> {
     daemon.run()
 }
 
-/// Newcomers to the first controller while `meanwhile` is done: none is to notice anything.
+/// Newcomers to the first controller while `meanwhile` is done: none is to notice anything, nor are those that have been
+/// there `before`.
 fn dial_while(
     cluster: &mut Cluster,
+    before: usize,
     count: usize,
     meanwhile: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<()> {
@@ -197,7 +199,10 @@ fn dial_while(
     meanwhile(cluster)?;
     let dialled = cluster.fleet.dialled("newcomers", Duration::from_mins(1))?;
     println!("{} in after {:.0} ms at most", dialled.ok, dialled.connect_ms.max);
-    unharmed(&dialled, count)
+    unharmed(&dialled, count)?;
+    exact(cluster, "with newcomers", before + count)?;
+    unbroken(&cluster.fleet.stats()?, (before + count) as u64)?;
+    no_drift(cluster)
 }
 
 #[test]
@@ -206,15 +211,12 @@ fn newcomers_get_in_while_versions_change() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { plain: true, ..ClusterOptions::new("change") })?;
     cluster.dial("before", Kind::Raw, 6000)?;
     exact(&cluster, "6000 open", 6000)?;
-    dial_while(&mut cluster, 6000, |cluster| {
+    dial_while(&mut cluster, 6000, 6000, |cluster| {
         for upgrade in 0..UPGRADES {
             change(&mut cluster.daemons[upgrade % 3])?;
         }
         Ok(())
-    })?;
-    exact(&cluster, "with newcomers", 12000)?;
-    unbroken(&cluster.fleet.stats()?, 12000)?;
-    no_drift(&cluster)
+    })
 }
 
 #[test]
@@ -248,7 +250,7 @@ fn newcomers_get_in_while_it_is_installed_and_removed() -> Result<()> {
 fn installed_and_removed(options: ClusterOptions) -> Result<()> {
     const TIMES: usize = 5;
     let mut cluster = Cluster::start(options)?;
-    dial_while(&mut cluster, 2000, |cluster| {
+    dial_while(&mut cluster, 0, 2000, |cluster| {
         for _ in 0..TIMES {
             let daemon = &mut cluster.daemons[0];
             daemon.sigterm()?;
@@ -256,17 +258,11 @@ fn installed_and_removed(options: ClusterOptions) -> Result<()> {
             daemon.run()?;
         }
         Ok(())
-    })?;
-    exact(&cluster, "with newcomers", 2000)?;
-    unbroken(&cluster.fleet.stats()?, 2000)?;
-    no_drift(&cluster)
+    })
 }
 
 #[test]
 fn newcomers_get_in_while_three_controllers_get_it() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("three") })?;
-    dial_while(&mut cluster, 2000, Cluster::start_balancers)?;
-    exact(&cluster, "with newcomers", 2000)?;
-    unbroken(&cluster.fleet.stats()?, 2000)?;
-    no_drift(&cluster)
+    dial_while(&mut cluster, 0, 2000, Cluster::start_balancers)
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -26,8 +26,15 @@ pub fn main() -> Result<ExitCode> {
 /// Something cannot be installed or built.
 pub fn build() -> Result<PathBuf> {
     toolchain::ensure()?;
-    let built =
-        executables(cargo("build").args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
+    binary(&mut cargo("build"))
+}
+
+/// Builds by a `cargo build` that knows in which workspace; says where the binary is.
+///
+/// # Errors
+/// It cannot be built.
+pub fn binary(cargo: &mut Command) -> Result<PathBuf> {
+    let built = executables(cargo.args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
     let binary = built.into_iter().find(|built| built.name == "balancer");
     Ok(binary.context("cargo built no binary `balancer`")?.path)
 }

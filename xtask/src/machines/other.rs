@@ -7,28 +7,30 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::recipe;
-use crate::run::{cargo, executables, root, run};
+use crate::run::{cargo, root, run};
+use crate::{build, recipe};
 
 /// What the other version is built from.
 const SOURCES: [&str; 8] =
     [".cargo", "Cargo.toml", "Cargo.lock", "balancer", "balancer-common", "balancer-ebpf", "tests", "xtask"];
-/// What is otherwise in it: file of `balancer-common/src/abi`, what it says, what it would say.
+/// Where the records are.
+const RECORDS: &str = "balancer-common/src";
+/// What is otherwise in it: file of [`RECORDS`], what it says, what it would say.
 const CHANGES: [(&str, &str, &str); 5] = [
-    ("../abi.rs", r#"LAYOUT: &str = "v1";"#, r#"LAYOUT: &str = "v2";"#),
+    ("abi.rs", r#"LAYOUT: &str = "v1";"#, r#"LAYOUT: &str = "v2";"#),
     (
-        "flow.rs",
+        "abi/flow.rs",
         "    pub seen_s: u32,\n}\n\nconst _: () = assert!(size_of::<Flow>() == 60);",
         "    pub seen_s: u32,\n    /// New.\n    pub later: u32,\n}\n\nconst _: () = assert!(size_of::<Flow>() == 64);",
     ),
-    ("flow.rs", "seen_s: now_s,\n        }", "seen_s: now_s,\n            later: now_s,\n        }"),
+    ("abi/flow.rs", "seen_s: now_s,\n        }", "seen_s: now_s,\n            later: now_s,\n        }"),
     (
-        "controller.rs",
+        "abi/controller.rs",
         "    pub pad: [u8; 3],\n}\n\nconst _: () = assert!(size_of::<Controller>() == 80);",
         "    pub pad: [u8; 3],\n    /// New.\n    pub later: u64,\n}\n\nconst _: () = assert!(size_of::<Controller>() == 88);",
     ),
     (
-        "settings.rs",
+        "abi/settings.rs",
         "    pub unsettled_until_s: u32,\n}\n\nconst _: () = assert!(size_of::<Settings>() == 88);",
         "    pub unsettled_until_s: u32,\n    /// New.\n    pub later: u64,\n}\n\nconst _: () = assert!(size_of::<Settings>() == 96);",
     ),
@@ -42,11 +44,7 @@ pub fn build() -> Result<PathBuf> {
     let copy = root().join("target/other");
     copy_sources(&copy)?;
     change(&copy)?;
-    let mut command = cargo("build");
-    command.current_dir(&copy).args(["--release", "--package", "balancer", "--bin", "balancer"]);
-    let built = executables(command.env_remove("CARGO_TARGET_DIR"))?;
-    let binary = built.into_iter().find(|built| built.name == "balancer");
-    Ok(binary.context("cargo built no binary `balancer`")?.path)
+    build::binary(cargo("build").current_dir(&copy).env_remove("CARGO_TARGET_DIR"))
 }
 
 /// The workspace without what was built, besides the tools.
@@ -64,7 +62,7 @@ fn copy_sources(copy: &Path) -> Result<()> {
 
 fn change(copy: &Path) -> Result<()> {
     for (file, from, to) in CHANGES {
-        let path = copy.join("balancer-common/src/abi").join(file);
+        let path = copy.join(RECORDS).join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         fs::write(&path, changed(&text, from, to).with_context(|| format!("{file}: mend `CHANGES`"))?)
             .with_context(|| format!("failed to write {}", path.display()))?;
@@ -84,7 +82,7 @@ mod tests {
     #[test]
     fn the_sources_are_what_the_changes_take_them_for() {
         for (file, from, to) in CHANGES {
-            let path = root().join("balancer-common/src/abi").join(file);
+            let path = root().join(RECORDS).join(file);
             let text = fs::read_to_string(&path).unwrap();
             let other = changed(&text, from, to).unwrap_or_else(|error| panic!("{file}: {error}"));
             assert_ne!(other, text);
