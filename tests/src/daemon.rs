@@ -25,7 +25,7 @@ use crate::topology::{BPFFS, Namespace, run};
 
 /// A daemon is ready within this: load, verify and attach take less than a second on an idle machine.
 const START: Duration = Duration::from_mins(1);
-/// A daemon ends within this after SIGTERM.
+/// A daemon ends within this after SIGTERM, and reads its configuration after SIGHUP.
 const STOP: Duration = Duration::from_secs(10);
 /// Log lines kept in memory; the file has them all.
 const LINES: usize = 10_000;
@@ -344,6 +344,17 @@ impl Daemon {
     /// When it does not run.
     pub fn hup(&mut self) -> Result<()> {
         self.process()?.signal(Signal::SIGHUP)
+    }
+
+    /// Writes its configuration and waits until it has read it again.
+    ///
+    /// # Errors
+    /// When it does not run, or does not take it in time.
+    pub fn reload(&mut self) -> Result<()> {
+        self.write_config()?;
+        let from = self.log_lines().len();
+        self.hup()?;
+        self.await_log(from, "configuration read again", STOP)
     }
 
     /// Ends it by SIGTERM if it runs, and starts it again.

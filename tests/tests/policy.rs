@@ -294,15 +294,13 @@ fn rebalancing_off_and_dry_runs_close_nothing_and_say_why() -> Result<()> {
     ensure_quiet(&mut cluster, Duration::from_secs(10))?;
     // Nor where it is off.
     cluster.daemons[0].config.policy.insert("rebalance".into(), "off".into());
-    cluster.daemons[0].write_config()?;
-    cluster.daemons[0].hup()?;
+    cluster.daemons[0].reload()?;
     says(&cluster, &["rebalance"], "policy.rebalance is \"off\": nothing is closed for it")?;
     ensure_quiet(&mut cluster, Duration::from_secs(10))?;
     // Switched on, it begins at once where it is asked to.
     cluster.daemons[0].config.policy.insert("rebalance".into(), "on".into());
     cluster.daemons[0].config.policy.insert("max_rate".into(), 20.0.into());
-    cluster.daemons[0].write_config()?;
-    cluster.daemons[0].hup()?;
+    cluster.daemons[0].reload()?;
     says(&cluster, &["rebalance", "--now"], "closing 0.5 a second")?;
     cluster.await_counts(DEADLINE, "closing", |counts| counts[0] < 300)?;
     Ok(())
