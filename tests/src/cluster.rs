@@ -292,9 +292,16 @@ impl Cluster {
     pub fn ensure_valid(&self) -> Result<()> {
         let counted = self.firewalls()?;
         if counted.iter().any(|one| one.invalid != 0) {
+            let hosts = self.net.controllers.iter().chain(&self.net.clients);
+            let packets =
+                hosts.map(|host| firewall::invalids(&host.namespace)).collect::<Result<Vec<_>>>()?;
             let counters =
                 self.statuses()?.iter().map(|status| status["counters"].to_string()).collect::<Vec<_>>();
-            bail!("invalid by connection tracking: {counted:?}; {}", counters.join("; "));
+            bail!(
+                "invalid by connection tracking: {counted:?}, {}; {}",
+                packets.join(", "),
+                counters.join("; ")
+            );
         }
         Ok(())
     }

@@ -13,8 +13,14 @@ table inet balancer_deny {
     counter invalid { }
     counter relayed { }
     counter refused { }
+    set invalids {
+        typeof tcp sport . tcp dport . tcp flags . tcp sequence . tcp ackseq
+        flags dynamic
+        size 64
+    }
     chain input {
         type filter hook input priority filter; policy drop;
+        ct state invalid add @invalids { tcp sport . tcp dport . tcp flags . tcp sequence . tcp ackseq }
         ct state invalid counter name invalid drop
         ct state established,related accept
         iif lo accept
@@ -63,6 +69,16 @@ pub fn counted(namespace: &Namespace) -> Result<Counted> {
         .collect();
     let of = |name| counters.get(name).copied().with_context(|| format!("no counter {name} in {text}"));
     Ok(Counted { invalid: of("invalid")?, relayed: of("relayed")?, refused: of("refused")? })
+}
+
+/// TCP packets that the chain of [`default_deny`] has found invalid, 64 of them at most, as nft lists them: source and
+/// destination port, flags, sequence number and acknowledgement.
+///
+/// # Errors
+/// When nft refuses, also when there is no such chain.
+pub fn invalids(namespace: &Namespace) -> Result<String> {
+    let text = namespace.exec("nft list set inet balancer_deny invalids")?;
+    Ok(text.split_once("elements = ").map_or("none of TCP", |(_, listed)| listed).trim().to_owned())
 }
 
 /// Drops TCP to `ports` (such as `17080-17095`) before any other rule can accept it.

@@ -372,6 +372,8 @@ fn firewalls_are_in_force_and_see_relayed_connections_at_their_owner_alone() -> 
         println!("{}: {relayed} relayed to it, {counted:?}", host.name);
         let as_dialled = if index == 0 { counted.relayed == 0 } else { relayed > 300 };
         ensure!(as_dialled && counted.relayed >= relayed, "{}: {relayed} relayed, {counted:?}", host.name);
+        let invalids = firewall::invalids(&host.namespace)?;
+        ensure!(invalids == "none of TCP", "{}: {invalids}", host.name);
     }
 
     // Each host listens on a port that no firewall lets in; without one it can be had.

@@ -172,7 +172,7 @@ pub fn matrix(bench: &Bench, series: &[String], jobs: u8, filter: Option<&str>) 
                         .get(series)
                         .and_then(|kernel| boot(bench, &kernel, &common, limit))
                         .unwrap_or_else(|error| Report::fault(series, &format!("{error:#}")));
-                    println!("{report}");
+                    println!("{report:#}");
                     reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(report);
                 }
             });

@@ -12,6 +12,9 @@ const MARK: &str = "vm:";
 /// What the harness `verifier` prints a program: name, instructions, stack, load time.
 const VERIFIER: &str = "verifier ";
 
+/// What a harness puts before all that its failed tests printed, and again before their names.
+const FAILURES: &str = "failures:";
+
 /// What one machine did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -19,6 +22,8 @@ pub struct Report {
     pub kernel: String,
     counts: Counts,
     faults: Vec<String>,
+    /// What failed tests printed.
+    printed: Vec<String>,
     /// Harness and seconds.
     took: Vec<(String, f64)>,
     total_s: f64,
@@ -48,8 +53,13 @@ impl Report {
             ..Self::default()
         };
         let mut said = None;
+        let mut failures = false;
         for line in &ended.lines {
-            if let Some(counts) = libtest::result(line) {
+            if line == FAILURES {
+                failures = !failures;
+            } else if failures {
+                report.printed.push(line.clone());
+            } else if let Some(counts) = libtest::result(line) {
                 said = Some(counts);
             } else if let Some(name) =
                 line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
@@ -104,6 +114,7 @@ impl Report {
     }
 }
 
+/// `{:#}` adds what failed tests printed.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.is_good() { "ok" } else { "FAILED" };
@@ -113,6 +124,11 @@ impl fmt::Display for Report {
         }
         for fault in &self.faults {
             write!(formatter, "\n    {fault}")?;
+        }
+        if formatter.alternate() {
+            for line in self.printed.iter().filter(|line| !line.is_empty()) {
+                write!(formatter, "\n        {line}")?;
+            }
         }
         if self.is_good() || self.log.as_os_str().is_empty() {
             return Ok(());
@@ -183,6 +199,16 @@ mod tests {
         assert_eq!(good.counts().to_string(), "3 passed, 0 failed");
         assert_eq!(good.to_string(), "6.1: ok, 3 passed, 0 failed, 5 s, a 1.5 s");
         assert!(table(&[good]).contains("61000 / 440 / 12"));
+    }
+
+    #[test]
+    fn what_a_failed_test_printed_is_shown() {
+        let lines = "test x ... FAILED\n\nfailures:\n\n---- x stdout ----\nError: no way\n\nfailures:\n    x\n\n\
+                     test result: FAILED. 3 passed; 1 failed; 0 ignored\nvm: done a 101 1.5\nvm: end 0x11";
+        let shown = format!("{:#}", report(lines, None, 1));
+        let expected = "6.1: FAILED, 3 passed, 1 failed, 5 s, a 1.5 s\n    x\n    a ended with 101\n        \
+                        ---- x stdout ----\n        Error: no way\n    all that it printed: log";
+        assert_eq!(shown, expected);
     }
 
     #[test]
