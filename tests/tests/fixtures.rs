@@ -328,7 +328,8 @@ fn listening_sockets_are_not_counted() -> Result<()> {
 }
 
 /// Stands for the balancer: logs, answers and obeys signals as the handle expects of it.
-const FAKE_BALANCER: &str = r#"#!/bin/bash
+/// HUP is set back, as bash traps no signal that was ignored when it began, below `nohup` for one.
+const FAKE_BALANCER: &str = r#"#!/usr/bin/env -S --default-signal=HUP bash
 case $1 in
     run) trap 'echo leaving >&2; exit 0' TERM
          trap 'echo read again >&2' HUP
