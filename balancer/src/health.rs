@@ -249,8 +249,8 @@ pub fn channel() -> (watch::Sender<Health>, watch::Receiver<Health>) {
     watch::channel(Readiness::new(Instant::now()).health().clone())
 }
 
-/// Reads until the server hangs up. Whoever closes before resets the connection under what the server still says, and
-/// that reset may meet the server's FIN: connection tracking then counts a packet as invalid (seen on 5.10).
+/// Reads until the server hangs up. Whoever closes before resets the connection under what the server still says (seen
+/// on slow hosts), and a reset that crosses the server's FIN may be invalid to connection tracking.
 async fn hear_out(
     mut body: Incoming,
     connection: impl Future<Output = hyper::Result<Parts<TokioIo<TlsStream<TcpStream>>>>>,

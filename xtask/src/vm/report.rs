@@ -55,7 +55,11 @@ impl Report {
         let mut said = None;
         let mut failures = false;
         for line in &ended.lines {
-            if line == FAILURES {
+            if let Some(own) = line.strip_prefix(MARK) {
+                // A harness that was killed has no second heading.
+                failures = false;
+                report.marked(own.trim(), &mut said);
+            } else if line == FAILURES {
                 failures = !failures;
             } else if failures {
                 report.printed.push(line.clone());
@@ -67,8 +71,6 @@ impl Report {
                 report.faults.push(name.to_owned());
             } else if let Some((program, cost)) = line.strip_prefix(VERIFIER).and_then(cost) {
                 report.costs.insert(program, cost);
-            } else if let Some(own) = line.strip_prefix(MARK) {
-                report.marked(own.trim(), &mut said);
             }
         }
         report.faults.extend(ended.fault.clone());
@@ -222,6 +224,7 @@ mod tests {
             (&format!("{good}\nvm: done b -9 1"), None, 2, "b ended with -9"),
             (&format!("{good}\nvm: module x ENOENT"), None, 1, "module x ENOENT"),
             (good, None, 2, "1 of 2 runs were reported"),
+            (&format!("failures:\nx\nvm: done b -9 1\n{good}"), None, 2, "b ended with -9"),
         ] {
             let report = report(lines, fault, runs);
             assert_eq!(report.faults.join("; "), expected, "{lines}");
