@@ -310,6 +310,8 @@ impl Agent {
             config,
         };
         agent.install(&listeners).await?;
+        // jujud was not away for as long as attaching took.
+        agent.keeper = Keeper::new(Instant::now());
         Ok(agent)
     }
 

@@ -34,7 +34,7 @@ impl Agent {
 
     /// Tells the other controllers what they pick by.
     pub(super) fn publish(&mut self) {
-        let Ok(mut budget) = self.data_path.maps.budget() else { return };
+        let Ok((mut budget, received)) = self.of_one_moment() else { return };
         budget.advance(boot_s());
         self.published = budget.load(self.adjust);
         let now = Instant::now();
@@ -46,25 +46,40 @@ impl Agent {
             limit: u64::from(self.limits().pick),
             weight: self.own_weight(now),
             arrivals_per_s: self.arrivals_per_s,
-            received: BTreeMap::new(),
+            received,
             relay_ports: BTreeMap::new(),
             addresses: self.config.cluster.this().addresses.clone(),
             closing: self.keeper.closing(now),
             sheds: self.keeper.sheds(),
         };
         let listening = self.listening;
-        for peer in &self.peers {
-            let (Ok(traffic), Ok(controller)) =
-                (self.data_path.maps.traffic(peer.slot), self.data_path.maps.controller(peer.slot))
-            else {
-                continue;
-            };
-            report.received.insert(peer.name.clone(), traffic.received);
-            if listening {
+        for peer in self.peers.iter().filter(|_| listening) {
+            if let Ok(controller) = self.data_path.maps.controller(peer.slot) {
                 report.relay_ports.insert(peer.name.clone(), controller.relay_in.host());
             }
         }
         self.gossip.publish(report);
+    }
+
+    /// The budget, and how many relays came from each peer: both read again if one came in between, as its entry would
+    /// believe until the next report that it takes no place, or two.
+    fn of_one_moment(&self) -> Result<(Budget, BTreeMap<String, u64>)> {
+        const TRIES: usize = 4;
+        let received = || -> Result<BTreeMap<_, _>> {
+            let maps = &self.data_path.maps;
+            self.peers.iter().map(|peer| Ok((peer.name.clone(), maps.traffic(peer.slot)?.received))).collect()
+        };
+        let mut before = received()?;
+        for _ in 1..TRIES {
+            let budget = self.data_path.maps.budget()?;
+            let after = received()?;
+            if after == before {
+                return Ok((budget, after));
+            }
+            before = after;
+        }
+        // Two places rather than none.
+        Ok((self.data_path.maps.budget()?, before))
     }
 
     /// Writes what is known of each controller for the programs.
