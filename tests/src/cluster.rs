@@ -276,6 +276,22 @@ impl Cluster {
         })
     }
 
+    /// Lets every server close `count` connections by FIN, as soon as each knows which of its own its kernel has ended:
+    /// before, it could choose some of those.
+    ///
+    /// # Errors
+    /// When one does not know in time, with what it has; or has fewer.
+    pub fn close_at_servers(&self, count: usize) -> Result<()> {
+        eventually(Self::SOON, "servers know what has ended", || {
+            let kernel = self.counts().map_err(|error| format!("{error:#}"))?;
+            let open =
+                |server: &StandIn| Ok(server.stats().map_err(|error| format!("{error:#}"))?.open as usize);
+            let own = self.servers.iter().map(open).collect::<Result<Vec<_>, String>>()?;
+            if own == kernel { Ok(()) } else { Err(format!("ss {kernel:?}, servers {own:?}")) }
+        })?;
+        self.servers.iter().try_for_each(|server| server.close(count))
+    }
+
     /// What the firewall of each controller, then of each client host, has counted; nothing without firewalls.
     ///
     /// # Errors

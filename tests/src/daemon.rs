@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -149,6 +150,7 @@ pub struct Daemon {
     directory: PathBuf,
     pins: PathBuf,
     process: Option<Process>,
+    logging: Option<JoinHandle<()>>,
     log: Arc<Mutex<VecDeque<String>>>,
 }
 
@@ -183,6 +185,7 @@ impl Daemon {
             directory: directory.to_owned(),
             pins,
             process: None,
+            logging: None,
             log: Arc::default(),
         };
         daemon.write_config()?;
@@ -247,7 +250,7 @@ impl Daemon {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("failed to open {}", path.display()))?;
         let log = Arc::clone(&self.log);
-        std::thread::spawn(move || keep_log(reader, file, &log));
+        self.logging = Some(std::thread::spawn(move || keep_log(reader, file, &log)));
         Ok(())
     }
 
@@ -276,17 +279,20 @@ impl Daemon {
     /// When none comes within `deadline` or the daemon ends, with the end of its log.
     pub fn await_log(&mut self, from: usize, text: &str, deadline: Duration) -> Result<()> {
         let what = format!("{text:?} on the log of balancer {}", self.name);
-        let mut ended = false;
-        // Health and peer states are logged in the same words.
-        let negated = format!("not {text}");
+        // What is said of jujud's and of peers' states holds the same words.
+        let others = [format!("not {text}"), format!("is {text}")];
         let found = eventually(deadline, &what, || {
-            // The order matters: what a process logged before it ended is read after it has ended.
-            let stopped = !self.is_running();
+            // The order matters: the lines are read after the last of them has come.
+            let ended = self.logging.as_ref().is_none_or(JoinHandle::is_finished);
             let lines = self.log_lines();
-            if lines.iter().skip(from).any(|line| line.contains(text) && !line.contains(&negated)) {
+            if lines
+                .iter()
+                .skip(from)
+                .any(|line| line.contains(text) && !others.iter().any(|other| line.contains(other)))
+            {
                 return Ok(true);
             }
-            if stopped && std::mem::replace(&mut ended, true) {
+            if ended {
                 return Ok(false);
             }
             let last = lines.iter().rev().take(8).rev();

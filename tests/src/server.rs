@@ -118,7 +118,7 @@ pub enum Command {
 /// Counts of a server.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stats {
-    /// TCP connections open.
+    /// TCP connections open, the host's own left out: a balancer asks for health all the while.
     pub open: u64,
     /// Of `open`: websockets on an `/api` path.
     pub api: u64,
@@ -182,6 +182,13 @@ struct Connection {
     close: Option<oneshot::Sender<()>>,
 }
 
+impl Connection {
+    /// Whether it comes from another host.
+    fn is_client(&self) -> bool {
+        self.peer.ip() != self.local.ip()
+    }
+}
+
 struct State {
     name: String,
     healthy: AtomicBool,
@@ -224,7 +231,7 @@ impl State {
         let open = self.open();
         let of = |endpoint| open.values().filter(|one| one.endpoint == endpoint).count() as u64;
         Stats {
-            open: open.len() as u64,
+            open: open.values().filter(|one| one.is_client()).count() as u64,
             api: of(Endpoint::Api),
             logsink: of(Endpoint::Logsink),
             accepted: self.accepted.load(Ordering::Relaxed),
@@ -257,7 +264,8 @@ impl State {
             }
             Command::Close { count } => {
                 let mut open = self.open();
-                let closers = open.values_mut().filter_map(|one| one.close.take()).take(*count);
+                let clients = open.values_mut().filter(|one| one.is_client());
+                let closers = clients.filter_map(|one| one.close.take()).take(*count);
                 // One that ended this instant has dropped its receiver, and is not counted.
                 json!({ "closed": closers.filter_map(|close| close.send(()).ok()).count() })
             }

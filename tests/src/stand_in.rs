@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
@@ -136,12 +136,14 @@ impl StandIn {
         self.ask::<serde_json::Value>(&Command::LimitLogins { on: true }).map(drop)
     }
 
-    /// Closes up to `count` connections by FIN, the server first.
+    /// Closes `count` connections by FIN, the server first.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When it does not answer, or has fewer.
     pub fn close(&self, count: usize) -> Result<()> {
-        self.ask::<serde_json::Value>(&Command::Close { count }).map(drop)
+        let answer: serde_json::Value = self.ask(&Command::Close { count })?;
+        ensure!(answer["closed"] == count, "{count} were to be closed: {answer}");
+        Ok(())
     }
 
     /// Tells administrators from here on of these addresses of controllers; of none by default.

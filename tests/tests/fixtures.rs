@@ -114,7 +114,7 @@ fn a_delayed_line_has_its_round_trip_and_loses_nothing() -> Result<()> {
     for target in ["10.77.0.11", "fd77::11"] {
         // The first echo also waits for the neighbour's address.
         client.exec(&format!("ping -q -c 1 -w 5 {target}"))?;
-        let text = client.exec(&format!("ping -q -c 3 -i 0.2 -w 5 {target}"))?;
+        let text = client.exec(&format!("ping -q -c 10 -i 0.2 -w 5 {target}"))?;
         let least = text.split(" = ").nth(1).and_then(|times| times.split('/').next());
         let least: f64 = least.context("ping prints times")?.parse()?;
         ensure!((100.0..110.0).contains(&least), "{text}");
@@ -156,14 +156,19 @@ fn agents_spread_by_shuffling_and_come_back() -> Result<()> {
     let counts = cluster
         .await_counts(SOON, "two connections an agent", |counts| counts.iter().sum::<usize>() == 300)?;
     ensure!(counts.iter().all(|count| count % 2 == 0 && (50..=150).contains(count)), "{counts:?}");
-    let server = cluster.servers[0].stats()?;
-    ensure!((server.api, server.logsink) == (counts[0] as u64 / 2, counts[0] as u64 / 2), "{server:?}");
+    let half = counts[0] as u64 / 2;
+    eventually(SOON, "as many of each kind at the first server", || match cluster.servers[0].stats() {
+        Ok(stats) if (stats.api, stats.logsink) == (half, half) => Ok(()),
+        other => Err(Box::new(other)),
+    })?;
 
     cluster.servers[0].kill9();
     let text = "agents of the dead server at the others";
     cluster.await_counts(SOON, text, |counts| counts[0] == 0 && counts.iter().sum::<usize>() == 300)?;
-    let stats = cluster.fleet.stats()?;
-    ensure!(stats.reconnects == counts[0] as u64 / 2 && stats.open == 300, "{stats:?}");
+    eventually(SOON, "all are back", || match cluster.fleet.stats() {
+        Ok(stats) if (stats.reconnects, stats.open) == (half, 300) => Ok(()),
+        other => Err(Box::new(other)),
+    })?;
     cluster.fleet.close(150, How::Fin)?;
     cluster.await_counts(SOON, "none left", |counts| counts == [0, 0, 0])?;
     Ok(())
@@ -221,10 +226,11 @@ fn traffic_shows_stalls_and_health_and_metrics_answer() -> Result<()> {
     let metrics = cluster.fleet.get(address, "/metrics")?;
     ensure!(metrics.body.contains("juju_apiserver_connections{endpoint=\"api\"} 50"), "{metrics:?}");
 
+    cluster.fleet.traffic(Duration::ZERO)?;
     let slow = Timing { back_off_first: 60_000, ..Timing::default() };
-    let dial = Dial { timing: slow, timeout_ms: 1000, ..Dial::new("agents", Kind::Agent, 30, &[address]) };
+    let dial = Dial { timing: slow, ..Dial::new("agents", Kind::Agent, 30, &[address]) };
     let dialled = cluster.fleet.dial(&dial)?;
-    ensure!((10..=16).contains(&dialled.ok), "a burst of 10 logins, then four a second: {dialled:?}");
+    ensure!((10..=20).contains(&dialled.ok), "a burst of 10 logins, then four a second: {dialled:?}");
     Ok(())
 }
 

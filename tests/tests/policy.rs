@@ -76,6 +76,7 @@ fn those_that_were_there_before_are_spread_as_fast_as_logins_allow() -> Result<(
     let mut cluster = Cluster::start(options)?;
     let filled = cluster.fleet.dial(&agents(&cluster, AGENTS, 1))?;
     ensure!(filled.ok == AGENTS, "{filled:?}");
+    let failed = cluster.fleet.stats()?.failed_opens;
     cluster.await_counts(DEADLINE, "all on the first", |counts| counts == [CLIENTS, 0, 0])?;
     for server in &cluster.servers {
         server.limit_logins()?;
@@ -112,7 +113,7 @@ fn those_that_were_there_before_are_spread_as_fast_as_logins_allow() -> Result<(
     ensure!(stats.lost_most == 1, "no agent is closed twice: {stats:?}");
     ensure!(stats.shortest_life_ms >= 60_000, "none younger than 60 s is closed: {stats:?}");
     ensure!(refused == 0, "never more than Juju's agent logins: {refused} were turned away");
-    ensure!(stats.failed_opens == 0, "every agent is in again at its first attempt: {stats:?}");
+    ensure!(stats.failed_opens == failed, "every agent is in again at its first attempt: {stats:?}");
     ensure!(stats.clients == AGENTS, "{stats:?}");
     Ok(())
 }
@@ -272,10 +273,12 @@ fn rebalancing_off_and_dry_runs_close_nothing_and_say_why() -> Result<()> {
     cluster.set_policy(policy);
     cluster.start_balancers()?;
     cluster.await_settled()?;
+    // Eventually: a report that is late for once is said before anything else.
     let says = |cluster: &Cluster, arguments: &[&str], expected: &str| {
-        let (_, said, error) = cluster.daemons[0].cli(arguments)?;
-        ensure!(format!("{said}{error}").contains(expected), "{arguments:?}: {said}{error}");
-        Ok(())
+        eventually(DEADLINE, expected, || match cluster.daemons[0].cli(arguments) {
+            Ok((_, said, error)) if format!("{said}{error}").contains(expected) => Ok(()),
+            other => Err(format!("{arguments:?}: {other:?}")),
+        })
     };
     says(
         &cluster,
@@ -313,15 +316,20 @@ fn refused_clients_find_another_controller_by_themselves() -> Result<()> {
     options.policy.insert("steer".into(), "refuse".into());
     let mut cluster = Cluster::start(options)?;
     let bind = cluster.client_addresses();
+    // Whoever has dialled a controller before is let in there, so the last ones come from addresses of their own.
+    let (known, fresh) = bind.split_at(200);
     for (id, kind, count) in [("agents", Kind::Agent, 500), ("cli", Kind::Cli, 500)] {
         let mut dial = Dial::new(id, kind, count, &cluster.addresses());
-        (dial.bind, dial.rate) = (bind.clone(), 200.0);
+        (dial.bind, dial.rate) = (known.to_vec(), 200.0);
         let dialled = cluster.fleet.dial(&dial)?;
         println!("{id}: {:?}, {} refusals", dialled.by_server, dialled.failed_attempts);
         let stats = cluster.fleet.stats()?;
         ensure!(dialled.ok == count && stats.failed_opens == 0, "none backs off: {dialled:?} {stats:?}");
     }
-    let counts = cluster.await_counts(DEADLINE, "balanced", is_even)?;
+    // An agent has two, and what a client dialled for nothing is gone.
+    let counts = cluster.await_counts(DEADLINE, "balanced", |counts| {
+        counts.iter().sum::<usize>() == 1500 && is_even(counts)
+    })?;
     // Uneven from here on: those who dial the full one only are refused, and find the others.
     let steered = |cluster: &Cluster| -> Result<u64> {
         let counted = |daemon: &tests::daemon::Daemon| {
@@ -333,7 +341,7 @@ fn refused_clients_find_another_controller_by_themselves() -> Result<()> {
     cluster.servers[1].close(counts[1])?;
     cluster.servers[2].close(counts[2])?;
     let mut dial = Dial::new("more", Kind::Cli, 200, &cluster.addresses());
-    (dial.bind, dial.rate) = (bind.iter().rev().copied().collect(), 100.0);
+    (dial.bind, dial.rate) = (fresh.to_vec(), 100.0);
     let dialled = cluster.fleet.dial(&dial)?;
     ensure!(dialled.ok == 200 && cluster.fleet.stats()?.failed_opens == 0, "{dialled:?}");
     let after = steered(&cluster)?;

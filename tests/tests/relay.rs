@@ -349,9 +349,9 @@ fn few_of_the_evenly_spread_are_relayed(tag: &str, rate: f64) -> Result<()> {
 }
 
 /// Whether a host that listens on a port other than the balancer's can be connected to there.
-fn gets_through(from: &Host, to: &Host) -> Result<bool> {
+fn gets_through(from: &Host, to: &Host, within: Duration) -> Result<bool> {
     let address = SocketAddr::new(to.address(false), OTHER_PORT);
-    match from.namespace.enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)))? {
+    match from.namespace.enter(|| TcpStream::connect_timeout(&address, within))? {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
         Err(error) => Err(error).with_context(|| format!("neither in nor dropped: {address}")),
@@ -386,7 +386,11 @@ fn firewalls_are_in_force_and_see_relayed_connections_at_their_owner_alone() -> 
     let pairs = || hosts.iter().zip(hosts.iter().cycle().skip(1));
     let before = cluster.firewalls()?;
     for (to, from) in pairs() {
-        ensure!(!gets_through(from, to)?, "{}'s firewall is to drop what comes to {OTHER_PORT}", to.name);
+        ensure!(
+            !gets_through(from, to, Duration::from_millis(500))?,
+            "{}'s firewall is to drop what comes to {OTHER_PORT}",
+            to.name
+        );
     }
     for ((host, before), after) in hosts.iter().zip(before).zip(cluster.firewalls()?) {
         ensure!(after.refused > before.refused, "{}: {before:?}, then {after:?}", host.name);
@@ -395,7 +399,7 @@ fn firewalls_are_in_force_and_see_relayed_connections_at_their_owner_alone() -> 
         firewall::remove(&host.namespace)?;
     }
     for (to, from) in pairs() {
-        ensure!(gets_through(from, to)?, "{} listens on {OTHER_PORT}", to.name);
+        ensure!(gets_through(from, to, SOON)?, "{} listens on {OTHER_PORT}", to.name);
     }
     drop(listeners);
     let stats = cluster.fleet.stats()?;
@@ -414,7 +418,7 @@ fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result
     let dialled = cluster.fleet.dial(&dial)?;
     println!("{:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
     ensure_clean(&dialled, CLIENTS)?;
-    ensure!(dialled.connect_ms.max < 1500.0, "in within 1.5 s: {:?}", dialled.connect_ms);
+    ensure!(dialled.connect_ms.max < 1900.0, "in by their second SYN: {:?}", dialled.connect_ms);
     ensure!(!dialled.by_server.contains_key("b"), "b cannot be reached: {dialled:?}");
     let repicked = counter(&cluster, 0, "repicked")?;
     ensure!(repicked > 0, "some were to go to b first");
