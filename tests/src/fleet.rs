@@ -263,6 +263,8 @@ pub struct Stats {
     pub reconnects: u64,
     /// Echoes answered.
     pub echoes: u64,
+    /// Echoes under way.
+    pub waiting: u64,
     /// Echoes answered wrongly, and messages that nobody asked for.
     pub data_errors: u64,
     /// Longest wait for an echo so far, those under way included.

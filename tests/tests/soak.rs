@@ -23,6 +23,8 @@ const CLIENTS: std::ops::Range<usize> = 100..1500;
 /// Counts are the kernel's, and whatever broke is at work again, within this: a server that lost its client by its host's
 /// silence asks after it every 15 s.
 const SETTLE: Duration = Duration::from_secs(30);
+/// Every client asks for an echo so often.
+const ECHO: Duration = Duration::from_secs(1);
 /// Longer than the collector waits for a closed connection's last packets, and than a silent peer is asked after.
 const EMPTY: Duration = Duration::from_secs(90);
 /// What an agent may hold more in the second half of a run than in the first, octets.
@@ -119,14 +121,17 @@ impl Course {
     fn settle(&mut self, step: Step) -> Result<u64> {
         self.cluster.await_settled()?;
         let Self { cluster, lost: before, .. } = self;
+        // A client whose relay went with its entry is told when it speaks, and it may speak as late as TCP repeats it.
+        let settled = Instant::now();
         let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
             let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;
             let own = counted(cluster).map_err(|error| format!("{error:#}"))?;
             let stats = cluster.fleet.stats().map_err(|error| format!("{error:#}"))?;
-            if kernel == own && kernel.iter().sum::<usize>() as u64 == stats.open {
+            let heard = step != Step::SilenceHost || (settled.elapsed() > ECHO && stats.waiting == 0);
+            if heard && kernel == own && kernel.iter().sum::<usize>() as u64 == stats.open {
                 Ok(stats.lost)
             } else {
-                Err(format!("ss {kernel:?}, status {own:?}, clients {}", stats.open))
+                Err(format!("ss {kernel:?}, status {own:?}, clients {}, {} wait", stats.open, stats.waiting))
             }
         })?;
         let lost = lost - std::mem::replace(before, lost);
@@ -152,7 +157,7 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions { policy, ..ClusterOptions::new("soak") })?;
     let (noise, done) = (Noise::new(seed), BTreeMap::new());
     let mut course = Course { cluster, noise, dials: 0, done, lost: 0 };
-    course.cluster.fleet.traffic(Duration::from_secs(1))?;
+    course.cluster.fleet.traffic(ECHO)?;
 
     let started = Instant::now();
     let mut halves = [0, 0];

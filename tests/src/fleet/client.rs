@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::run::{Hub, OpenGuard};
+use super::run::{Hub, OpenGuard, WaitingGuard};
 use super::{Bulk, BulkDone, Get, Got, How, Timing};
 use crate::noise::{Digester, Noise};
 use crate::rpc::{self, Peer, Request, Response};
@@ -252,10 +252,18 @@ struct Duties {
     next_id: u64,
     echo_every: Option<Duration>,
     echo_at: Option<Instant>,
-    echo: Option<(u64, Instant, String)>,
+    echo: Option<Echo>,
     ping_every: Option<(Duration, Duration)>,
     ping_at: Option<Instant>,
     ping: Option<(u64, Instant)>,
+}
+
+/// An echo that is under way.
+struct Echo {
+    id: u64,
+    sent: Instant,
+    payload: String,
+    _counted: WaitingGuard,
 }
 
 impl Duties {
@@ -296,20 +304,20 @@ impl Duties {
     }
 
     /// Payload of the echo that is due, if one is; at most one is under way.
-    fn due_echo(&mut self, hub: &Hub) -> Option<(u64, String)> {
+    fn due_echo(&mut self, hub: &Arc<Hub>) -> Option<(u64, String)> {
         let (every, due) = (self.echo_every?, self.echo_at?);
         let now = Instant::now();
         if now < due {
             return None;
         }
         self.echo_at = Some(now + every);
-        if let Some((_, sent, _)) = &self.echo {
-            hub.stalled(sent.elapsed());
+        if let Some(echo) = &self.echo {
+            hub.stalled(echo.sent.elapsed());
             return None;
         }
         let id = self.id();
         let payload = format!("{:016x}", self.noise.next());
-        self.echo = Some((id, now, payload.clone()));
+        self.echo = Some(Echo { id, sent: now, payload: payload.clone(), _counted: hub.waits() });
         Some((id, payload))
     }
 
@@ -336,8 +344,8 @@ impl Duties {
     fn answered(&mut self, hub: &Hub, id: u64, payload: &str) {
         if self.ping.is_some_and(|(ping, _)| ping == id) {
             self.ping = None;
-        } else if let Some((_, sent, expected)) = self.echo.take_if(|(echo, ..)| *echo == id) {
-            hub.echoed(sent.elapsed(), expected == payload);
+        } else if let Some(echo) = self.echo.take_if(|echo| echo.id == id) {
+            hub.echoed(echo.sent.elapsed(), echo.payload == payload);
         } else {
             hub.echoed(Duration::ZERO, false);
         }
@@ -456,7 +464,7 @@ async fn hold_raw(
                     length += more;
                     if length == RAW_ECHO {
                         length = 0;
-                        let id = duties.echo.as_ref().map_or(0, |(id, ..)| *id);
+                        let id = duties.echo.as_ref().map_or(0, |echo| echo.id);
                         duties.answered(hub, id, &String::from_utf8_lossy(&received));
                     }
                 }

@@ -43,6 +43,7 @@ pub(super) struct Hub {
     failed_opens: AtomicU64,
     reconnects: AtomicU64,
     echoes: AtomicU64,
+    waiting: AtomicU64,
     data_errors: AtomicU64,
     max_stall_us: AtomicU64,
 }
@@ -69,6 +70,7 @@ impl Hub {
             failed_opens: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             echoes: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
             data_errors: AtomicU64::new(0),
             max_stall_us: AtomicU64::new(0),
         })
@@ -92,6 +94,12 @@ impl Hub {
         if told.len() < ERRORS_TOLD {
             told.push(why.to_string());
         }
+    }
+
+    /// Counts an echo as under way until the guard goes.
+    pub fn waits(self: &Arc<Self>) -> WaitingGuard {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        WaitingGuard(Arc::clone(self))
     }
 
     pub fn stalled(&self, wait: Duration) {
@@ -124,6 +132,7 @@ impl Hub {
             failed_opens: self.failed_opens.load(Ordering::Relaxed),
             reconnects: count(&self.reconnects),
             echoes: count(&self.echoes),
+            waiting: count(&self.waiting),
             data_errors: count(&self.data_errors),
             max_stall_ms: Duration::from_micros(count(&self.max_stall_us)).as_secs_f64() * 1e3,
             abandoned: lock(&self.abandoned).len(),
@@ -148,6 +157,15 @@ impl Drop for OpenGuard {
                 servers.remove(&self.server);
             }
         }
+    }
+}
+
+/// An echo under way in the counts.
+pub(super) struct WaitingGuard(Arc<Hub>);
+
+impl Drop for WaitingGuard {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
