@@ -310,8 +310,6 @@ impl Agent {
             config,
         };
         agent.install(&listeners).await?;
-        // jujud was not away for as long as attaching took.
-        agent.keeper = Keeper::new(Instant::now());
         Ok(agent)
     }
 

@@ -49,8 +49,8 @@ pub(super) struct Keeper {
     falls_back: bool,
     /// Load at the beginning of a drain.
     drained_from: Option<u64>,
-    ready: bool,
-    ready_changed: Instant,
+    /// Whether jujud is ready, and since when; nothing before the agent has first looked, which attaching may delay.
+    ready: Option<(bool, Instant)>,
     ramps_since: Option<Instant>,
 }
 
@@ -68,8 +68,7 @@ impl Keeper {
             asked: false,
             falls_back: false,
             drained_from: None,
-            ready: false,
-            ready_changed: now,
+            ready: None,
             ramps_since: None,
         }
     }
@@ -91,14 +90,12 @@ impl Keeper {
 
     /// Takes in whether jujud is ready.
     pub(super) fn note_ready(&mut self, now: Instant, ready: bool) {
-        if ready == self.ready {
-            return;
+        match self.ready {
+            Some((before, _)) if before == ready => return,
+            Some((_, since)) if ready && now.duration_since(since) >= AWAY => self.ramp(now),
+            _ => {}
         }
-        if ready && now.duration_since(self.ready_changed) >= AWAY {
-            self.ramp(now);
-        }
-        self.ready = ready;
-        self.ready_changed = now;
+        self.ready = Some((ready, now));
         self.unsettled_at = now;
     }
 
@@ -519,9 +516,9 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut keeper = Keeper::new(start);
-        // Ready a moment after the start of the agent: it was so before.
-        keeper.note_ready(at(1), true);
-        assert_eq!(keeper.ramped(at(1)).to_bits(), 1.0_f64.to_bits());
+        // Ready when it is first looked at, however late: it was so before.
+        keeper.note_ready(at(10), true);
+        assert_eq!(keeper.ramped(at(10)).to_bits(), 1.0_f64.to_bits());
         // A check that failed once.
         keeper.note_ready(at(100), false);
         keeper.note_ready(at(102), true);
