@@ -156,6 +156,18 @@ pub fn admit_lookup<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) -> 
     claim(tables, settings, key, 0, tables.now_s(), false) == Place::Taken
 }
 
+/// The socket look-up of what is most likely a stray segment: whether a connection could begin, without taking a place.
+/// Those that begin so and at the same time may pass the limit, by as many as they are.
+#[inline(always)]
+pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
+    let now_s = tables.now_s();
+    let load = tables.budget(|budget| {
+        budget.advance(now_s);
+        budget.load(settings.adjust)
+    });
+    load.is_some_and(|load| load < settings.limit)
+}
+
 /// A handshake's last ACK, while they are watched: `true` if it may go on. `held`: what was noted at
 /// its SYN, [`Reservation::NONE`] if nothing was.
 #[inline(always)]

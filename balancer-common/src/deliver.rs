@@ -13,6 +13,7 @@ use crate::{
 /// Delivers a SYN of the flow that [`crate::accept`] has set up for it.
 #[inline(always)]
 pub fn deliver<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
     let key = arriving(&segment);
     let flow = tables.half_open(&key).or_else(|| tables.live(&key));
@@ -25,7 +26,10 @@ pub fn deliver<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         change.segment = change.segment.word(word, 0);
     }
     match packet.resize(at).and_then(|()| relay::readdress(packet, &segment, &flow, segment.header, change)) {
-        Some(()) => Verdict::Pass(Pass::Restored),
+        Some(()) => {
+            tables.hand_over(&flow.opposite(&key), segment.family, settings.api_port);
+            Verdict::Pass(Pass::Restored)
+        }
         None => Verdict::Drop(Drop::Unwritable),
     }
 }

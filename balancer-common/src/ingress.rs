@@ -75,7 +75,7 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
         return Verdict::Pass(Pass::Other);
     }
     if to_relay {
-        homeless(tables, settings, segment)
+        homeless(tables, settings, segment, &key)
     } else if tables.member(&segment.source).is(Class::Controller)
         && tables.socket(&key, segment.family) == Socket::None
     {
@@ -116,10 +116,13 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
     Verdict::Pass(Pass::Local)
 }
 
-/// A segment to one of our relay ports that belongs to no relay.
+/// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own connection to elsewhere,
+/// where the range that such ports are drawn from holds relay ports: what is relayed has the client's address by now.
 #[inline(always)]
-fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
-    if tables.member(&segment.source).is(Class::Controller) {
+fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+    if tables.socket(key, segment.family) == Socket::Connection {
+        Verdict::Pass(Pass::Socket)
+    } else if tables.member(&segment.source).is(Class::Controller) {
         refuse(tables, settings, segment)
     } else {
         Verdict::Drop(Drop::Stranger)

@@ -4,7 +4,7 @@ use core::ops::DerefMut;
 
 use crate::{
     abi::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
-    net::{Address, Family},
+    net::{Address, Family, Port},
     pick::Field,
     verdict::Event,
 };
@@ -64,6 +64,11 @@ pub trait Tables {
 
     /// What this host's stack has for a segment that arrives with `key`.
     fn socket(&self, key: &Tuple, family: Family) -> Socket;
+
+    /// Hands the packet at hand, a SYN that arrives with `key`, to the listener on `port`, unless the socket look-up will
+    /// find that: it cannot where no socket map takes the listener, as one of MPTCP. What the stack has for `key` itself,
+    /// a `TIME_WAIT`, is left in charge.
+    fn hand_over(&self, key: &Tuple, family: Family, port: Port);
 
     /// Room to work out a pick in; the caller fills all of it.
     fn field(&self) -> Option<Self::Field>;

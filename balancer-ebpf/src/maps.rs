@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SockMap},
+    helpers::{bpf_map_lookup_elem, bpf_sk_release},
     macros::btf_map,
 };
 use balancer_common::{
@@ -11,7 +12,7 @@ use balancer_common::{
         MAX_HALF_OPEN, MAX_MEMBERS, MAX_RESERVED, MAX_SPARED, MAX_TRACKED, Member, Reservation, Settings,
         Tracked, Traffic, Tuple,
     },
-    net::Address,
+    net::{Address, Family},
     pick::Field,
     verdict::{COUNTERS as COUNTER_SLOTS, Send, Stage},
 };
@@ -33,6 +34,9 @@ pub static DEVICES: HashMap<u32, Device, MAX_DEVICES, ON_DEMAND> = HashMap::new(
 pub static HALF_OPEN: LruHashMap<Tuple, Flow, MAX_HALF_OPEN> = LruHashMap::new();
 #[btf_map]
 pub static LISTENERS: SockMap<2> = SockMap::new();
+/// Slots of [`LISTENERS`].
+pub const LISTENER_V4: u32 = 0;
+pub const LISTENER_V6: u32 = 1;
 #[btf_map]
 pub static LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -64,6 +68,24 @@ pub static NEW_FLOWS: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Why the reset stage is called.
 #[btf_map]
 pub static WHY: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Whether [`LISTENERS`] has one that takes connections of `family`; a dual-stack listener holds the slot of IPv6 only.
+#[inline(always)]
+pub fn has_listener(family: Family) -> bool {
+    let has = |slot: u32| {
+        // SAFETY: a map and a key of its size; the socket that comes of it is released at once.
+        unsafe {
+            let socket =
+                bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast());
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket);
+        }
+        true
+    };
+    (matches!(family, Family::V4) && has(LISTENER_V4)) || has(LISTENER_V6)
+}
 
 /// Counts on this CPU.
 #[inline(always)]

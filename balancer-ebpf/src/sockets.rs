@@ -19,7 +19,10 @@ use balancer_common::{
     verdict::Event,
 };
 
-use crate::{maps, tables::Maps};
+use crate::{
+    maps::{self, LISTENER_V4, LISTENER_V6},
+    tables::Maps,
+};
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -40,9 +43,6 @@ static SOCK_NET: u32 = 0;
 /// There: offset of its inode number in `struct net`.
 #[unsafe(no_mangle)]
 static NET_INUM: u32 = 0;
-/// Slots of `LISTENERS`.
-const LISTENER_V4: u32 = 0;
-const LISTENER_V6: u32 = 1;
 
 /// Every look-up of a listener in this network namespace: the hard limit, and the API's listener
 /// for what arrives on a relay port.
@@ -96,19 +96,29 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
         if !tables.member(&remote).is(Class::Client) {
             return SK_PASS;
         }
-        // `ingress` decides every SYN on a guarded device; what comes without its decision is a
-        // stray segment, except while last ACKs are watched, where it may be a SYN cookie's, and where
-        // another `ingress`, or none, may have let it in.
-        // Where the interface is not known, device 0 stands for all.
+        // `ingress` decides for the SYNs on a guarded device; what comes without its decision is most likely a
+        // stray segment, which is to take no place, except while last ACKs are watched, where it may be a SYN
+        // cookie's, and where another `ingress`, or none, may have let it in. It may also be a SYN that `ingress`
+        // does not read, or whose port it does not know: one with IP options, or one that the host's own NAT sends
+        // here. Where the interface is not known, device 0 stands for all.
         let mut ifindex = 0;
         if constant(&raw const KNOWS_INTERFACE) != 0 {
             // SAFETY: the context is valid for the program's whole run.
             ifindex = unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() };
         }
-        let guarded = tables.device(ifindex).is_some_and(|device| device.guarded != 0);
+        // Nor does `ingress` decide for an address of this host that is not the controller's.
+        let guarded = tables.device(ifindex).is_some_and(|device| device.guarded != 0)
+            && tables.member(&local).is(Class::Own);
         let now_s = tables.now_s();
-        let stray = relayed || (guarded && !tables.watching(now_s));
-        if (stray && !settings.unsettled(now_s)) || !admit::admit_lookup(&tables, settings, &key) {
+        let settled = !settings.unsettled(now_s);
+        let admitted = if settled && relayed {
+            false
+        } else if settled && guarded && !tables.watching(now_s) {
+            admit::has_room(&tables, settings)
+        } else {
+            admit::admit_lookup(&tables, settings, &key)
+        };
+        if !admitted {
             tables.count(Event::Refused);
             return SK_DROP;
         }
@@ -161,7 +171,8 @@ fn listening(ctx: &SockOpsContext) {
     let noted = unsafe { maps::LISTENERS.update(slot, ctx.ops, u64::from(BPF_ANY)) };
     match noted {
         Ok(()) => info!(ctx, "a listener on the API port is there"),
-        Err(error) => warn!(ctx, "the API port's listener cannot take relayed connections: error {}", error),
+        // MPTCP, for one: Go's own default from 1.24 on.
+        Err(error) => info!(ctx, "a listener on the API port is there, and in no map: error {}", error),
     }
 }
 

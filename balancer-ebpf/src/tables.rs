@@ -4,16 +4,16 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_tuple},
     btf_maps::lpm_trie::Key,
     helpers::{
-        bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_spin_lock,
-        bpf_spin_unlock,
+        bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_spin_lock, bpf_spin_unlock,
     },
 };
 use balancer_common::{
     abi::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
-    net::{Address, Family},
+    net::{Address, Family, Port},
     pick::Field,
     tables::{Exchange, Socket, Tables},
     verdict::Event,
@@ -31,6 +31,38 @@ impl Maps {
     #[inline(always)]
     pub fn new(ctx: &impl EbpfContext) -> Self {
         Self { ctx: ctx.as_ptr() }
+    }
+}
+
+/// States of a socket (kernel `include/net/tcp_states.h`).
+const TIME_WAIT: u32 = 6;
+const LISTEN: u32 = 10;
+const NEW_SYN_RECV: u32 = 12;
+
+impl Maps {
+    /// What the stack has for a segment that arrives with `key`, `admit` aside; null or to be released.
+    #[inline(always)]
+    fn look_up(&self, key: &Tuple, family: Family) -> *mut bpf_sock {
+        let Some(probing) = in_place(maps::PROBING.get_ptr_mut(0)) else { return core::ptr::null_mut() };
+        // The tuple as it arrives: source first (kernel `struct bpf_sock_tuple`).
+        let v4 = (key.remote.v4(), key.local.v4(), key.remote_port, key.local_port);
+        let mut words = [v4.0, v4.1, u32::from(v4.2.ne()) | u32::from(v4.3.ne()) << 16, 0, 0, 0, 0, 0, 0];
+        let mut octets = 12;
+        if family == Family::V6 {
+            let (remote, local) = (key.remote.words(), key.local.words());
+            words = [
+                remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], words[2],
+            ];
+            octets = 36;
+        }
+        *probing = 1;
+        // SAFETY: the tuple is as long as the helper is told.
+        let socket = unsafe {
+            let tuple = words.as_mut_ptr().cast::<bpf_sock_tuple>();
+            bpf_skc_lookup_tcp(self.ctx, tuple, octets, BPF_F_CURRENT_NETNS as u64, 0)
+        };
+        *probing = 0;
+        socket
     }
 }
 
@@ -185,37 +217,44 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn socket(&self, key: &Tuple, family: Family) -> Socket {
-        const LISTEN: u32 = 10;
-        const TIME_WAIT: u32 = 6;
-        const NEW_SYN_RECV: u32 = 12;
-        let Some(probing) = in_place(maps::PROBING.get_ptr_mut(0)) else { return Socket::None };
-        // The tuple as it arrives: source first (kernel `struct bpf_sock_tuple`).
-        let v4 = (key.remote.v4(), key.local.v4(), key.remote_port, key.local_port);
-        let mut words = [v4.0, v4.1, u32::from(v4.2.ne()) | u32::from(v4.3.ne()) << 16, 0, 0, 0, 0, 0, 0];
-        let mut octets = 12;
-        if family == Family::V6 {
-            let (remote, local) = (key.remote.words(), key.local.words());
-            words = [
-                remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], words[2],
-            ];
-            octets = 36;
+        let socket = self.look_up(key, family);
+        if socket.is_null() {
+            return Socket::None;
         }
-        *probing = 1;
-        // SAFETY: the tuple is as long as the helper is told; the socket is released at once.
-        unsafe {
-            let tuple = words.as_mut_ptr().cast::<bpf_sock_tuple>();
-            let socket = bpf_skc_lookup_tcp(self.ctx, tuple, octets, BPF_F_CURRENT_NETNS as u64, 0);
-            *probing = 0;
-            if socket.is_null() {
-                return Socket::None;
-            }
+        // SAFETY: it was looked up just now, and is released at once.
+        let state = unsafe {
             let state = (*socket).state;
             bpf_sk_release(socket.cast());
-            match state {
-                TIME_WAIT => Socket::None,
-                LISTEN => Socket::Listener,
-                NEW_SYN_RECV => Socket::Handshake,
-                _ => Socket::Connection,
+            state
+        };
+        match state {
+            TIME_WAIT => Socket::None,
+            LISTEN => Socket::Listener,
+            NEW_SYN_RECV => Socket::Handshake,
+            _ => Socket::Connection,
+        }
+    }
+
+    #[inline(always)]
+    fn hand_over(&self, key: &Tuple, family: Family, port: Port) {
+        if maps::has_listener(family) {
+            return;
+        }
+        let known = self.look_up(key, family);
+        if !known.is_null() {
+            // SAFETY: as above.
+            unsafe { bpf_sk_release(known.cast()) };
+            return;
+        }
+        // No client's port is 0, so this finds no connection.
+        let socket = self.look_up(&Tuple { remote_port: Port::NONE, local_port: port, ..*key }, family);
+        if !socket.is_null() {
+            // SAFETY: as above; fails where the socket takes no packet from here, and the look-up refuses it then.
+            unsafe {
+                if (*socket).state == LISTEN {
+                    bpf_sk_assign(self.ctx, socket.cast(), 0);
+                }
+                bpf_sk_release(socket.cast());
             }
         }
     }

@@ -41,7 +41,7 @@ pub enum Command {
     },
     /// Take clients again after a drain
     Resume(Configured),
-    /// Change the hard limit until `balancer limit default`; restarts of the agent keep it
+    /// Change the hard limit until `balancer limit default` or the host restarts; restarts of the agent keep it
     Limit {
         /// Client connections, or "default" for the configured limit
         #[arg(value_parser = parse_limit)]

@@ -132,7 +132,7 @@ impl Started {
         }
         let mut sockets = SockDiag::open()?;
         let listeners = sockets.listener_fds(config.api.port).unwrap_or_else(|error| {
-            warn!("{error:#}; until jujud is restarted, this controller is given no relayed connections");
+            info!("{error:#}; relayed connections are handed to it one by one");
             Vec::new()
         });
         let resets = ResetSender::open()?;
@@ -207,7 +207,6 @@ struct Agent {
     tag_key: [u64; 2],
     netns: u64,
     relays: Relays,
-    listening: bool,
     probe_results: mpsc::Sender<(String, Sign)>,
     probed: mpsc::Receiver<(String, Sign)>,
     asked: mpsc::Receiver<Asked>,
@@ -295,7 +294,6 @@ impl Agent {
             tag_key,
             netns,
             relays: Relays::default(),
-            listening: !listeners.is_empty(),
             probe_results,
             probed,
             asked,
@@ -335,17 +333,17 @@ impl Agent {
         self.write_views();
         self.refresh_routes().await;
         self.data_path.attach_sockets(&self.config.paths.cgroup.clone())?;
+        // One that is in no map, as it began to listen in this very moment or no map takes it, is handed relayed
+        // connections all the same, one by one.
         for listener in listeners {
-            self.data_path.maps.set_listener(listener)?;
-        }
-        if first && listeners.is_empty() && !self.sockets.listeners(self.config.api.port)?.is_empty() {
-            // Its socket was opened after the look-up, which takes privileges that are gone, and
-            // before `track`, which sees those opened from now on.
-            bail!("jujud began to listen on the API port at this very moment; start the balancer again");
+            if let Err(error) = self.data_path.maps.set_listener(listener) {
+                info!("{error:#}");
+            }
         }
         self.audit(first)?;
         self.data_path.continue_upgrade()?;
         self.attach_interfaces(&api)?;
+        self.write_devices(&api)?;
         self.data_path.finish_upgrade()?;
         if first {
             self.unsettled_until_s = boot_s() + UNSETTLED_S;

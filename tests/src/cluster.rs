@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
 
 use crate::cgroup::Cgroup;
@@ -65,6 +65,8 @@ pub struct ClusterOptions {
     pub delay: Option<Duration>,
     /// Stand-in servers without TLS, for [`crate::fleet::Kind::Raw`] clients; sets `health` to `tcp`.
     pub plain: bool,
+    /// Stand-in servers listen by MPTCP.
+    pub mptcp: bool,
     /// Stand-in servers limit logins as Juju does.
     pub login_limit: bool,
     /// The first controller's server leaks, and has little memory.
@@ -101,6 +103,7 @@ impl ClusterOptions {
             router_mtu: None,
             delay: None,
             plain: false,
+            mptcp: false,
             login_limit: false,
             leak: None,
         }
@@ -111,6 +114,7 @@ impl ClusterOptions {
         StandInOptions {
             port: API_PORT,
             plain: self.plain,
+            mptcp: self.mptcp,
             login_limit: self.login_limit,
             leak,
             ..StandInOptions::default()
@@ -289,7 +293,11 @@ impl Cluster {
             let own = self.servers.iter().map(open).collect::<Result<Vec<_>, String>>()?;
             if own == kernel { Ok(()) } else { Err(format!("ss {kernel:?}, servers {own:?}")) }
         })?;
-        self.servers.iter().try_for_each(|server| server.close(count))
+        for server in &self.servers {
+            let closed = server.close(count)?;
+            ensure!(closed == count, "{closed} of {count} were closed");
+        }
+        Ok(())
     }
 
     /// What the firewall of each controller, then of each client host, has counted; nothing without firewalls.

@@ -86,7 +86,10 @@ fn send(to: &Socket, waiting: &Receiver<(Instant, Vec<u8>)>) {
 }
 
 /// A socket for the frames that arrive at `device` (which is promiscuous) and for sending there.
-fn packet_socket(device: &str) -> Result<Socket> {
+///
+/// # Errors
+/// When there is no such device, or without CAP_NET_RAW.
+pub fn packet_socket(device: &str) -> Result<Socket> {
     let doing = || format!("failed to open a packet socket on {device}");
     let every = (libc::ETH_P_ALL as u16).to_be();
     let index = nix::net::if_::if_nametoindex(device).with_context(doing)?;

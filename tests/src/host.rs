@@ -9,7 +9,7 @@ use balancer_common::abi::{
     Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Traffic, Tuple,
 };
 use balancer_common::net::checksum::Change;
-use balancer_common::net::{Address, Family};
+use balancer_common::net::{Address, Family, Port};
 use balancer_common::packet::Packet;
 use balancer_common::pick::Field;
 use balancer_common::tables::{Exchange, Socket, Tables};
@@ -457,6 +457,8 @@ impl Tables for Host {
     fn socket(&self, key: &Tuple, _family: Family) -> Socket {
         self.world.sockets.get(key).copied().unwrap_or(Socket::None)
     }
+
+    fn hand_over(&self, _key: &Tuple, _family: Family, _port: Port) {}
 
     fn field(&self) -> Option<Self::Field> {
         Some(self.field.borrow_mut())

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -51,6 +51,8 @@ pub struct Options {
     pub name: String,
     /// No TLS, no websocket: keeps connections open and echoes bytes.
     pub plain: bool,
+    /// Listens by MPTCP, as Go's servers do from Go 1.24 on.
+    pub mptcp: bool,
     /// Limits agents' logins as Juju does.
     pub login_limit: bool,
     /// Memory that it keeps for each connection until that closes, in bytes.
@@ -70,6 +72,7 @@ impl Default for Options {
             port: 17070,
             name: "stand-in".to_owned(),
             plain: false,
+            mptcp: false,
             login_limit: false,
             leak: 0,
             identity: None,
@@ -328,7 +331,7 @@ pub async fn run(options: Options, ready: impl FnOnce(u16)) -> Result<()> {
         open: Mutex::default(),
         grown: Mutex::default(),
     });
-    let listener = listen(SocketAddr::new(options.bind, options.port))?;
+    let listener = listen(SocketAddr::new(options.bind, options.port), options.mptcp)?;
     if let Some(path) = &options.control {
         tokio::spawn(control(Arc::clone(&state), bind_unix(path)?));
     }
@@ -364,9 +367,10 @@ pub async fn run(options: Options, ready: impl FnOnce(u16)) -> Result<()> {
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+fn listen(address: SocketAddr, mptcp: bool) -> Result<TcpListener> {
     let make = || -> std::io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+        let protocol = if mptcp { Protocol::MPTCP } else { Protocol::TCP };
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(protocol))?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }

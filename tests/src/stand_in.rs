@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
@@ -28,6 +28,8 @@ pub struct StandInOptions {
     pub port: u16,
     /// Raw TCP without TLS and websockets.
     pub plain: bool,
+    /// Listens by MPTCP, as Go's servers do from Go 1.24 on.
+    pub mptcp: bool,
     /// Juju's limit of agent logins.
     pub login_limit: bool,
     /// Socket of jujud's introspection, see [`crate::agent_conf::AgentConf::introspection`].
@@ -38,7 +40,7 @@ pub struct StandInOptions {
 
 impl Default for StandInOptions {
     fn default() -> Self {
-        Self { port: 17070, plain: false, login_limit: false, introspection: None, leak: 0 }
+        Self { port: 17070, plain: false, mptcp: false, login_limit: false, introspection: None, leak: 0 }
     }
 }
 
@@ -74,6 +76,9 @@ impl StandIn {
             // Made here, where servers start one after another.
             Identity::of(directory)?;
             arguments.push(format!("--identity={}", directory.display()));
+        }
+        if options.mptcp {
+            arguments.push("--mptcp".to_owned());
         }
         if options.login_limit {
             arguments.push("--login-limit".to_owned());
@@ -136,14 +141,14 @@ impl StandIn {
         self.ask::<serde_json::Value>(&Command::LimitLogins { on: true }).map(drop)
     }
 
-    /// Closes `count` connections by FIN, the server first.
+    /// Closes up to `count` connections by FIN, the server first; returns how many.
     ///
     /// # Errors
-    /// When it does not answer, or has fewer.
-    pub fn close(&self, count: usize) -> Result<()> {
+    /// When it does not answer.
+    pub fn close(&self, count: usize) -> Result<usize> {
         let answer: serde_json::Value = self.ask(&Command::Close { count })?;
-        ensure!(answer["closed"] == count, "{count} were to be closed: {answer}");
-        Ok(())
+        let closed = answer["closed"].as_u64().with_context(|| format!("a number in {answer}"))?;
+        Ok(closed as usize)
     }
 
     /// Tells administrators from here on of these addresses of controllers; of none by default.

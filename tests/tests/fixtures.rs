@@ -59,7 +59,7 @@ fn a_thousand_tls_clients_are_counted_exactly_through_mixed_closes() -> Result<(
     // Abandoned ones stay open at both ends.
     ensure!(cluster.fleet.close(100, How::Abandon)? == 100);
     ensure!(cluster.counts()? == [800, 0, 0]);
-    cluster.servers[0].close(100)?;
+    ensure!(cluster.servers[0].close(100)? == 100);
     let stats = eventually(SOON, "what the server closed", || match cluster.fleet.stats() {
         // Some of those that the server chose may be abandoned ones, which do not answer its FIN.
         Ok(stats) if stats.lost > 0 && stats.open + stats.lost == 700 => Ok(stats),

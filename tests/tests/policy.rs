@@ -326,10 +326,7 @@ fn refused_clients_find_another_controller_by_themselves() -> Result<()> {
         let stats = cluster.fleet.stats()?;
         ensure!(dialled.ok == count && stats.failed_opens == 0, "none backs off: {dialled:?} {stats:?}");
     }
-    // An agent has two, and what a client dialled for nothing is gone.
-    let counts = cluster.await_counts(DEADLINE, "balanced", |counts| {
-        counts.iter().sum::<usize>() == 1500 && is_even(counts)
-    })?;
+    let counts = cluster.await_counts(DEADLINE, "balanced", is_even)?;
     // Uneven from here on: those who dial the full one only are refused, and find the others.
     let steered = |cluster: &Cluster| -> Result<u64> {
         let counted = |daemon: &tests::daemon::Daemon| {

@@ -13,6 +13,7 @@ use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS, is_even};
 use tests::eventually::eventually;
 use tests::firewall;
 use tests::fleet::{Dial, Dialled, How, Kind};
+use tests::judge::{exact, no_drift};
 use tests::topology::{Host, Net};
 
 /// What was asked for is there within this, on a busy machine too.
@@ -168,7 +169,7 @@ enum End {
 /// Ends the only connection and waits until the client's host no longer has it.
 fn end(cluster: &mut Cluster, how: End, bind: SocketAddr) -> Result<()> {
     match how {
-        End::Server => cluster.servers[OWNER].close(1)?,
+        End::Server => cluster.servers[OWNER].close(1).map(drop)?,
         End::Client => cluster.fleet.close(1, How::Fin).map(drop)?,
         End::Reset => cluster.fleet.close(1, How::Rst).map(drop)?,
     }
@@ -346,6 +347,45 @@ fn few_of_the_evenly_spread_are_relayed(tag: &str, rate: f64) -> Result<()> {
     ensure!(relays.iter().sum::<u64>() <= most, "at most {most} are relayed: {relays:?}");
     ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
     Ok(())
+}
+
+/// No map of sockets takes a listener of MPTCP: relayed connections are handed to it by the packet programs.
+fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
+    const EACH: usize = 300;
+    let options = ClusterOptions { ipv6, mptcp: true, balancer: false, ..ClusterOptions::new(tag) };
+    let mut cluster = Cluster::start(options)?;
+    cluster.start_balancers()?;
+    cluster.await_settled()?;
+    let both_ways = |cluster: &mut Cluster, id: &str| -> Result<()> {
+        let dialled = cluster.fleet.dial(&Dial::new(id, Kind::Single, EACH, &[cluster.address(0)]))?;
+        ensure_clean(&dialled, EACH)?;
+        println!("{id}: {:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
+        ensure!(dialled.connect_ms.max < 900.0, "no SYN is repeated: {dialled:?}");
+        let counts = exact(cluster, id, EACH)?;
+        ensure!(is_even(&counts), "spread: {counts:?}");
+        ensure_echoes(cluster, EACH as u64)?;
+        cluster.fleet.close(EACH, How::Fin)?;
+        exact(cluster, "closed", 0).map(drop)
+    };
+    both_ways(&mut cluster, "servers before balancers")?;
+    let (code, text, _) = cluster.daemons[1].cli(&["check"])?;
+    ensure!(code == Some(0) && text.contains("handed relayed connections one by one"), "{code:?} {text}");
+    cluster.restart_server(1)?;
+    cluster.restart_server(2)?;
+    cluster.await_settled()?;
+    both_ways(&mut cluster, "balancers before servers")?;
+    no_drift(&cluster)?;
+    cluster.ensure_valid()
+}
+
+#[test]
+fn a_listener_of_mptcp_takes_relayed_connections() -> Result<()> {
+    mptcp("rmptcp4", false)
+}
+
+#[test]
+fn a_listener_of_mptcp_takes_relayed_connections_over_ipv6() -> Result<()> {
+    mptcp("rmptcp6", true)
 }
 
 /// Whether a host that listens on a port other than the balancer's can be connected to there.

@@ -14,6 +14,8 @@ use balancer_common::{
 };
 use bytemuck::Pod;
 
+/// The number of the VLAN in a tag (IEEE 802.1Q, 9.6).
+const VLAN: u32 = 0xfff;
 /// Ethernet, IPv6 and TCP headers.
 const HEADERS: u32 = 74;
 /// Ethernet, IPv6 and ICMPv6 headers, and the IPv6 header and ports that an error quotes.
@@ -76,7 +78,9 @@ impl Packet for Frame {
     #[inline(always)]
     fn tagged(&self) -> bool {
         // SAFETY: the context is valid for the program's whole run.
-        unsafe { (*self.skb).vlan_present != 0 }
+        let (present, tag) = unsafe { ((*self.skb).vlan_present, (*self.skb).vlan_tci) };
+        // A tag of VLAN 0 tells a priority only (IEEE 802.1Q, 9.6): the frame is this device's own.
+        present != 0 && tag & VLAN != 0
     }
 
     #[inline(always)]

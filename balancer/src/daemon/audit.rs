@@ -42,10 +42,6 @@ impl Agent {
             self.adjust = adjust;
             self.write_settings()?;
         }
-        if !self.listening {
-            // Nobody listens: whoever does from now on is seen by `track`, and takes relayed connections.
-            self.listening = self.sockets.listeners(self.config.api.port)?.is_empty();
-        }
         Ok(())
     }
 

@@ -60,7 +60,10 @@ impl Agent {
     }
 
     pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
-        let guards = |device: &Interface| api.iter().any(|api| api.index == device.index);
+        // Where the programs do not hang, they have let nobody in.
+        let guards = |device: &Interface| {
+            api.iter().any(|api| api.index == device.index) && self.data_path.hooks.contains_key(&device.name)
+        };
         let mut devices: Vec<_> = self
             .devices
             .iter()
@@ -130,12 +133,14 @@ impl Agent {
         for name in hooked.iter().filter(|name| !self.data_path.hooks.contains_key(*name)) {
             warn!("interface {name} is gone; clients that come in by it are balanced again when it is back");
         }
-        let attached = self.api_interfaces().and_then(|api| {
-            self.write_devices(&api)?;
-            self.attach_interfaces(&api)
-        });
-        if let Err(error) = attached {
-            warn!("{error:#}");
+        match self.api_interfaces() {
+            Ok(api) => {
+                let attached = self.attach_interfaces(&api);
+                for error in [attached.err(), self.write_devices(&api).err()].into_iter().flatten() {
+                    warn!("{error:#}");
+                }
+            }
+            Err(error) => warn!("{error:#}"),
         }
         self.refresh_routes().await;
     }

@@ -118,7 +118,10 @@ impl Agent {
         let (own, others) = self.standings(now);
         let scene = self.scene(now, &own, &others);
         let over_limit = own.load.saturating_sub(own.limit);
-        let may = mode == Rebalance::On || scene.drain.is_some() || over_limit > 0;
+        let starved = self.memory.starves();
+        // A limit that nobody set refuses newcomers only.
+        let set = self.config.api.hard_limit.is_some() || self.operator.limit != 0;
+        let may = mode == Rebalance::On || scene.drain.is_some() || starved || (set && over_limit > 0);
         self.keeper.may_close = may;
         let (close, plan) =
             self.keeper.shedder.step(now_ms(now, self.started), &scene, &rules(&self.config.policy));
@@ -129,7 +132,6 @@ impl Agent {
         if scene.drain.is_some() && self.keeper.drained_from.is_none() {
             self.keeper.drained_from = scene.drain.map(|drain| drain.from_load);
         }
-        let starved = self.memory.starves();
         if !starved {
             self.say_plan(&plan, may);
         }

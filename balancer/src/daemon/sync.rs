@@ -52,8 +52,7 @@ impl Agent {
             closing: self.keeper.closing(now),
             sheds: self.keeper.sheds(),
         };
-        let listening = self.listening;
-        for peer in self.peers.iter().filter(|_| listening) {
+        for peer in &self.peers {
             if let Ok(controller) = self.data_path.maps.controller(peer.slot) {
                 report.relay_ports.insert(peer.name.clone(), controller.relay_in.host());
             }

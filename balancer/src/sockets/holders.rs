@@ -152,9 +152,11 @@ fn borrow(pid: Pid, number: RawFd, cookie: u64) -> Result<Listener> {
 
 /// The number may name another file by the time it is duplicated, and inode numbers come round: only the cookie tells.
 fn examine(fd: OwnedFd, cookie: u64, holder: Pid) -> Result<Listener> {
-    let found = sockopt::socket_cookie(&fd).context("it is no socket")?;
+    let protocol = sockopt::socket_protocol(&fd).context("it is no socket")?;
+    ensure!(protocol != Some(ipproto::MPTCP), "it is a socket of MPTCP, which can be in no map");
+    ensure!(protocol == Some(ipproto::TCP), "it is no TCP socket");
+    let found = sockopt::socket_cookie(&fd)?;
     ensure!(found == cookie, "it is another socket meanwhile (cookie {found}, not {cookie})");
-    ensure!(sockopt::socket_protocol(&fd)? == Some(ipproto::TCP), "it is no TCP socket");
     ensure!(sockopt::socket_acceptconn(&fd)?, "it does not listen any more");
     let (family, v6only) = match sockopt::socket_domain(&fd)? {
         AddressFamily::INET => (Family::V4, false),

@@ -24,6 +24,9 @@ struct Arguments {
     /// Raw TCP: keep connections open and echo
     #[arg(long)]
     plain: bool,
+    /// Listen by MPTCP, as Go's servers do from Go 1.24 on
+    #[arg(long)]
+    mptcp: bool,
     /// Limit agents' logins as Juju does: a burst of 10, then one per 250 ms
     #[arg(long)]
     login_limit: bool,
@@ -51,6 +54,7 @@ async fn main() -> Result<()> {
         bind,
         name,
         plain,
+        mptcp,
         login_limit,
         leak,
         identity,
@@ -63,7 +67,8 @@ async fn main() -> Result<()> {
         tests::process::exit_with_parent();
     }
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-    let options = Options { bind, port, name, plain, login_limit, leak, identity, control, introspection };
+    let options =
+        Options { bind, port, name, plain, mptcp, login_limit, leak, identity, control, introspection };
     let ready = |port| {
         let _ = writeln!(std::io::stdout(), "ready {port}");
     };
