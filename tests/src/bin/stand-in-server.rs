@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A stand-in Juju API server.
 #[derive(Parser)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own, not a state")]
 struct Arguments {
     /// TCP port, 0 for any
     #[arg(long, default_value_t = 17070)]

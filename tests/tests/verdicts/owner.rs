@@ -1,6 +1,7 @@
 //! Packets of relays at their owner: SYNs with their trailer, what follows them, and the answers.
 
 use balancer_common::abi::{Flow, Reservation};
+use balancer_common::tables::Socket;
 use tests::frame::{ACK, FIN, PSH, RST, SYN, Segment, trailer};
 use tests::host::World;
 
@@ -211,6 +212,8 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
     let homeless = coming.clone().between(scene.entry(), (scene.a, 17085).into());
     let probe = Segment { options: Vec::new(), ..scene.incoming() };
     let probe = Segment { trailer: None, ..probe };
+    let mut own = scene.world();
+    own.sockets.insert(tuple(scene.entry(), scene.door()), Socket::Connection);
     vec![
         row("data with time stamps", &live, &coming.clone().flags(PSH | ACK).payload(b"odd data!"), 0),
         row("data without options", &live, &plain.clone().payload(&[3; 1001]), 0),
@@ -261,6 +264,7 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
         arrives("of no relay, on another relay port: RST", &scene.world(), homeless.clone())
             .answered("no_flow", rst(&homeless, ACKED, None)),
         arrives("a RST of no relay", &scene.world(), coming.clone().flags(RST)).dropped("no_answer"),
+        arrives("of this host's own connection, from a relay port", &own, coming.clone()).passes("socket"),
         arrives(
             "of no relay, from a stranger",
             &scene.world(),
