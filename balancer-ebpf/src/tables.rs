@@ -21,6 +21,11 @@ use balancer_common::{
 
 use crate::maps;
 
+/// States of a socket (kernel `include/net/tcp_states.h`).
+const TIME_WAIT: u32 = 6;
+const LISTEN: u32 = 10;
+const NEW_SYN_RECV: u32 = 12;
+
 /// The maps, as seen from a program called for `ctx`.
 pub struct Maps {
     ctx: *mut core::ffi::c_void,
@@ -32,14 +37,7 @@ impl Maps {
     pub fn new(ctx: &impl EbpfContext) -> Self {
         Self { ctx: ctx.as_ptr() }
     }
-}
 
-/// States of a socket (kernel `include/net/tcp_states.h`).
-const TIME_WAIT: u32 = 6;
-const LISTEN: u32 = 10;
-const NEW_SYN_RECV: u32 = 12;
-
-impl Maps {
     /// What the stack has for a segment that arrives with `key`, `admit` aside; null or to be released.
     #[inline(always)]
     fn look_up(&self, key: &Tuple, family: Family) -> *mut bpf_sock {

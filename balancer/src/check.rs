@@ -227,18 +227,19 @@ fn relay_ports(config: &Config) -> Finding {
     let ports = config.cluster.relay_ports;
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let (drawn, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
-    if ports.iter().any(|port| is_drawn(port, &drawn, &reserved)) {
-        return Finding::doubtful(
+    let shared = ports.iter().any(|port| is_drawn(port, &drawn, &reserved)).then(|| {
+        let range = drawn.split_whitespace().collect::<Vec<_>>().join(" ");
+        Finding::doubtful(
             "relay ports",
             format!(
-                "the kernel may give {ports} to connections of this host (net.ipv4.ip_local_port_range is {}): set \
-                 net.ipv4.ip_local_reserved_ports={ports}",
-                drawn.split_whitespace().collect::<Vec<_>>().join(" ")
+                "the kernel may give {ports} to connections of this host (net.ipv4.ip_local_port_range is {range}): \
+                 set net.ipv4.ip_local_reserved_ports={ports}"
             ),
-        );
-    }
+        )
+    });
     if std::os::unix::net::UnixStream::connect(&config.paths.control).is_ok() {
-        return Finding::good("relay ports", format!("{ports} are the running agent's"));
+        return shared
+            .unwrap_or_else(|| Finding::good("relay ports", format!("{ports} are the running agent's")));
     }
     let is_taken = |port: u16| {
         let taken = |address: IpAddr| {
@@ -253,6 +254,9 @@ fn relay_ports(config: &Config) -> Finding {
             "relay ports",
             format!("TCP port {port} is taken; choose others in cluster.relay_ports"),
         );
+    }
+    if let Some(shared) = shared {
+        return shared;
     }
     let used = SockDiag::open()
         .and_then(|mut sockets| sockets.dump(&[ports.first..=ports.last], &State::AFTER_HANDSHAKE));

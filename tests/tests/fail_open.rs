@@ -23,13 +23,18 @@ const STARTED: Duration = Duration::from_secs(6);
 const RELAY_PORT: u16 = 17_085;
 const ELSEWHERE: u16 = 443;
 
+/// A cluster in which nobody is let in any more for coming while the balancers start.
+fn settled(tag: &str, hard_limit: Option<u64>) -> Result<Cluster> {
+    let cluster = Cluster::start(ClusterOptions { hard_limit, ..ClusterOptions::new(tag) })?;
+    std::thread::sleep(STARTED);
+    Ok(cluster)
+}
+
 /// One that Juju does not list, or a virtual one of keepalived: within the limit, clients are served where they dial.
 #[test]
 fn an_address_that_no_configuration_names_is_served_up_to_the_limit() -> Result<()> {
     const LIMIT: usize = 60;
-    let options = ClusterOptions { hard_limit: Some(LIMIT as u64), ..ClusterOptions::new("unlisted") };
-    let mut cluster = Cluster::start(options)?;
-    std::thread::sleep(STARTED);
+    let mut cluster = settled("unlisted", Some(LIMIT as u64))?;
     let host = &cluster.net.controllers[0].namespace;
     for (address, other) in [("10.77.0.200/16", "10.77.0.200"), ("fd77::200/64 nodad", "fd77::200")] {
         host.exec(&format!("ip address add {address} dev eth0"))?;
@@ -55,8 +60,7 @@ fn an_address_that_no_configuration_names_is_served_up_to_the_limit() -> Result<
 fn frames_with_a_priority_tag_are_decided_as_without() -> Result<()> {
     const SYNS: u64 = 30;
     const PRIORITY: u16 = 5 << 13;
-    let cluster = Cluster::start(ClusterOptions::new("priotag"))?;
-    std::thread::sleep(STARTED);
+    let cluster = settled("priotag", None)?;
     let (daemon, host) = (&cluster.daemons[0], &cluster.net.controllers[0].namespace);
     let counters = || -> Result<(u64, u64)> {
         let status = daemon.status()?;
@@ -95,9 +99,7 @@ fn frames_with_a_priority_tag_are_decided_as_without() -> Result<()> {
 #[test]
 fn what_the_packet_programs_do_not_read_is_served_up_to_the_limit() -> Result<()> {
     const LIMIT: usize = 40;
-    let options = ClusterOptions { hard_limit: Some(LIMIT as u64), ..ClusterOptions::new("unread") };
-    let mut cluster = Cluster::start(options)?;
-    std::thread::sleep(STARTED);
+    let mut cluster = settled("unread", Some(LIMIT as u64))?;
     let host = &cluster.net.controllers[0].namespace;
     host.exec("nft add table ip nat")?;
     host.exec("nft add chain ip nat prerouting { type nat hook prerouting priority -100 ; }")?;

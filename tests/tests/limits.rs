@@ -31,8 +31,7 @@ fn the_limit_is_reached_exactly_and_the_next_is_refused_at_once() -> Result<()> 
         let refused = cluster.fleet.dial(&dial)?;
         println!("the next 20 at controller {index}: refused in {:.2} ms at most", refused.refused_ms.max);
         ensure!(refused.refused == 20, "refused by RST: {refused:?}");
-        ensure!(refused.refused_ms.p50 < 50.0, "within 50 ms: {refused:?}");
-        ensure!(refused.refused_ms.max < 1000.0, "by the answer to the first SYN: {refused:?}");
+        ensure!(refused.refused_ms.max < 50.0, "within 50 ms: {refused:?}");
     }
     // The other controllers' own connections still get in.
     for host in &cluster.net.controllers[1..] {

@@ -352,11 +352,8 @@ fn few_of_the_evenly_spread_are_relayed(tag: &str, rate: f64) -> Result<()> {
 /// No map of sockets takes a listener of MPTCP: relayed connections are handed to it by the packet programs.
 fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
     const EACH: usize = 300;
-    let options = ClusterOptions { ipv6, mptcp: true, balancer: false, ..ClusterOptions::new(tag) };
-    let mut cluster = Cluster::start(options)?;
-    cluster.start_balancers()?;
-    cluster.await_settled()?;
-    let both_ways = |cluster: &mut Cluster, id: &str| -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { ipv6, mptcp: true, ..ClusterOptions::new(tag) })?;
+    let share = |cluster: &mut Cluster, id: &str| -> Result<()> {
         let dialled = cluster.fleet.dial(&Dial::new(id, Kind::Single, EACH, &[cluster.address(0)]))?;
         ensure_clean(&dialled, EACH)?;
         println!("{id}: {:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
@@ -367,13 +364,13 @@ fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
         cluster.fleet.close(EACH, How::Fin)?;
         exact(cluster, "closed", 0).map(drop)
     };
-    both_ways(&mut cluster, "servers before balancers")?;
+    share(&mut cluster, "servers before balancers")?;
     let (code, text, _) = cluster.daemons[1].cli(&["check"])?;
     ensure!(code == Some(0) && text.contains("handed relayed connections one by one"), "{code:?} {text}");
     cluster.restart_server(1)?;
     cluster.restart_server(2)?;
     cluster.await_settled()?;
-    both_ways(&mut cluster, "balancers before servers")?;
+    share(&mut cluster, "balancers before servers")?;
     no_drift(&cluster)?;
     cluster.ensure_valid()
 }
@@ -458,7 +455,7 @@ fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result
     let dialled = cluster.fleet.dial(&dial)?;
     println!("{:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
     ensure_clean(&dialled, CLIENTS)?;
-    ensure!(dialled.connect_ms.max < 1900.0, "in by their second SYN: {:?}", dialled.connect_ms);
+    ensure!(dialled.connect_ms.max < 1500.0, "in within 1.5 s: {:?}", dialled.connect_ms);
     ensure!(!dialled.by_server.contains_key("b"), "b cannot be reached: {dialled:?}");
     let repicked = counter(&cluster, 0, "repicked")?;
     ensure!(repicked > 0, "some were to go to b first");
