@@ -20,21 +20,21 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum Stage {
-    /// [`crate::open`]: a SYN to the API port.
+    /// [`crate::stages::client_syn`]: a SYN to the API port.
     Open = 0,
-    /// [`crate::place`]: a new client.
+    /// [`crate::stages::choose`]: a new client.
     Place = 1,
-    /// [`crate::settle`]: a new client whose controller is picked.
+    /// [`crate::stages::commit`]: a new client whose controller is picked.
     Settle = 2,
-    /// [`crate::dispatch`]: a SYN that is to be relayed.
+    /// [`crate::stages::relay_syn`]: a SYN that is to be relayed.
     Dispatch = 3,
-    /// [`crate::accept`]: a SYN to a relay port.
+    /// [`crate::stages::owner_syn`]: a SYN to a relay port.
     Accept = 4,
-    /// [`crate::deliver`]: a relayed SYN that was accepted.
+    /// [`crate::stages::restore`]: a relayed SYN that was accepted.
     Deliver = 5,
-    /// [`crate::icmp`]: an ICMP error.
+    /// [`crate::stages::icmp`]: an ICMP error.
     Icmp = 6,
-    /// [`crate::reset`]: answer the segment with RST.
+    /// [`crate::stages::reset`]: answer the segment with RST.
     Reset = 7,
 }
 

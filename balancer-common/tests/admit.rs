@@ -1,7 +1,7 @@
 //! The budget of places, whatever happens in whatever order.
 
-use balancer_common::abi::{Budget, HANDSHAKE_WINDOW_S, Settings};
-use balancer_common::admit::Place;
+use balancer_common::policy::admission::Place;
+use balancer_common::records::{Budget, HANDSHAKE_WINDOW_S, Settings};
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 

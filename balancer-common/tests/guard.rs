@@ -1,6 +1,6 @@
 //! The memory guard over time, whatever the readings.
 
-use balancer_common::guard::{CALM_MS, Guard, Reading, Stage, Thresholds};
+use balancer_common::policy::memory_guard::{CALM_MS, Guard, Reading, Stage, Thresholds};
 use proptest::prelude::*;
 
 fn used(permille: u16) -> Reading {

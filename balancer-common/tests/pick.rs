@@ -9,9 +9,9 @@
     reason = "loads and rates are far below 2^52; a certainty is exactly 1; controllers are indices into several tables"
 )]
 
-use balancer_common::abi::MAX_CONTROLLERS;
-use balancer_common::load::{Ledger, view_base};
-use balancer_common::pick::{Candidate, DEAD_BAND, Field, MOST, Pick, WEIGHT_ONE, pick};
+use balancer_common::policy::pick::{Candidate, DEAD_BAND, Field, MOST, Pick, WEIGHT_ONE, pick};
+use balancer_common::policy::views::{Ledger, view_base};
+use balancer_common::records::MAX_CONTROLLERS;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 

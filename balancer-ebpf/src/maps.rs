@@ -1,4 +1,4 @@
-//! Every map. Names and records are in `balancer_common::abi`.
+//! Every map. Names and records are in `balancer_common::records`.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -7,14 +7,14 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use balancer_common::{
-    abi::{
+    policy::pick::Field,
+    records::{
         Budget, Controller, Device, Flow, MAX_CLIENTS, MAX_CONTROLLERS, MAX_DEVICES, MAX_FLOWS,
         MAX_HALF_OPEN, MAX_MEMBERS, MAX_RESERVED, MAX_SPARED, MAX_TRACKED, Member, Reservation, Settings,
         Tracked, Traffic, Tuple,
     },
-    net::{Address, Family},
-    pick::Field,
     verdict::{COUNTERS as COUNTER_SLOTS, Send, Stage},
+    wire::{Address, Family},
 };
 
 /// Memory only for the flows that there are: the maximum is rarely met.

@@ -12,11 +12,11 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{info, warn};
 use balancer_common::{
-    abi::{Class, Settings, Tracked, Tuple},
-    admit,
-    net::{Address, Port, Tcp},
-    tables::Tables,
+    hooks::Tables,
+    policy::admission,
+    records::{Class, Settings, Tracked, Tuple},
     verdict::Event,
+    wire::{Address, Port, Tcp},
 };
 
 use crate::{
@@ -114,9 +114,9 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
         let admitted = if settled && relayed {
             false
         } else if settled && guarded && !tables.watching(now_s) {
-            admit::has_room(&tables, settings)
+            admission::has_room(&tables, settings)
         } else {
-            admit::admit_lookup(&tables, settings, &key)
+            admission::admit_lookup(&tables, settings, &key)
         };
         if !admitted {
             tables.count(Event::Refused);
@@ -197,7 +197,7 @@ fn established(ctx: &SockOpsContext, tables: &Maps, settings: &Settings, port: P
         return;
     }
     if client {
-        admit::establish(tables, settings, &key);
+        admission::establish(tables, settings, &key);
     } else {
         tables.budget(|budget| budget.exempt = budget.exempt.wrapping_add(1));
     }
@@ -224,7 +224,7 @@ fn changed(ctx: &SockOpsContext, tables: &Maps, settings: &Settings) {
     if tracked.client == 0 {
         tables.budget(|budget| budget.exempt = budget.exempt.wrapping_sub(1));
     } else {
-        admit::close(tables, settings, &remote);
+        admission::close(tables, settings, &remote);
     }
 }
 

@@ -12,11 +12,11 @@ use aya_ebpf::{
     },
 };
 use balancer_common::{
-    abi::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
-    net::{Address, Family, Port},
-    pick::Field,
-    tables::{Exchange, Socket, Tables},
+    hooks::{Exchange, Socket, Tables},
+    policy::pick::Field,
+    records::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
     verdict::Event,
+    wire::{Address, Family, Port},
 };
 
 use crate::maps;

@@ -13,15 +13,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use balancer_common::{
-    dispatch, ingress,
-    net::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
-    open,
-    packet::Packet,
-    place, reset, settle,
+    hooks::Packet,
+    stages::{choose, client_syn, commit, ingress, relay_syn, reset},
     verdict::{Pass, Stage, Verdict},
+    wire::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
 };
 
-use crate::{handover::Handover, maps, packet::xdp::Frame, tables::Maps};
+use crate::{frame::xdp::Frame, handover::Handover, maps, tables::Maps};
 
 /// Every frame that arrives on an API-facing interface whose driver runs programs.
 #[xdp]
@@ -37,25 +35,25 @@ pub fn ingress_xdp(ctx: XdpContext) -> u32 {
 /// [`Stage::Open`].
 #[xdp]
 pub fn xdp_open(ctx: XdpContext) -> u32 {
-    act(&ctx, open::open(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, client_syn::open(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Place`].
 #[xdp]
 pub fn xdp_place(ctx: XdpContext) -> u32 {
-    act(&ctx, place::place(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, choose::place(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Settle`].
 #[xdp]
 pub fn xdp_settle(ctx: XdpContext) -> u32 {
-    act(&ctx, settle::settle(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, commit::settle(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Dispatch`].
 #[xdp]
 pub fn xdp_dispatch(ctx: XdpContext) -> u32 {
-    act(&ctx, dispatch::dispatch(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, relay_syn::dispatch(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Reset`].

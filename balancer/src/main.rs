@@ -5,13 +5,17 @@ use std::{future::Future, process::ExitCode};
 
 use anyhow::{Context, Result};
 use balancer::{
-    check,
+    agent,
     cli::{Cli, Command, Configured, Limit},
     config::{Config, Paths},
-    control::{self, Request},
-    daemon, datapath, interfaces,
-    key::ClusterKey,
-    status::Status,
+    datapath,
+    host::interfaces,
+    juju::key::ClusterKey,
+    operator::{
+        check,
+        control::{self, Request},
+        status::Status,
+    },
 };
 use clap::Parser;
 
@@ -29,7 +33,7 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Run(configured) => daemon::main(&configured.config)?,
+        Command::Run(configured) => agent::main(&configured.config)?,
         Command::Status { configured, json } => status(&Config::load_paths(&configured.config)?, json)?,
         Command::Drain { configured, within } => {
             tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;

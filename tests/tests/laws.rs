@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
-use balancer_common::abi::{Flow, Kind, Tuple};
-use balancer_common::net::Port;
+use balancer_common::records::{Flow, Kind, Tuple};
 use balancer_common::verdict::{Drop as Dropped, Pass, Send};
+use balancer_common::wire::Port;
 use proptest::prelude::*;
-use tests::frame::{ACK, FIN, RST, SYN, Segment, verify};
-use tests::host::{self, Frame, Hook, Host, REDIRECT, UNSPEC, show};
-use tests::scene::{API, CAME_IN, OUT, Scene};
+use tests::packet::frame::{ACK, FIN, RST, SYN, Segment, verify};
+use tests::packet::host::{self, Frame, Hook, Host, REDIRECT, UNSPEC, show};
+use tests::packet::scene::{API, CAME_IN, OUT, Scene};
 
 const CLIENTS: u16 = 8;
 

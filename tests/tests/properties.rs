@@ -2,18 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use balancer_common::abi::Reservation;
-use balancer_common::abi::{Flow, Kind, Settings, Tuple};
-use balancer_common::admit::{self, Place};
-use balancer_common::net::checksum::Change;
-use balancer_common::net::{Address, Port};
-use balancer_common::packet::{Packet, Parsed, parse};
-use balancer_common::relay::readdress;
-use balancer_common::tables::Tables as _;
+use balancer_common::hooks::Tables as _;
+use balancer_common::policy::admission::{self, Place};
+use balancer_common::records::Reservation;
+use balancer_common::records::{Flow, Kind, Settings, Tuple};
+use balancer_common::rewrite::readdress;
+use balancer_common::wire::checksum::Change;
+use balancer_common::wire::{Address, Port};
+use balancer_common::{
+    hooks::Packet,
+    wire::segment::{Parsed, parse},
+};
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
-use tests::frame::{Segment, verify};
-use tests::host::{Frame, Host, World};
+use tests::packet::frame::{Segment, verify};
+use tests::packet::host::{Frame, Host, World};
 
 fn ends() -> impl Strategy<Value = [SocketAddr; 4]> {
     let ports = any::<[u16; 4]>();
@@ -47,7 +50,7 @@ fn readdressed(frame: &[u8], source: SocketAddr, destination: SocketAddr) -> Vec
 
 /// The frame with its TCP checksum's two zeros as one.
 fn canonical(segment: &Segment, mut frame: Vec<u8>) -> Vec<u8> {
-    let at = 14 + tests::frame::ip_header(segment.source.ip()) + 16;
+    let at = 14 + tests::packet::frame::ip_header(segment.source.ip()) + 16;
     if frame[at..at + 2] == [0xff, 0xff] {
         frame[at..at + 2].fill(0);
     }
@@ -133,7 +136,7 @@ proptest! {
                         Client::Shaking { isn, .. } if number % 3 == 0 => isn,
                         Client::Shaking { .. } | Client::Away => number as u32 * 1000,
                     };
-                    clients[client] = match admit::admit_syn(&host, &settings, &key(client), isn) {
+                    clients[client] = match admission::admit_syn(&host, &settings, &key(client), isn) {
                         Place::Taken | Place::Later => Client::Shaking { since_s: now_s, isn },
                         Place::Full => Client::Away,
                     };
@@ -141,23 +144,23 @@ proptest! {
                 Step::LastAck(client) => {
                     let Client::Shaking { .. } = clients[client] else { continue };
                     let held = host.reservation(&key(client)).unwrap_or(Reservation::NONE);
-                    let refused = host.watching(now_s) && !admit::admit_ack(&host, &settings, &key(client), held);
+                    let refused = host.watching(now_s) && !admission::admit_ack(&host, &settings, &key(client), held);
                     clients[client] = if refused {
                         Client::Away
                     } else {
-                        admit::establish(&host, &settings, &key(client));
+                        admission::establish(&host, &settings, &key(client));
                         Client::Open
                     };
                 }
                 Step::Abort(client) => {
                     if let Client::Shaking { isn, .. } = clients[client] {
-                        admit::abandon(&host, &settings, &key(client), isn.wrapping_add(1));
+                        admission::abandon(&host, &settings, &key(client), isn.wrapping_add(1));
                         clients[client] = Client::Away;
                     }
                 }
                 Step::Close(client) => {
                     if clients[client] == Client::Open {
-                        admit::close(&host, &settings, &key(client).remote);
+                        admission::close(&host, &settings, &key(client).remote);
                         clients[client] = Client::Away;
                     }
                 }

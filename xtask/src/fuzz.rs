@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: hostile input by libFuzzer, guided by the code that it reaches.
 //!
-//! What is fed is in `tests/src/fuzz.rs`, the program that libFuzzer drives in `tests/fuzz`. All that is found, the inputs
+//! What is fed is in `tests/src/fuzz/mod.rs`, the program that libFuzzer drives in `tests/fuzz`. All that is found, the inputs
 //! that reach more code among it, is kept below `target/fuzz`, and the next run goes on from there.
 
 mod input;

@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_unit_grants_what_the_daemon_says_it_needs() {
-        let needs: BTreeSet<_> = include_str!("../../balancer/src/privileges.rs")
+        let needs: BTreeSet<_> = include_str!("../../balancer/src/host/privileges.rs")
             .lines()
             .filter_map(|line| line.trim().strip_prefix("name: \"")?.strip_suffix("\","))
             .collect();

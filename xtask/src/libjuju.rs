@@ -10,7 +10,7 @@ use crate::run::{Shown, output, root, run, succeeds};
 use crate::system::install;
 
 /// The versions that are installed, each pinned.
-const REQUIREMENTS: &str = "tests/src/libjuju/requirements.txt";
+const REQUIREMENTS: &str = "tests/src/juju/libjuju/requirements.txt";
 /// Interpreters that are tried, in this order.
 const INTERPRETERS: [&str; 2] = ["python3", "/usr/bin/python3"];
 /// Whether an interpreter can make an environment and install everything: some module of the list comes as C sources

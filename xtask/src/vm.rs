@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: real kernels in QEMU, and inside each the packet tables, the verifier's budgets and runs in network
 //! namespaces.
 //!
-//! The machine's init is `tests/src/guest.rs`; both agree on the plan, one run a line, and on the marks in the output.
+//! The machine's init is `tests/src/machines/guest.rs`; both agree on the plan, one run a line, and on the marks in the output.
 
 mod archive;
 mod initramfs;

@@ -14,7 +14,7 @@ use super::{
     Cluster, Controller, DEFAULT_KEY_FILE, DEFAULT_SYNC_PORT, Fault, Host, NO_CONTROLLERS, RawCluster,
     absolute, listen, relay_ports, unreachable_kind,
 };
-use crate::{
+use crate::juju::{
     agent_conf::{self, AgentConf, SecretField},
     key::ClusterKey,
 };

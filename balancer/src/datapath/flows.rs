@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, MapError};
-use balancer_common::abi::{Flow, Kind, Tuple};
+use balancer_common::records::{Flow, Kind, Tuple};
 
 /// The two maps of flows.
 pub struct Flows {

@@ -11,15 +11,15 @@ use aya::{
     },
 };
 use balancer_common::{
-    abi::{
+    records::{
         Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Tracked, Traffic,
         Tuple, map,
     },
-    net::Address,
     verdict,
+    wire::Address,
 };
 
-use crate::sockets::{Family, Listener};
+use crate::count::sock_diag::{Family, Listener};
 
 use super::flows::Flows;
 

@@ -12,7 +12,7 @@
 //! is ended midway leaves is an older layout still: the next one does it all again. Where 1 or 2 fails, the links go back.
 //! Maps that no agent ever filled, of one that was ended in its first moments, are nothing to go on from: they are removed.
 //!
-//! [`LAYOUT`]: balancer_common::abi::LAYOUT
+//! [`LAYOUT`]: balancer_common::records::LAYOUT
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use balancer_common::abi::{Flow, Settings, map};
+use balancer_common::records::{Flow, Settings, map};
 
 use super::{layouts, records::Records};
 

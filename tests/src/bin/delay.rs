@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     for line in &arguments.lines {
         let (near, far) = line.split_once(',').with_context(|| format!("{line} is not NEAR,FAR"))?;
-        tests::delay::forward(near, far, Duration::from_micros(arguments.microseconds))?;
+        tests::network::delay::forward(near, far, Duration::from_micros(arguments.microseconds))?;
     }
     writeln!(std::io::stdout(), "ready").context("nobody listens")?;
     // Until standard input ends with the test.

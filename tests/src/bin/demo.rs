@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
+use tests::cluster::daemon::{mount_bpffs, unmount_bpffs};
 use tests::cluster::{Cluster, ClusterOptions};
-use tests::daemon::{mount_bpffs, unmount_bpffs};
 use tests::demo::{Figures, Phase, Screen};
-use tests::fleet::{Dial, How, Kind};
-use tests::topology::{PREFIX, cleanup_all};
+use tests::juju::fleet::{Dial, How, Kind};
+use tests::network::topology::{PREFIX, cleanup_all};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Between two looks at the counts.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tests::server::{self, Options};
+use tests::juju::server::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A stand-in Juju API server.
@@ -63,9 +63,9 @@ async fn main() -> Result<()> {
         introspection,
         with_parent,
     } = Arguments::parse();
-    tests::limits::raise_open_files()?;
+    tests::support::limits::raise_open_files()?;
     if with_parent {
-        tests::process::exit_with_parent();
+        tests::support::process::exit_with_parent();
     }
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
     let options =

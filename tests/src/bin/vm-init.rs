@@ -1,5 +1,5 @@
 //! `/init` of the machines that `cargo xtask vm` boots.
 
 fn main() {
-    tests::guest::main();
+    tests::machines::guest::main();
 }

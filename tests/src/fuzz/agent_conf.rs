@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use balancer::agent_conf::{MAX_ADDRESSES, parse};
+use balancer::juju::agent_conf::{MAX_ADDRESSES, parse};
 
 /// Stands for a secret: no message may quote it.
 const SECRET: &str = "hunter2";

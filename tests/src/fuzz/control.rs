@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use balancer::control::{Request, converse};
+use balancer::operator::control::{Request, converse};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 

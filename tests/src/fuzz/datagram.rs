@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use balancer::peers::{Listener, Spoken};
+use balancer::cluster::peers::{Listener, Spoken};
 use tokio::runtime::{Builder, Runtime};
 
 use super::bytes::Bytes;

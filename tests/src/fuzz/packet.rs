@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 
-use balancer_common::abi::{Flow, Reservation, State, Steer, Traffic};
-use balancer_common::net::Port;
-use balancer_common::tables::Socket;
+use balancer_common::hooks::Socket;
+use balancer_common::records::{Flow, Reservation, State, Steer, Traffic};
 use balancer_common::verdict::{Drop, Pass, Send};
+use balancer_common::wire::Port;
 
 use super::bytes::Bytes;
-use crate::frame::{Report, Segment, other, quote, verify, with_vlan};
-use crate::host::{self, Frame, Hook, Host, SHOT, UNSPEC, World};
-use crate::scene::{CAME_IN, FAR, FAR_OLD, ISN, OLD, RELAY, Scene};
+use crate::packet::frame::{Report, Segment, other, quote, verify, with_vlan};
+use crate::packet::host::{self, Frame, Hook, Host, SHOT, UNSPEC, World};
+use crate::packet::scene::{CAME_IN, FAR, FAR_OLD, ISN, OLD, RELAY, Scene};
 
 /// Boot clock of everything, nanoseconds.
 const NOW_NS: u64 = 1_000_000_000_000;

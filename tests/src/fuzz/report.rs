@@ -1,6 +1,6 @@
 //! Reports of peers, which hold the key but may be of another version, or broken.
 
-use balancer::peers::Report;
+use balancer::cluster::peers::Report;
 
 /// What is read can be told again, and says the same.
 pub fn feed(data: &[u8]) {

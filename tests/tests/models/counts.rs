@@ -7,9 +7,9 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use balancer::peers::{Newest, Report};
-use balancer::views::Sent;
-use balancer_common::abi::Controller;
+use balancer::cluster::peers::{Newest, Report};
+use balancer::cluster::views::Sent;
+use balancer_common::records::Controller;
 use bytemuck::Zeroable as _;
 use stateright::{Model, Property};
 

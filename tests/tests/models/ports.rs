@@ -1,10 +1,10 @@
 //! A controller gives each other one a relay port and tells it by a report. Has each a port of its own, that it keeps?
 
+use balancer::cluster::peers::Newest;
+use balancer::cluster::slots::{assign, name_hash};
 use balancer::config::RelayPorts;
-use balancer::peers::Newest;
-use balancer::slots::{assign, name_hash};
-use balancer_common::abi::Controller;
-use balancer_common::net::Port;
+use balancer_common::records::Controller;
+use balancer_common::wire::Port;
 use bytemuck::Zeroable as _;
 use stateright::{Model, Property};
 

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use balancer::key::ClusterKey;
-use balancer::peers::{Host, Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
-use tests::noise::Noise;
+use balancer::cluster::peers::{Host, Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
+use balancer::juju::key::ClusterKey;
+use tests::support::noise::Noise;
 use tokio::sync::{mpsc, watch};
 use turmoil::net::UdpSocket;
 use turmoil::{Builder, Sim};

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use balancer::peers::{Spoken, SyncCounts};
-use tests::noise::Noise;
+use balancer::cluster::peers::{Spoken, SyncCounts};
+use tests::support::noise::Noise;
 
 use crate::cluster::{CONTROLLERS, Cluster, STEP, Sent, everybody, ms, name, socket_address};
 use crate::seeded::each_seed;

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::{env, thread};
 
 use sha2::{Digest as _, Sha256};
-use tests::noise::Noise;
+use tests::support::noise::Noise;
 
 use crate::cluster::TOOK;
 

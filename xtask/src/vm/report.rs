@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::machine::Ended;
 use crate::libtest::{self, Counts};
 
-/// What our own lines begin with, as in `tests/src/guest.rs`.
+/// What our own lines begin with, as in `tests/src/machines/guest.rs`.
 const MARK: &str = "vm:";
 /// What the harness `verifier` prints a program: name, instructions, stack, load time.
 const VERIFIER: &str = "verifier ";

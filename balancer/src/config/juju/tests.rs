@@ -4,7 +4,7 @@ use super::{
     super::{Config, MAX_CONTROLLERS},
     *,
 };
-use crate::agent_conf::tests::{JUJU_2_9, JUJU_3, JUJU_4, write};
+use crate::juju::agent_conf::tests::{JUJU_2_9, JUJU_3, JUJU_4, write};
 
 /// A host with these addresses, the agents of which are below `juju`.
 fn host(juju: &Path, addresses: &[&str]) -> Host {

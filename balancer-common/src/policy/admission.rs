@@ -1,0 +1,263 @@
+//! The hard limit: a place for every connection before its handshake, and never one too many.
+//!
+//! A client's SYN takes a place in the current second's bucket of the [`Budget`] and is noted as a
+//! [`Reservation`]. When the stack reports the socket as established, the place moves from its bucket
+//! to the count of established ones. Buckets older than four seconds fall out, so a flood of SYNs
+//! that never complete cannot hold the door shut; above a cap, handshakes are noted without a place.
+//! Either kind is decided at its last ACK, which [`crate::stages::ingress`] looks at while
+//! [`Budget::watching`]: so the established count never passes the limit, however slow a handshake.
+
+use crate::{
+    hooks::Tables,
+    records::{Budget, HANDSHAKE_WINDOW_S, Reservation, Settings, Tuple, WATCH_S},
+    verdict::Event,
+    wire::Address,
+};
+
+/// Seconds after which a last ACK renews its place, so that the place outlives the way from the
+/// packet program to the socket.
+const RENEW_S: u32 = HANDSHAKE_WINDOW_S as u32 - 1;
+
+/// Answer to a request for a place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// It has one.
+    Taken,
+    /// None now; its last ACK decides.
+    Later,
+    /// The limit is reached.
+    Full,
+}
+
+impl Budget {
+    /// Handshakes that hold a place.
+    #[inline(always)]
+    pub fn in_progress(&self) -> u32 {
+        let [a, b, c, d] = self.handshakes;
+        a.wrapping_add(b).wrapping_add(c).wrapping_add(d)
+    }
+
+    /// Clients' connections and handshakes, with those that the programs do not count themselves.
+    #[inline(always)]
+    pub fn load(&self, adjust: i64) -> u32 {
+        let counted = i64::from(self.established).wrapping_add(i64::from(self.in_progress()));
+        let load = counted.wrapping_add(adjust);
+        if load < 0 { 0 } else { load as u32 }
+    }
+
+    /// Whether last ACKs must be looked at.
+    #[inline(always)]
+    pub fn watching(&self, now_s: u32) -> bool {
+        now_s < self.watch_until_s
+    }
+
+    /// Empties the buckets that have fallen out of the window by `now_s`.
+    #[inline(always)]
+    pub fn advance(&mut self, now_s: u32) {
+        let passed = now_s.wrapping_sub(self.newest_s);
+        // The clock cannot go back, but a CPU may be late.
+        if passed == 0 || passed > u32::MAX / 2 {
+            return;
+        }
+        let mut outlived = 0;
+        let mut step = 1;
+        while step <= HANDSHAKE_WINDOW_S as u32 {
+            if step <= passed
+                && let Some(bucket) = self.handshakes.get_mut(slot(self.newest_s.wrapping_add(step)))
+            {
+                outlived |= *bucket;
+                *bucket = 0;
+            }
+            step += 1;
+        }
+        self.newest_s = now_s;
+        if outlived != 0 {
+            self.watch_until_s = now_s.wrapping_add(WATCH_S);
+        }
+    }
+
+    /// Takes a place for a handshake. `proven`: the client has answered our SYN-ACK, so it is no
+    /// forged address and the cap is not for it.
+    #[inline(always)]
+    pub fn take(&mut self, now_s: u32, settings: &Settings, proven: bool) -> Place {
+        self.advance(now_s);
+        let in_progress = self.in_progress();
+        if !proven && in_progress >= settings.handshake_cap {
+            self.watch_until_s = now_s.wrapping_add(WATCH_S);
+            return Place::Later;
+        }
+        if self.load(settings.adjust) >= settings.limit {
+            return Place::Full;
+        }
+        // `now_s` and not `newest_s`: a late CPU notes its own second in the reservation.
+        if let Some(bucket) = self.handshakes.get_mut(slot(now_s)) {
+            *bucket = bucket.wrapping_add(1);
+        }
+        Place::Taken
+    }
+
+    /// Takes a place for a handshake under `limit`, whatever else is in progress.
+    #[inline(always)]
+    pub fn take_one(&mut self, now_s: u32, limit: u32) -> bool {
+        self.advance(now_s);
+        if self.load(0) >= limit {
+            return false;
+        }
+        if let Some(bucket) = self.handshakes.get_mut(slot(now_s)) {
+            *bucket = bucket.wrapping_add(1);
+        }
+        true
+    }
+
+    /// Gives back the place that was taken in second `taken_s`, if it still counts.
+    #[inline(always)]
+    pub fn give_back(&mut self, now_s: u32, taken_s: u32) {
+        self.advance(now_s);
+        if self.newest_s.wrapping_sub(taken_s) < HANDSHAKE_WINDOW_S as u32
+            && let Some(bucket) = self.handshakes.get_mut(slot(taken_s))
+        {
+            *bucket = bucket.saturating_sub(1);
+        }
+    }
+
+    /// A client's socket is established; `taken_s` is when its place was taken, if it had one.
+    #[inline(always)]
+    pub fn establish(&mut self, now_s: u32, taken_s: u32) {
+        if taken_s != 0 {
+            self.give_back(now_s, taken_s);
+        }
+        self.established = self.established.wrapping_add(1);
+    }
+}
+
+#[inline(always)]
+const fn slot(second: u32) -> usize {
+    second as usize & (HANDSHAKE_WINDOW_S - 1)
+}
+
+/// A client's SYN asks for a place.
+#[inline(always)]
+pub fn admit_syn<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, isn: u32) -> Place {
+    let now_s = tables.now_s();
+    if let Some(held) = tables.reservation(key) {
+        // The same SYN again; a new one on the same port takes over the place.
+        if held.isn == isn && held.taken_s != 0 && now_s.wrapping_sub(held.taken_s) < RENEW_S {
+            return Place::Taken;
+        }
+        withdraw(tables, settings, key, held, now_s);
+    }
+    claim(tables, settings, key, isn, now_s, false)
+}
+
+/// The socket look-up of a packet that no packet program has decided: on a device without them, or
+/// the ACK of a SYN cookie whose SYN is forgotten.
+#[inline(always)]
+pub fn admit_lookup<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) -> bool {
+    claim(tables, settings, key, 0, tables.now_s(), false) == Place::Taken
+}
+
+/// The socket look-up of what is most likely a stray segment: whether a connection could begin, without taking a place.
+/// Those that begin so and at the same time may pass the limit, by as many as they are.
+#[inline(always)]
+pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
+    let now_s = tables.now_s();
+    let load = tables.budget(|budget| {
+        budget.advance(now_s);
+        budget.load(settings.adjust)
+    });
+    load.is_some_and(|load| load < settings.limit)
+}
+
+/// A handshake's last ACK, while they are watched: `true` if it may go on. `held`: what was noted at
+/// its SYN, [`Reservation::NONE`] if nothing was.
+#[inline(always)]
+pub fn admit_ack<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation) -> bool {
+    let now_s = tables.now_s();
+    if held.taken_s != 0 && now_s.wrapping_sub(held.taken_s) < RENEW_S {
+        return true;
+    }
+    withdraw(tables, settings, key, held, now_s);
+    claim(tables, settings, key, held.isn, now_s, true) == Place::Taken
+}
+
+/// A RST from the client ends its handshake, if it is in sequence.
+#[inline(always)]
+pub fn abandon<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, seq: u32) {
+    if let Some(held) = tables.reservation(key)
+        && seq == held.isn.wrapping_add(1)
+    {
+        withdraw(tables, settings, key, held, tables.now_s());
+    }
+}
+
+/// A client's socket is established: its place becomes part of the count.
+#[inline(always)]
+pub fn establish<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) {
+    let now_s = tables.now_s();
+    let taken_s = match tables.reservation(key) {
+        Some(held) if tables.forget(key) => held.taken_s,
+        _ => 0,
+    };
+    tables.budget(|budget| budget.establish(now_s, taken_s));
+    if settings.per_client_limit != 0 {
+        tables.client(&key.remote, |budget| budget.establish(now_s, taken_s));
+    }
+}
+
+/// A client's socket is established no more.
+#[inline(always)]
+pub fn close<T: Tables>(tables: &T, settings: &Settings, client: &Address) {
+    tables.budget(|budget| budget.established = budget.established.wrapping_sub(1));
+    if settings.per_client_limit != 0 {
+        // Saturating: connections from before the limit was set may be in no count.
+        tables.client(client, |budget| budget.established = budget.established.saturating_sub(1));
+    }
+}
+
+#[inline(always)]
+fn withdraw<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation, now_s: u32) {
+    // Of two CPUs only the one that removes the note gives the place back.
+    if tables.forget(key) && held.taken_s != 0 {
+        tables.budget(|budget| budget.give_back(now_s, held.taken_s));
+        if settings.per_client_limit != 0 {
+            tables.client(&key.remote, |budget| budget.give_back(now_s, held.taken_s));
+        }
+    }
+}
+
+#[inline(always)]
+fn claim<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    key: &Tuple,
+    isn: u32,
+    now_s: u32,
+    proven: bool,
+) -> Place {
+    if !tables.reserve(key, &Reservation { taken_s: now_s, isn }, false) {
+        // Another CPU has just claimed for the same packet's twin.
+        return if tables.reservation(key).is_some() { Place::Taken } else { Place::Later };
+    }
+    let mut place = tables.budget(|budget| budget.take(now_s, settings, proven)).unwrap_or(Place::Full);
+    let limit = settings.per_client_limit;
+    if limit != 0 && place == Place::Taken {
+        // No record free: it is limited with all others only.
+        let taken = tables.client(&key.remote, |budget| budget.take_one(now_s, limit)).unwrap_or(true);
+        if !taken {
+            tables.budget(|budget| budget.give_back(now_s, now_s));
+            tables.count(Event::ClientFull);
+            place = Place::Full;
+        }
+    }
+    match place {
+        Place::Taken => {}
+        Place::Later => {
+            tables.count(Event::Unreserved);
+            tables.reserve(key, &Reservation { taken_s: 0, isn }, true);
+        }
+        Place::Full => {
+            tables.forget(key);
+        }
+    }
+    place
+}

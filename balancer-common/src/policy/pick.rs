@@ -1,0 +1,234 @@
+//! Picking: local-first water filling.
+//!
+//! Every entry decides alone, on views that are as old as the last reports. Sending each client to
+//! the emptiest controller makes all entries herd there at once. Instead, imagine the connections
+//! that the other entries will take in over the horizon poured into the controllers like water into
+//! connected vessels: they rise to one level `L`, the emptiest first. What a controller lacks to `L`
+//! is its room. (An entry knows what it does itself: the one that all clients dial levels the
+//! counts as they come, to within the dead band.) An entry fills its own room with its own clients first, so nothing is relayed while
+//! the clients come evenly; of the others it relays to each in proportion to the room that the
+//! others' own clients will not fill. Simulated with 3, 5 and 7 entries: peaks of about 1.3·√n, n
+//! being the arrivals between two reports.
+//!
+//! Loads, levels and expectations are in 1/64 connection ([`SCALE`]).
+
+use crate::{
+    policy::mask::{if_below, if_equal, lacking},
+    records::MAX_CONTROLLERS,
+};
+
+/// Units in a connection.
+pub const SCALE: u64 = 64;
+/// Connections per controller that the horizon spans at least: a dead band against noise.
+pub const DEAD_BAND: u64 = 8;
+/// Weight of an ordinary controller.
+pub const WEIGHT_ONE: u32 = 1024;
+
+/// Loads count up to here: 16 million.
+pub const MOST: u32 = 1 << 24;
+/// Parts of a weight that divisions go by.
+const FINE: u64 = 1 << 14;
+/// A level above every load at every weight.
+const HIGHEST: u64 = 1 << 44;
+
+/// A controller, as a pick sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Candidate {
+    /// Clients' connections that it has, at most [`MOST`].
+    pub load: u32,
+    /// Most that it admits.
+    pub limit: u32,
+    /// Its share, [`WEIGHT_ONE`] for an ordinary one, at most 100 times that.
+    pub weight: u32,
+    /// New connections a second that its own clients dial, in 1/1000.
+    pub arrivals_milli: u32,
+    /// 1: ready, reachable, below its limit. 0: not to be picked.
+    pub eligible: u32,
+    /// 1: connections can be relayed there.
+    pub relayable: u32,
+    /// Milliseconds since its last report.
+    pub age_ms: u32,
+    /// Worked out by [`pick`]: what it lacks to the level (units).
+    pub room: u64,
+    /// Worked out by [`pick`]: what of its room its own clients will not fill (units).
+    pub spare: u64,
+}
+
+/// All that a pick goes by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Field {
+    /// By controller index; those that are not there are not eligible.
+    pub candidates: [Candidate; MAX_CONTROLLERS],
+    /// Index of the controller that picks.
+    pub own: u32,
+    /// Milliseconds between reports.
+    pub report_ms: u32,
+    /// Index of the controller that was picked.
+    pub picked: u32,
+    /// 1: a client that is not refused is relayed to who is picked.
+    pub relays: u32,
+    /// 1: who is picked is not relayed there but refused here.
+    pub refuses: u32,
+    /// Index of the controller where the client is never refused.
+    pub home: u32,
+    /// Index of a controller that is left out, because it did not answer; above all to leave out none.
+    pub avoid: u32,
+}
+
+/// What was picked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pick {
+    /// Serve here.
+    Local,
+    /// Relay to this controller.
+    Relay(usize),
+    /// No controller can be picked: full, or not there.
+    Nobody,
+}
+
+/// Picks a controller for a new connection. `random`: 32 random bits for either choice.
+#[inline(always)]
+pub fn pick(field: &mut Field, random: (u32, u32)) -> Pick {
+    let own_index = u64::from(field.own);
+    let Arrivals { expected, total, own: own_rate } = arrivals(field);
+    let level = water_level(field, expected);
+    let (mut own_room, mut own_eligible, mut room_sum, mut spare_sum) = (0, 0, 0u64, 0u64);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get_mut(index) {
+            let is_own = if_equal(index as u64, own_index);
+            let theirs = expected.wrapping_mul(u64::from(candidate.arrivals_milli)) / (total | 1);
+            let room = room(candidate, level);
+            own_room |= room & is_own;
+            own_eligible |= u64::from(candidate.eligible) & is_own;
+            candidate.room = room & !is_own;
+            candidate.spare = lacking(room, theirs) & !is_own;
+            room_sum = room_sum.wrapping_add(candidate.room);
+            spare_sum = spare_sum.wrapping_add(candidate.spare);
+        }
+        index += 1;
+    }
+    // Own clients are expected to fill own_expected; so many of them find room here.
+    let own_expected = (expected.wrapping_mul(own_rate) / (total | 1)) | 1;
+    if own_room >= own_expected || scaled(random.0, own_expected) < own_room {
+        return Pick::Local;
+    }
+    if room_sum == 0 || (spare_sum == 0 && own_room != 0) {
+        // The others have none, or none that their own clients will not fill.
+        return if own_eligible == 0 { Pick::Nobody } else { Pick::Local };
+    }
+    let by_room = if_equal(spare_sum, 0);
+    Pick::Relay(draw(field, by_room, scaled(random.1, spare_sum | (room_sum & by_room))))
+}
+
+/// What controllers take in.
+struct Arrivals {
+    /// At the others over the horizon, or the dead band (units).
+    expected: u64,
+    /// At all of them, a second (1/1000).
+    total: u64,
+    /// A second at the controller that picks, at least 1: one client is here (1/1000).
+    own: u64,
+}
+
+#[inline(always)]
+fn arrivals(field: &Field) -> Arrivals {
+    let own_index = u64::from(field.own);
+    let (mut total, mut own, mut eligible) = (0u64, 0u64, 0u64);
+    let mut staleness_ms = u64::from(field.report_ms);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get(index) {
+            let rate = u64::from(candidate.arrivals_milli);
+            total = total.wrapping_add(rate);
+            own |= rate & if_equal(index as u64, own_index);
+            eligible = eligible.wrapping_add(u64::from(candidate.eligible));
+            let age_ms = u64::from(candidate.age_ms) & if_below(0, u64::from(candidate.eligible));
+            staleness_ms = staleness_ms.wrapping_add(lacking(age_ms, staleness_ms));
+        }
+        index += 1;
+    }
+    let unheard = if_equal(own, 0) & 1;
+    // λ is in 1/1000 per s and H in ms: 10⁻⁶ connections.
+    // H spans four reports, or four times the oldest view's age if that is more.
+    let horizon_ms = staleness_ms.wrapping_mul(4);
+    let fresh = total.wrapping_sub(own).wrapping_mul(horizon_ms) / 1_000_000;
+    let dead_band = eligible.wrapping_mul(DEAD_BAND);
+    let expected = dead_band.wrapping_add(lacking(fresh, dead_band)).wrapping_mul(SCALE);
+    Arrivals { expected, total: total.wrapping_add(unheard), own: own | unheard }
+}
+
+/// The level to which `expected` more units fill the eligible controllers, for weight one.
+///
+/// Found from above: pour onto all, take out those that stand above the level, pour again.
+#[inline(always)]
+fn water_level(field: &Field, expected: u64) -> u64 {
+    let mut level = HIGHEST;
+    let mut pass = 0;
+    while pass < MAX_CONTROLLERS {
+        let (mut volume, mut width) = (expected, 0u64);
+        let mut index = 0;
+        while index < MAX_CONTROLLERS {
+            if let Some(candidate) = field.candidates.get(index) {
+                let stands = units(candidate.load);
+                let wet = if_below(stands, surface(candidate, level))
+                    & 0u64.wrapping_sub(u64::from(candidate.eligible));
+                volume = volume.wrapping_add(stands & wet);
+                width = width.wrapping_add(u64::from(candidate.weight) & wet);
+            }
+            index += 1;
+        }
+        // `| 1` is no test for zero, and 2^-24 of an ordinary weight: 1 in 1024 would lower a level of
+        // 8,200 connections by the whole dead band.
+        let next = volume.wrapping_mul(u64::from(WEIGHT_ONE) * FINE) / (width.wrapping_mul(FINE) | 1);
+        // By a mask, so that the verifier learns no new bound of the level in each pass.
+        if if_below(next, level) == 0 {
+            break;
+        }
+        level = next;
+        pass += 1;
+    }
+    level
+}
+
+/// The candidate under whose share of all shares `drawn` falls.
+#[inline(always)]
+fn draw(field: &Field, by_room: u64, drawn: u64) -> usize {
+    let (mut passed, mut picked) = (0u64, 0u64);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get(index) {
+            passed = passed.wrapping_add((candidate.room & by_room) | (candidate.spare & !by_room));
+            picked = picked.wrapping_add(!if_below(drawn, passed) & 1);
+        }
+        index += 1;
+    }
+    picked as usize
+}
+
+/// What a controller lacks to the level, within its limit (units).
+#[inline(always)]
+fn room(candidate: &Candidate, level: u64) -> u64 {
+    let (surface, limit) = (surface(candidate, level), units(candidate.limit));
+    let ceiling = surface.wrapping_sub(lacking(surface, limit));
+    lacking(ceiling, units(candidate.load)) & 0u64.wrapping_sub(u64::from(candidate.eligible))
+}
+
+#[inline(always)]
+const fn surface(candidate: &Candidate, level: u64) -> u64 {
+    level.wrapping_mul(candidate.weight as u64) / WEIGHT_ONE as u64
+}
+
+#[inline(always)]
+const fn units(connections: u32) -> u64 {
+    (connections as u64).wrapping_mul(SCALE)
+}
+
+/// A random number below `bound`, from 32 random bits.
+#[inline(always)]
+fn scaled(random: u32, bound: u64) -> u64 {
+    let excess = lacking(bound, u64::from(u32::MAX));
+    bound.wrapping_sub(excess).wrapping_mul(u64::from(random)) >> 32
+}

@@ -1,0 +1,540 @@
+//! Shedding: how many established connections this controller closes, and why not more.
+//!
+//! Closed clients come back elsewhere, because a pick ([`crate::policy::pick`]) sends them to whoever has the
+//! most room. Only a controller above its target closes any, never below it, and never faster than
+//! the others can log the clients in. A client that was closed and has not come back is in nobody's
+//! count for a while: it counts into the mean by the report of who closed it ([`Standing::closing`])
+//! for [`RETURN_MS`], so that no delay up to that makes a controller shed below the mean.
+//!
+//! Rates are in 1/1000 connection a second.
+
+use core::fmt;
+
+/// A client that was closed is back within this, milliseconds: agents wait 3 s ± 10 %, the CLI 2 s.
+pub const RETURN_MS: u64 = 30_000;
+/// Younger connections are not shed, seconds: closing one costs its agent a longer back-off, which
+/// a life of a minute resets.
+pub const MIN_AGE_S: u32 = 60;
+/// Membership must have been the same for so long, milliseconds.
+pub const SETTLED_MS: u64 = 60_000;
+/// A view older than this is too old to shed by, milliseconds: ten reports.
+pub const STALE_MS: u64 = 1_000;
+/// Shedding ends within this part of the target, 1/1000. Half of what was promised, as what donors
+/// keep receivers lack.
+const DONE_PERMILLE: u64 = 20;
+/// At most this part of the mean is closed a second, 1/1000.
+const MEAN_PERMILLE: u64 = 5;
+/// Loads that differ by less are alike to a pick.
+const LEVEL: u64 = 16;
+/// Part of the excess that is closed a second, 1/1000: a third over what counts are late, a second.
+const GAIN_PERMILLE: u64 = 300;
+
+/// What the operator allows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rules {
+    /// Shedding begins above this part of the target, 1/1000.
+    pub threshold_permille: u64,
+    /// Shedding begins so many connections above the target.
+    pub min_excess: u64,
+    /// Most connections closed a second, 1/1000; 0: no limit of its own.
+    pub max_rate_milli: u64,
+    /// Logins a second that a controller admits, 1/1000.
+    pub login_rate_milli: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { threshold_permille: 1_200, min_excess: 50, max_rate_milli: 0, login_rate_milli: 4_000 }
+    }
+}
+
+/// A controller, as shedding sees it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Standing {
+    /// Its client connections.
+    pub load: u64,
+    /// Most that it admits.
+    pub limit: u64,
+    /// Its share against the others', 1024 for an ordinary one.
+    pub weight: u64,
+    /// Takes clients: ready, and not draining.
+    pub takes: bool,
+    /// Milliseconds since its report.
+    pub age_ms: u64,
+    /// Connections that it has closed within [`RETURN_MS`].
+    pub closing: u64,
+    /// It is shedding.
+    pub sheds: bool,
+}
+
+/// All that is decided by.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// This controller.
+    pub own: &'a Standing,
+    /// Every other one that is not absent.
+    pub others: &'a [Standing],
+    /// Milliseconds since a controller last came, went or changed its readiness.
+    pub settled_ms: u64,
+    /// This controller is being emptied.
+    pub drain: Option<Drain>,
+    /// Begin though it is below the threshold.
+    pub now: bool,
+}
+
+/// A controller is being emptied.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Drain {
+    /// Its load at the beginning.
+    pub from_load: u64,
+    /// Milliseconds given.
+    pub within_ms: u64,
+    /// Milliseconds left.
+    pub left_ms: u64,
+}
+
+impl Drain {
+    /// The load that an even course has by now.
+    fn even(&self) -> u64 {
+        self.from_load.saturating_mul(self.left_ms.min(self.within_ms)).div_ceil(self.within_ms.max(1))
+    }
+}
+
+/// Why nothing is closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rest {
+    /// It is not enough above its target to begin.
+    Balanced,
+    /// Those that were closed are not back yet, and may be what is lacking elsewhere.
+    Returning,
+    /// A controller's report is too old.
+    StaleView,
+    /// A controller came, went or changed its readiness less than [`SETTLED_MS`] ago.
+    Unsettled,
+    /// No other controller has room.
+    NoRoom,
+}
+
+/// What the rate is bounded by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Bound {
+    /// What is too much gets less.
+    Gain,
+    /// A part of the mean.
+    Mean,
+    /// What the others can log in.
+    Logins,
+    /// The operator's own limit.
+    MaxRate,
+    /// The time given for draining.
+    Time,
+}
+
+/// What is to be done, and why.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Plan {
+    /// Connections that this controller should have.
+    pub target: u64,
+    /// How many it has above that, as far as others have room for them.
+    pub excess: u64,
+    /// Connections to close a second, 1/1000.
+    pub rate_milli: u64,
+    /// How many may be closed by now, however few were before.
+    pub most: u64,
+    /// What keeps the rate from being higher, or that nothing is closed.
+    pub because: Result<Bound, Rest>,
+}
+
+/// Sheds, or not, with hysteresis.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Shedder {
+    sheds: bool,
+    last_ms: Option<u64>,
+    /// Due and not closed, 1/1,000,000 connection.
+    due_micro: u64,
+}
+
+impl Shedder {
+    /// Whether it has begun and not ended.
+    pub fn sheds(&self) -> bool {
+        self.sheds
+    }
+
+    /// How many connections to close at `now_ms`, and the plan behind it.
+    pub fn step(&mut self, now_ms: u64, scene: &Scene, rules: &Rules) -> (u64, Plan) {
+        let plan = plan(scene, rules, self.sheds);
+        let begun = plan.because.is_ok();
+        // A pause is no end: it may come below the threshold.
+        self.sheds = begun || (self.sheds && plan.because != Err(Rest::Balanced));
+        let elapsed_ms = now_ms.saturating_sub(self.last_ms.unwrap_or(now_ms));
+        self.last_ms = Some(now_ms);
+        if !begun {
+            self.due_micro = 0;
+            return (0, plan);
+        }
+        // What a pause of the caller has missed is not caught up with in one burst.
+        self.due_micro = self.due_micro.saturating_add(plan.rate_milli.saturating_mul(elapsed_ms.min(2_000)));
+        let close = (self.due_micro / 1_000_000).min(plan.most);
+        self.due_micro -= close * 1_000_000;
+        (close, plan)
+    }
+}
+
+/// What to do in `scene`; `sheds`: it is shedding already.
+pub fn plan(scene: &Scene, rules: &Rules, sheds: bool) -> Plan {
+    let own = scene.own;
+    let drains = scene.drain.is_some();
+    let over_limit = own.load > own.limit;
+    let takers = || scene.others.iter().filter(|other| other.takes);
+    let mut weights: u64 = takers().map(|taker| taker.weight.max(1)).sum();
+    if !drains {
+        weights += own.weight.max(1);
+    }
+    // Those that do not take clients keep what they have.
+    let mut clients: u64 = takers().map(|taker| taker.load).sum::<u64>() + own.load + own.closing;
+    clients += scene.others.iter().map(|other| other.closing).sum::<u64>();
+    let share_of = |clients: u64, weight: u64| clients.saturating_mul(weight.max(1)).div_ceil(weights.max(1));
+    let share = |weight: u64| share_of(clients, weight);
+    let is_donor = |target: u64| {
+        own.load * 1_000 > target * rules.threshold_permille && own.load > target + rules.min_excess
+    };
+    let fair = share(own.weight);
+    let donor = is_donor(fair) || ((sheds || scene.now) && own.load > fair + done(fair));
+    let target = match (drains, over_limit, donor) {
+        (true, ..) => 0,
+        (false, true, false) => own.limit,
+        (false, ..) => fair.min(own.limit),
+    };
+    let room_of = |taker: &Standing| share(taker.weight).min(taker.limit).saturating_sub(taker.load);
+    let on_their_way = clients - own.load - takers().map(|taker| taker.load).sum::<u64>();
+    let anywhere = drains || target == own.limit;
+    let room = if anywhere {
+        takers().map(|taker| taker.limit.saturating_sub(taker.load)).sum::<u64>()
+    } else {
+        takers().map(room_of).sum::<u64>()
+    };
+    let room = room.saturating_sub(on_their_way);
+    let above = own.load.saturating_sub(target);
+    let excess = above.min(room);
+    let rest = |rest| Plan { target, excess, rate_milli: 0, most: 0, because: Err(rest) };
+
+    if !(drains || over_limit || donor) {
+        let without = share_of(clients - on_their_way, own.weight);
+        let may_go_on = sheds && own.load > without + done(without);
+        return rest(if may_go_on { Rest::Returning } else { Rest::Balanced });
+    }
+    if above == 0 {
+        return rest(Rest::Balanced);
+    }
+    if scene.others.iter().any(|other| other.age_ms > STALE_MS) {
+        return rest(Rest::StaleView);
+    }
+    if scene.settled_ms < SETTLED_MS && !drains && !scene.now {
+        return rest(Rest::Unsettled);
+    }
+    if excess == 0 {
+        return rest(Rest::NoRoom);
+    }
+    // Picks fill the emptiest first: only those about as empty share the logins.
+    let filled = |taker: &Standing| taker.load * 1_024 / taker.weight.max(1);
+    let open = || takers().filter(|taker| taker.load < taker.limit);
+    let emptiest = open().map(filled).min().unwrap_or(0);
+    let alike = emptiest + LEVEL;
+    let receivers = open().filter(|taker| filled(taker) <= alike && (anywhere || room_of(taker) > 0)).count();
+    let receivers = receivers.max(1) as u64;
+    let donors = 1 + scene.others.iter().filter(|other| other.sheds).count() as u64;
+    let logins = rules.login_rate_milli.saturating_mul(receivers) / donors;
+    let mean = clients * 1_024 / weights.max(1);
+    let mut bounds = [
+        (Bound::Logins, logins),
+        (Bound::MaxRate, u64::MAX),
+        (Bound::Gain, u64::MAX),
+        (Bound::Mean, u64::MAX),
+    ];
+    if rules.max_rate_milli != 0 {
+        bounds[1].1 = rules.max_rate_milli;
+    }
+    let mut most = excess;
+    if let Some(drain) = scene.drain {
+        // Closing one may end several: an agent has two, and gives up both.
+        most = most.min(own.load.saturating_sub(drain.even()));
+        bounds[2] = (Bound::Time, own.load.saturating_mul(1_200_000) / drain.left_ms.max(1_000));
+    } else {
+        // Half of the logins stay free for clients that come by themselves.
+        bounds[0].1 = logins / 2;
+        bounds[2].1 = (excess * GAIN_PERMILLE).max(200);
+        bounds[3].1 = (mean * MEAN_PERMILLE).max(200);
+    }
+    let (bound, rate_milli) = bounds.into_iter().min_by_key(|(_, rate)| *rate).unwrap_or((Bound::Gain, 0));
+    Plan { target, excess, rate_milli, most, because: Ok(bound) }
+}
+
+fn done(target: u64) -> u64 {
+    target * DONE_PERMILLE / 1_000
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Balanced => "this controller has no more than its share",
+            Self::Returning => "those that were closed are not back yet",
+            Self::StaleView => "another controller's report is too old to go by",
+            Self::Unsettled => "a controller came, went or changed its readiness within the last minute",
+            Self::NoRoom => "no other controller has room",
+        })
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gain => "the nearer the balance, the slower",
+            Self::Mean => "0.5 % of the mean a second is the most",
+            Self::Logins => "policy.login_rate: the others log in no more a second",
+            Self::MaxRate => "policy.max_rate",
+            Self::Time => "evenly over the time given",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, string::ToString, vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn standing(load: u64) -> Standing {
+        Standing { load, limit: 10_000, weight: 1_024, takes: true, ..Standing::default() }
+    }
+
+    fn scene<'a>(own: &'a Standing, others: &'a [Standing]) -> Scene<'a> {
+        Scene { own, others, settled_ms: SETTLED_MS, drain: None, now: false }
+    }
+
+    #[test]
+    fn plans_say_what_and_why() {
+        let rules = Rules::default();
+        let empty = [standing(0), standing(0)];
+        let (few, many) = (standing(40), standing(3_000));
+        let lone = Scene { now: true, ..scene(&few, &[]) };
+        let rows = [
+            // own, others, sheds already, excess, rate, because
+            (standing(3_000), empty.to_vec(), false, 2_000, 4_000, Ok(Bound::Logins)),
+            (standing(300), empty.to_vec(), false, 200, 500, Ok(Bound::Mean)),
+            (standing(120), empty.to_vec(), false, 80, 200, Ok(Bound::Mean)),
+            (standing(1_060), vec![standing(970), standing(970)], false, 60, 0, Err(Rest::Balanced)),
+            (standing(1_060), vec![standing(970), standing(970)], true, 60, 4_000, Ok(Bound::Logins)),
+            (standing(1_019), vec![standing(990), standing(990)], true, 19, 0, Err(Rest::Balanced)),
+            (standing(0), vec![standing(300), standing(300)], true, 0, 0, Err(Rest::Balanced)),
+            (
+                standing(3_000),
+                vec![Standing { age_ms: 1_001, ..standing(0) }],
+                false,
+                1_500,
+                0,
+                Err(Rest::StaleView),
+            ),
+            (standing(3_000), vec![Standing { limit: 100, ..standing(100) }], false, 0, 0, Err(Rest::NoRoom)),
+            (
+                standing(3_000),
+                vec![Standing { takes: false, ..standing(0) }],
+                false,
+                0,
+                0,
+                Err(Rest::Balanced),
+            ),
+            // One far emptier than the other gets all: the logins of one.
+            (standing(3_000), vec![standing(0), standing(900)], false, 1_700, 2_000, Ok(Bound::Logins)),
+            // Another donor takes its part of the logins.
+            (
+                standing(1_500),
+                vec![standing(0), Standing { sheds: true, ..standing(1_500) }],
+                false,
+                500,
+                1_000,
+                Ok(Bound::Logins),
+            ),
+            // What is on its way counts into the mean.
+            (
+                Standing { closing: 100, ..standing(1_060) },
+                vec![standing(970), standing(970)],
+                true,
+                26,
+                4_000,
+                Ok(Bound::Logins),
+            ),
+            // Over its limit: shed to there though it is no donor.
+            (
+                Standing { limit: 900, ..standing(1_000) },
+                vec![standing(1_000), standing(1_000)],
+                false,
+                100,
+                4_000,
+                Ok(Bound::Logins),
+            ),
+            (
+                Standing { limit: 900, ..standing(1_000) },
+                vec![standing(850), standing(850)],
+                false,
+                100,
+                4_000,
+                Ok(Bound::Logins),
+            ),
+        ];
+        for (own, others, sheds, excess, rate, because) in rows {
+            let plan = plan(&scene(&own, &others), &rules, sheds);
+            assert_eq!(
+                (plan.excess, plan.rate_milli, plan.because),
+                (excess, rate, because),
+                "{own:?} {others:?}: {plan:?}"
+            );
+        }
+        assert_eq!(plan(&lone, &rules, false).because, Err(Rest::Balanced), "nobody else");
+        let unsettled = Scene { settled_ms: SETTLED_MS - 1, ..scene(&many, &empty) };
+        assert_eq!(plan(&unsettled, &rules, false).because, Err(Rest::Unsettled));
+        assert!(plan(&Scene { now: true, ..unsettled }, &rules, false).because.is_ok());
+        let capped = Rules { max_rate_milli: 700, ..rules };
+        assert_eq!(plan(&scene(&many, &empty), &capped, false).because, Ok(Bound::MaxRate));
+        assert_eq!(Rest::NoRoom.to_string(), "no other controller has room");
+    }
+
+    #[test]
+    fn a_drain_empties_evenly_and_no_faster_than_logins() {
+        let rules = Rules { login_rate_milli: 1_000_000, ..Rules::default() };
+        let others = [standing(0), standing(0)];
+        let (mut load, mut shedder, mut curve) = (1_000, Shedder::default(), Vec::new());
+        for second in 0..=60_u64 {
+            let own = standing(load);
+            let drain = Drain { from_load: 1_000, within_ms: 60_000, left_ms: 60_000 - second * 1_000 };
+            let scene = Scene { drain: Some(drain), ..scene(&own, &others) };
+            let (close, _) = shedder.step(second * 1_000, &scene, &rules);
+            // Half of them take another one with them.
+            let gone = (close + close / 2).min(load);
+            load -= gone;
+            curve.push(gone);
+        }
+        assert_eq!(load, 0);
+        assert!(curve[2..60].iter().all(|gone| (12..=22).contains(gone)), "{curve:?}");
+        let own = standing(1_000);
+        let drain = Drain { from_load: 1_000, within_ms: 60_000, left_ms: 60_000 };
+        let slow = plan(&Scene { drain: Some(drain), ..scene(&own, &others) }, &Rules::default(), false);
+        assert_eq!((slow.rate_milli, slow.because), (8_000, Ok(Bound::Logins)));
+    }
+
+    /// A cluster whose closed clients come back after a while to whoever is emptiest, and whose
+    /// controllers see each other late.
+    struct World {
+        loads: Vec<u64>,
+        shedders: Vec<Shedder>,
+        closed: Vec<VecDeque<(u64, u64)>>,
+        away: VecDeque<(u64, usize)>,
+        history: VecDeque<Vec<Standing>>,
+        given: Vec<u64>,
+        received: Vec<u64>,
+        /// Most logins of one controller within ten seconds.
+        burst: u64,
+        logins: Vec<VecDeque<u64>>,
+    }
+
+    impl World {
+        fn new(loads: &[u64]) -> Self {
+            let n = loads.len();
+            Self {
+                loads: loads.to_vec(),
+                shedders: vec![Shedder::default(); n],
+                closed: vec![VecDeque::new(); n],
+                away: VecDeque::new(),
+                history: VecDeque::new(),
+                given: vec![0; n],
+                received: vec![0; n],
+                burst: 0,
+                logins: vec![VecDeque::new(); n],
+            }
+        }
+
+        fn standing(&mut self, index: usize, now_ms: u64) -> Standing {
+            self.closed[index].retain(|&(at, _)| now_ms - at < RETURN_MS);
+            let closing = self.closed[index].iter().map(|&(_, closed)| closed).sum();
+            Standing { closing, sheds: self.shedders[index].sheds(), ..standing(self.loads[index]) }
+        }
+
+        /// One second: clients return, controllers decide on reports `lag` seconds old.
+        fn second(&mut self, now_ms: u64, delay_ms: impl Fn(u64) -> u64, lag: usize, rules: &Rules) {
+            self.away.make_contiguous().sort_unstable();
+            while self.away.front().is_some_and(|&(at, _)| at <= now_ms) {
+                self.away.pop_front();
+                let emptiest = (0..self.loads.len()).min_by_key(|&index| self.loads[index]).unwrap();
+                self.loads[emptiest] += 1;
+                self.received[emptiest] += 1;
+                self.logins[emptiest].push_back(now_ms);
+            }
+            for logins in &mut self.logins {
+                logins.retain(|&at| now_ms - at < 10_000);
+                self.burst = self.burst.max(logins.len() as u64);
+            }
+            let now: Vec<_> = (0..self.loads.len()).map(|index| self.standing(index, now_ms)).collect();
+            self.history.push_back(now.clone());
+            if self.history.len() > lag + 1 {
+                self.history.pop_front();
+            }
+            let seen = self.history[0].clone();
+            let total = self.loads.iter().sum::<u64>() + self.away.len() as u64;
+            for (index, own) in now.iter().enumerate() {
+                let mut others = seen.clone();
+                others.remove(index);
+                let scene = Scene { own, others: &others, settled_ms: SETTLED_MS, drain: None, now: false };
+                let (close, plan) = self.shedders[index].step(now_ms, &scene, rules);
+                if close > 0 {
+                    assert!(close * 1_000 <= plan.rate_milli * 2 + 1_000, "faster than planned: {plan:?}");
+                    self.loads[index] -= close;
+                    self.given[index] += close;
+                    self.closed[index].push_back((now_ms, close));
+                    let mean = total / self.loads.len() as u64;
+                    assert!(self.loads[index] >= mean, "below the mean of {mean}: {:?}", self.loads);
+                    for client in 0..close {
+                        self.away.push_back((now_ms + delay_ms(client), index));
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn shedding_ends_even_without_oscillation(
+            loads in prop::collection::vec(0_u64..3_000, 2..=7),
+            delay_ms in 0_u64..=30_000,
+            spread in any::<bool>(),
+            lag in 0_usize..=1,
+        ) {
+            let rules = Rules::default();
+            let mut world = World::new(&loads);
+            let delays = |client: u64| if spread { delay_ms / (client % 3 + 1) } else { delay_ms };
+            let mut second = 0;
+            while second < 7_200 {
+                world.second(second * 1_000, delays, lag, &rules);
+                second += 1;
+            }
+            let quiet = world.given.clone();
+            for _ in 0..600 {
+                world.second(second * 1_000, delays, lag, &rules);
+                second += 1;
+            }
+            prop_assert_eq!(&world.given, &quiet, "nothing is closed once there is balance");
+            prop_assert!(world.away.is_empty());
+            for index in 0..loads.len() {
+                prop_assert!(world.given[index] == 0 || world.received[index] == 0,
+                    "{index} was donor and receiver: gave {:?}, received {:?}", world.given, world.received);
+            }
+            // Agents' rule: 4 a second, after a burst of 10.
+            prop_assert!(world.burst <= 10 + 40, "{} logins within ten seconds", world.burst);
+            // As rounded as the plan's own.
+            let mean = world.loads.iter().sum::<u64>().div_ceil(loads.len() as u64);
+            let begins = |load: u64| load * 1_000 > mean * rules.threshold_permille && load > mean + rules.min_excess;
+            prop_assert!(!world.loads.iter().any(|&load| begins(load)), "{:?}", world.loads);
+        }
+    }
+}

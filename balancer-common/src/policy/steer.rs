@@ -1,0 +1,114 @@
+//! What becomes of a client whom another controller is to serve: relayed there, or refused here.
+//!
+//! Called by [`crate::stages::choose`] around the pick; what it decides is carried out in [`crate::stages::commit`].
+
+use crate::{
+    hooks::Tables,
+    policy::{
+        mask::{if_below, if_equal},
+        pick::Field,
+    },
+    records::{MAX_CONTROLLERS, Settings, Steer},
+    wire::Address,
+};
+
+/// Whether the client that another controller is to serve is relayed there, or refused here so that
+/// it finds it by itself: as configured, or because none can be relayed to.
+#[inline(always)]
+pub fn apply<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, client: &Address) {
+    let client = hashed(client);
+    let own = u64::from(field.own);
+    let (mut open, mut reachable, mut highest, mut home) = (0u64, 0u64, 0u64, own);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let (Some(candidate), Some(controller)) = (field.candidates.get(index), tables.controller(index)) {
+            let eligible = if_below(0, u64::from(candidate.eligible));
+            let others = eligible & !if_equal(index as u64, own);
+            open |= others;
+            reachable |= others & if_below(0, u64::from(candidate.relayable));
+            // Rendezvous hashing: every entry finds the same home.
+            let score = score(client, controller.name_hash) & eligible;
+            let higher = if_below(highest, score);
+            highest = (score & higher) | (highest & !higher);
+            home = (index as u64 & higher) | (home & !higher);
+        }
+        index += 1;
+    }
+    // A SYN that its relay left unanswered has waited long enough.
+    let fallback = if_equal(u64::from(settings.steer), Steer::Relay as u64)
+        & open
+        & !reachable
+        & if_equal(u64::from(field.avoid), MAX_CONTROLLERS as u64);
+    let refuses = fallback | if_equal(u64::from(settings.steer), Steer::Refuse as u64);
+    field.refuses = refuses as u32 & 1;
+    field.home = home as u32;
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get_mut(index) {
+            let kept = refuses as u32 | candidate.relayable | if_equal(index as u64, own) as u32;
+            candidate.eligible &= kept & 1;
+        }
+        index += 1;
+    }
+}
+
+/// Whether a client that is not refused is relayed to who was picked: not where that cannot be, nor
+/// where it was picked by lot only.
+#[inline(always)]
+pub fn conclude(field: &mut Field, settings: &Settings) {
+    let (mut relayable, mut here) = (0u64, 0u64);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get(index) {
+            relayable |= u64::from(candidate.relayable) & if_equal(index as u64, u64::from(field.picked));
+            here |= u64::from(candidate.eligible) & if_equal(index as u64, u64::from(field.own));
+        }
+        index += 1;
+    }
+    let by_lot = !if_equal(u64::from(settings.refuse_share), 0) & here;
+    field.relays = (relayable & !by_lot) as u32 & 1;
+}
+
+/// The picked one where newcomers are refused at random: another that has room, or this controller.
+#[inline(always)]
+pub fn by_lot(field: &Field, share: u32, random: u32) -> u32 {
+    let own = u64::from(field.own);
+    let (mut another, mut own_eligible) = (own, 0u64);
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        if let Some(candidate) = field.candidates.get(index) {
+            let eligible = if_below(0, u64::from(candidate.eligible));
+            let is_own = if_equal(index as u64, own);
+            own_eligible |= eligible & is_own;
+            let other = eligible & !is_own;
+            another = (index as u64 & other) | (another & !other);
+        }
+        index += 1;
+    }
+    if own_eligible == 0 {
+        return field.picked;
+    }
+    if random < share { another as u32 } else { field.own }
+}
+
+/// A client's address as [`score`] takes it.
+#[inline(always)]
+pub fn hashed(client: &Address) -> u64 {
+    let [a, b, c, d] = client.words();
+    mixed(u64::from(a ^ c) << 32 | u64::from(b ^ d))
+}
+
+/// How much a controller is a client's home: the highest of all is (Thaler and Ravishankar 1998, "Using
+/// name-based mappings to increase hit rates"). Below 2⁶³.
+#[inline(always)]
+pub const fn score(client: u64, name_hash: u64) -> u64 {
+    mixed(client ^ name_hash) >> 1
+}
+
+/// Bits of a word, each depending on all (the finalizer of splitmix64, Steele, Lea and Flood 2014).
+#[inline(always)]
+const fn mixed(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}

@@ -1,0 +1,79 @@
+//! The count that admission goes by, and the handshakes and sockets that make it up.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Seconds for which a handshake in progress holds its place. A power of two, so that a bucket's
+/// index is a mask: the verifier follows no remainder.
+pub const HANDSHAKE_WINDOW_S: usize = 4;
+/// Seconds for which last ACKs are looked at after a handshake has outlived its place: longer than
+/// any handshake (Linux gives up after 127 s of SYN retransmissions, tcp(7) `tcp_syn_retries`).
+pub const WATCH_S: u32 = 130;
+
+/// The kernel's `struct bpf_spin_lock`, found by its name in the object's type information.
+#[cfg(not(target_arch = "bpf"))]
+pub type Lock = u32;
+#[cfg(target_arch = "bpf")]
+pub use lock::bpf_spin_lock as Lock;
+
+#[cfg(target_arch = "bpf")]
+mod lock {
+    use bytemuck::{Pod, Zeroable};
+
+    /// Recognised by the verifier through this name (kernel `btf_find_spin_lock`).
+    #[allow(non_camel_case_types, reason = "the kernel's name")]
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+    pub struct bpf_spin_lock {
+        val: u32,
+    }
+}
+
+/// Sockets and handshakes of this host's API, under one lock. Arithmetic in [`crate::policy::admission`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub struct Budget {
+    /// Held while any other field is read or written.
+    pub lock: Lock,
+    /// Clients' sockets in ESTABLISHED or CLOSE_WAIT.
+    pub established: u32,
+    /// Controllers' and exempt addresses' sockets in ESTABLISHED or CLOSE_WAIT.
+    pub exempt: u32,
+    /// Boot clock, seconds: the newest bucket.
+    pub newest_s: u32,
+    /// Boot clock, seconds: until then last ACKs are looked at.
+    pub watch_until_s: u32,
+    /// Handshakes begun in second `s`, at `s % 4`, for the last four seconds.
+    pub handshakes: [u32; HANDSHAKE_WINDOW_S],
+}
+
+const _: () = assert!(size_of::<Budget>() == 36);
+
+/// A handshake that has a place, or did.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub struct Reservation {
+    /// Boot clock, seconds: when its place was taken. 0: it has none and is decided at its last ACK.
+    pub taken_s: u32,
+    /// The client's initial sequence number (host order).
+    pub isn: u32,
+}
+
+impl Reservation {
+    /// No handshake. (Not an `Option`: LLVM spills the payload that a `None` does not have, and the
+    /// verifier refuses the read of a register never written.)
+    pub const NONE: Self = Self { taken_s: 0, isn: 0 };
+}
+
+/// An established socket of the API.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub struct Tracked {
+    /// Boot clock, seconds: since when.
+    pub since_s: u32,
+    /// 1: a client's, 0: a controller's or an exempt one's.
+    pub client: u8,
+    /// 1: from before the programs were attached; [`super::Settings::adjust`] counts it.
+    pub seeded: u8,
+    /// Explicit padding.
+    pub pad: [u8; 2],
+}

@@ -1,0 +1,142 @@
+//! One direction of a relayed connection, keyed by the packets that it matches.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::wire::{Address, Port};
+
+/// A connection as one host sees it: the far end and this host's end.
+///
+/// An arriving packet's remote end is its source, a leaving packet's its destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Pod, Zeroable)]
+pub struct Tuple {
+    /// The far end's address.
+    pub remote: Address,
+    /// This host's address.
+    pub local: Address,
+    /// The far end's port.
+    pub remote_port: Port,
+    /// This host's port.
+    pub local_port: Port,
+}
+
+const _: () = assert!(size_of::<Tuple>() == 36);
+
+/// Which direction of which hop a [`Flow`] describes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Kind {
+    /// At the entry, client → API port: goes on to the owner.
+    Forward = 1,
+    /// At the entry, owner's relay port → relay source port: goes back to the client.
+    Return = 2,
+    /// At the owner, entry → relay port: gets the client's address back and goes up the stack.
+    Restore = 3,
+    /// At the owner, relay port → client, leaving: goes to the entry instead.
+    Divert = 4,
+}
+
+/// What to do with the packets of one direction: the ends that they leave with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub struct Flow {
+    /// Source address after the rewrite.
+    pub source: Address,
+    /// Destination address after the rewrite.
+    pub destination: Address,
+    /// Source port after the rewrite.
+    pub source_port: Port,
+    /// Destination port after the rewrite.
+    pub destination_port: Port,
+    /// A [`Kind`].
+    kind: u8,
+    /// Index of the other controller of this relay.
+    pub controller: u8,
+    /// Bits: [`Flow::ANSWERED`], [`Flow::FIN`], [`Flow::RST`].
+    pub state: u8,
+    pad: u8,
+    /// Interface to leave by; 0 at the owner's [`Kind::Restore`], which goes up the stack.
+    pub ifindex: u32,
+    /// The client's initial sequence number (host order).
+    pub isn: u32,
+    /// The last acknowledgement number that came this way (host order): what the sender of this
+    /// direction expects next, and so the sequence number of a RST that it believes.
+    pub ack: u32,
+    /// Boot clock, seconds: the SYN.
+    pub opened_s: u32,
+    /// Boot clock, seconds: the last packet.
+    pub seen_s: u32,
+}
+
+const _: () = assert!(size_of::<Flow>() == 60);
+
+impl Flow {
+    /// The owner's SYN-ACK went by (set in [`Kind::Return`] and [`Kind::Divert`]).
+    pub const ANSWERED: u8 = 1;
+    /// A FIN went by in this direction.
+    pub const FIN: u8 = 2;
+    /// A RST went by in this direction.
+    pub const RST: u8 = 4;
+
+    /// A direction that turns `matched` into a packet from `source` to `destination`.
+    #[allow(clippy::too_many_arguments, reason = "a record's fields, all of them required")]
+    #[inline(always)]
+    pub fn new(
+        kind: Kind,
+        controller: u8,
+        source: (Address, Port),
+        destination: (Address, Port),
+        ifindex: u32,
+        isn: u32,
+        now_s: u32,
+    ) -> Self {
+        Self {
+            source: source.0,
+            destination: destination.0,
+            source_port: source.1,
+            destination_port: destination.1,
+            kind: kind as u8,
+            controller,
+            state: 0,
+            pad: 0,
+            ifindex,
+            isn,
+            ack: 0,
+            opened_s: now_s,
+            seen_s: now_s,
+        }
+    }
+
+    /// Whether this record is of `kind`.
+    #[inline(always)]
+    pub fn is(&self, kind: Kind) -> bool {
+        self.kind == kind as u8
+    }
+
+    /// The key of the other direction of the same hop at the same host: packets that come back
+    /// from where this direction's packets go.
+    #[inline(always)]
+    pub fn opposite(&self, key: &Tuple) -> Tuple {
+        if self.is(Kind::Restore) {
+            // Replies leave from the relay port to the client.
+            Tuple { remote: self.source, remote_port: self.source_port, ..*key }
+        } else if self.is(Kind::Divert) {
+            // Packets arrive from the entry's relay source port.
+            Tuple { remote: self.destination, remote_port: self.destination_port, ..*key }
+        } else {
+            Tuple {
+                remote: self.destination,
+                local: self.source,
+                remote_port: self.destination_port,
+                local_port: self.source_port,
+            }
+        }
+    }
+
+    /// Whether the connection is over, given both directions' [`Flow::state`]: the sender of
+    /// `forward` is done with its port. The far side may still be talking; it will get a RST.
+    #[inline(always)]
+    pub fn over(forward: u8, back: u8) -> bool {
+        (forward | back) & Self::RST != 0 || forward & Self::FIN != 0
+    }
+}

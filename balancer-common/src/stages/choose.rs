@@ -1,0 +1,125 @@
+//! Which controller serves a new client?
+//!
+//! What was picked goes on in [`crate::stages::commit`].
+
+use crate::{
+    hooks::{Packet, Tables},
+    policy::{
+        mask::{if_below, if_equal, lacking},
+        pick::{Candidate, Field, MOST, Pick, pick},
+        steer,
+    },
+    records::{Controller, MAX_CONTROLLERS, Settings, State, Steer},
+    verdict::{Pass, Stage, Verdict},
+    wire::{
+        Address, Family,
+        segment::{Parsed, parse},
+    },
+};
+
+/// A view older than this means that its reporter, or this host's own agent, is gone.
+const STALE_NS: u64 = 10_000_000_000;
+
+/// Decides for the SYN of a client that [`crate::stages::client_syn`] found to be new.
+#[inline(always)]
+pub fn place<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    if let Some(mut field) = tables.field() {
+        let field: &mut Field = &mut field;
+        if fill(field, tables, settings, segment.family).is_none() {
+            return Verdict::Pass(Pass::Other);
+        }
+        steer::apply(field, tables, settings, &segment.source);
+        let random = (tables.random(), tables.random());
+        field.picked = match pick(field, random) {
+            Pick::Relay(index) => index as u32,
+            // Nobody: this controller's own limit has the last word.
+            Pick::Local | Pick::Nobody => field.own,
+        };
+        if settings.refuse_share != 0 {
+            field.picked = steer::by_lot(field, settings.refuse_share, tables.random());
+        }
+        if settings.steer == Steer::Off as u8 {
+            field.picked = field.own;
+        }
+        steer::conclude(field, settings);
+    }
+    Verdict::Next(Stage::Settle)
+}
+
+/// Fills in the field of a pick for a client of `family`. `None`: a controller's slot is missing, which no map's is.
+#[inline(always)]
+fn fill<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, family: Family) -> Option<()> {
+    let now_ns = tables.now_ns();
+    let mut index = 0;
+    while index < MAX_CONTROLLERS {
+        // Given up at once: the verifier follows the rest of the program again for each that might be left out.
+        let (controller, traffic) = (tables.controller(index)?, tables.traffic(index)?);
+        *field.candidates.get_mut(index)? =
+            other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns);
+        index += 1;
+    }
+    if let Some(avoided) = field.candidates.get_mut(field.avoid as usize) {
+        avoided.eligible = 0;
+    }
+    let own_index = settings.own as usize & (MAX_CONTROLLERS - 1);
+    let load = tables.budget(|budget| {
+        budget.advance((now_ns / 1_000_000_000) as u32);
+        budget.load(settings.adjust)
+    });
+    if let (Some(own), Some(controller)) = (field.candidates.get_mut(own_index), tables.controller(own_index))
+    {
+        own.load = load.unwrap_or(0).min(MOST);
+        // The agent may want newcomers to go elsewhere before they are refused.
+        own.limit = settings.limit.min(controller.limit);
+        own.relayable = 1;
+        own.age_ms = 0;
+        own.eligible = u32::from(controller.state == State::Ready as u8 && own.load < own.limit);
+    }
+    field.own = own_index as u32;
+    field.report_ms = settings.report_ms;
+    Some(())
+}
+
+/// Another controller as a candidate: eligible if ready, below its limit, heard of lately and of the
+/// client's family.
+#[inline(always)]
+fn other(
+    controller: &Controller,
+    sent: u64,
+    unreachable_until_ns: u64,
+    family: Family,
+    now_ns: u64,
+) -> Candidate {
+    let age_ns = lacking(now_ns, controller.reported_ns);
+    let load = controller.view(sent);
+    let [a, b, c, d] = relay_address(controller, family).words();
+    let eligible = if_equal(u64::from(controller.state), State::Ready as u64)
+        & if_below(u64::from(load), u64::from(controller.limit))
+        & if_below(age_ns, STALE_NS)
+        & !if_equal(u64::from(a | b | c | d), 0);
+    let relayable =
+        !if_below(now_ns, unreachable_until_ns) & !if_equal(u64::from(controller.relay_out.ne()), 0);
+    Candidate {
+        load,
+        limit: controller.limit,
+        weight: controller.weight,
+        arrivals_milli: controller.arrivals_milli,
+        eligible: eligible as u32 & 1,
+        relayable: relayable as u32 & 1,
+        // Older than STALE_NS, which fits, it does not count.
+        age_ms: (age_ns / 1_000_000) as u32,
+        room: 0,
+        spare: 0,
+    }
+}
+
+/// The address under which a controller takes part in relays for clients of `family`.
+#[inline(always)]
+pub fn relay_address(controller: &Controller, family: Family) -> &Address {
+    match family {
+        Family::V4 => &controller.v4,
+        Family::V6 => &controller.v6,
+    }
+}

@@ -1,0 +1,118 @@
+//! A client's controller is picked: it takes a place here, or gets a relay.
+//!
+//! What is relayed leaves through [`crate::stages::relay_syn`], and arrives in [`crate::stages::owner_syn`].
+
+use crate::{
+    hooks::{Exchange, Packet, Tables},
+    policy::admission::{self, Place},
+    records::{Flow, Kind, Settings, Tuple},
+    stages::{choose::relay_address, ingress::arriving},
+    verdict::{Pass, Send, Stage, Verdict},
+    wire::{
+        Port,
+        segment::{Parsed, Segment, parse},
+    },
+};
+
+/// Relay source ports are drawn from here up: those below are services'.
+const FIRST_SOURCE_PORT: u32 = 1024;
+/// An agent that all controllers refuse waits so long at most: two minutes and a tenth
+/// (juju `worker/apicaller`), and the dial.
+const BACK_OFF_NS: u64 = 150_000_000_000;
+/// Draws of a relay source port. At half of the 64,512 in use one in 65,536 finds none.
+const DRAWS: u32 = 16;
+
+/// Decides for the SYN of a client for whom [`crate::stages::choose`] has picked a controller.
+#[inline(always)]
+pub fn settle<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    let key = arriving(&segment);
+    let own = u32::from(settings.own);
+    let (picked, relays) = tables.field().map_or((own, 0), |field| (field.picked, field.relays));
+    if refuses(tables, &segment) {
+        Verdict::Reset(Send::Steered)
+    } else if picked == own || relays == 0 {
+        serve(tables, settings, &segment, &key, Pass::Chosen)
+    } else {
+        relay_to(packet.ifindex(), tables, settings, &segment, &key, picked as usize)
+    }
+}
+
+/// Whether the client is to find the picked controller by itself. Refused by all, it would wait for
+/// long: so one controller, the same for all entries, never does, and none does twice. Nor does one
+/// that has served it: an agent's second connection goes where its first did.
+#[inline(always)]
+fn refuses<T: Tables>(tables: &T, segment: &Segment) -> bool {
+    let Some((elsewhere, home)) = tables
+        .field()
+        .filter(|field| field.refuses != 0)
+        .map(|field| (field.picked != field.own, field.home == field.own))
+    else {
+        return false;
+    };
+    let now_ns = tables.now_ns();
+    let is_spared = tables.spared(&segment.source).is_some_and(|at| now_ns.wrapping_sub(at) < BACK_OFF_NS);
+    if !is_spared {
+        tables.spare(&segment.source, now_ns);
+    }
+    elsewhere && !home && !is_spared
+}
+
+/// This controller serves the client, if it has a place.
+#[inline(always)]
+pub fn serve<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    segment: &Segment,
+    key: &Tuple,
+    why: Pass,
+) -> Verdict {
+    match admission::admit_syn(tables, settings, key, segment.seq) {
+        Place::Taken | Place::Later => Verdict::Pass(why),
+        Place::Full => Verdict::Reset(Send::Full),
+    }
+}
+
+/// Sets up a relay to the controller at `index`.
+#[inline(always)]
+fn relay_to<T: Tables>(
+    came_in: u32,
+    tables: &T,
+    settings: &Settings,
+    segment: &Segment,
+    key: &Tuple,
+    index: usize,
+) -> Verdict {
+    let (Some(owner), Some(own)) = (tables.controller(index), tables.controller(settings.own as usize))
+    else {
+        return serve(tables, settings, segment, key, Pass::NoRoom);
+    };
+    let now_s = tables.now_s();
+    let (here, there) = (relay_address(own, segment.family), relay_address(owner, segment.family));
+    let client = (segment.source, segment.source_port);
+    let dialled = (segment.destination, segment.destination_port);
+    let back = Flow::new(Kind::Return, index as u8, dialled, client, came_in, segment.seq, now_s);
+    let start = tables.random();
+    let mut draw = 0;
+    while draw < DRAWS {
+        // An odd stride visits every port before it comes back to one.
+        let port = start.wrapping_add(draw.wrapping_mul(4_093)) % (65_536 - FIRST_SOURCE_PORT);
+        let port = Port::new(port.wrapping_add(FIRST_SOURCE_PORT) as u16);
+        let back_key = Tuple { remote: *there, local: *here, remote_port: owner.relay_out, local_port: port };
+        if tables.live(&back_key).is_none() && tables.insert_half_open(&back_key, &back, false) {
+            let to = (*there, owner.relay_out);
+            let ifindex = if owner.ifindex == 0 { came_in } else { owner.ifindex };
+            let forward =
+                Flow::new(Kind::Forward, index as u8, (*here, port), to, ifindex, segment.seq, now_s);
+            if !tables.insert_half_open(key, &forward, true) {
+                tables.remove_half_open(&back_key);
+                break;
+            }
+            tables.exchanged(index, Exchange::Sent);
+            return Verdict::Next(Stage::Dispatch);
+        }
+        draw += 1;
+    }
+    serve(tables, settings, segment, key, Pass::NoRoom)
+}

@@ -1,0 +1,56 @@
+//! A packet leaves the owner: a relayed connection's goes to its entry, not to the client.
+
+use crate::{
+    hooks::{Packet, Tables},
+    records::{Class, Flow, Kind, Tuple},
+    rewrite,
+    stages::flow,
+    verdict::{Drop, Pass, Send, Verdict},
+    wire::{
+        Tcp,
+        checksum::Change,
+        segment::{Parsed, parse},
+    },
+};
+
+/// Decides for a packet that leaves by any interface. It may come by a second time, towards the
+/// entry; then it matches no [`Kind::Divert`].
+#[inline(always)]
+pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    if settings.active == 0 {
+        return Verdict::Pass(Pass::Other);
+    }
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    if !settings.is_relay_port(segment.source_port) {
+        return Verdict::Pass(Pass::Other);
+    }
+    let key = Tuple {
+        remote: segment.destination,
+        local: segment.source,
+        remote_port: segment.destination_port,
+        local_port: segment.source_port,
+    };
+    let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
+        // It would reach the client from a port that it never dialled.
+        return if settings.upgrading(tables.now_s())
+            && tables.member(&segment.source).is(Class::Own)
+            && tables.member(&segment.destination).is(Class::Client)
+        {
+            Verdict::Drop(Drop::Unsettled)
+        } else {
+            Verdict::Pass(Pass::Other)
+        };
+    };
+    if !flow.is(Kind::Divert) {
+        return Verdict::Pass(Pass::Other);
+    }
+    flow::note(&mut flow, &segment, tables.now_s());
+    if segment.has(Tcp::SYN | Tcp::ACK) {
+        flow.state |= Flow::ANSWERED;
+    }
+    if rewrite::readdress(packet, &segment, &flow, segment.length, Change::default()).is_none() {
+        return Verdict::Drop(Drop::Unwritable);
+    }
+    Verdict::Send(Send::Diverted, flow.ifindex)
+}

@@ -1,0 +1,165 @@
+//! A packet arrives: which of the ways does it go?
+
+use crate::{
+    hooks::{Packet, Socket, Tables},
+    policy::admission,
+    records::{Class, Reservation, Settings, Tuple},
+    stages::flow,
+    verdict::{Drop, Pass, Send, Stage, Verdict},
+    wire::{
+        Ethernet, Family, Ipv4, Ipv6, Port, Tcp,
+        segment::{Parsed, Segment, parse},
+    },
+};
+
+/// Decides for a packet that arrived on an API-facing interface.
+#[inline(always)]
+pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    if settings.active == 0 {
+        return Verdict::Pass(Pass::Other);
+    }
+    match parse(packet) {
+        Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
+        Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
+        Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(Pass::Other),
+    }
+}
+
+/// Whether a packet may be one that this host sees as an entry, by its ports alone: a segment between a client and the
+/// API port, or of an owner's answer. What an owner sees, and ICMP errors, are decided at the TC hook only.
+#[inline(always)]
+pub fn is_for_entry<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else { return false };
+    settings.active != 0
+        && ports(packet).is_some_and(|[source, destination]| {
+            !settings.is_relay_port(destination)
+                && (destination == settings.api_port || settings.is_peer_port(source))
+        })
+}
+
+/// The ports, if it is TCP and its IP header has no options; whether it is well-formed is [`parse`]'s to say.
+#[inline(always)]
+fn ports<P: Packet>(packet: &P) -> Option<[Port; 2]> {
+    let ethernet: Ethernet = packet.read(0)?;
+    if ethernet.ethertype == Ethernet::IPV4 {
+        let ip: Ipv4 = packet.read(Family::L3)?;
+        if ip.protocol == Tcp::PROTOCOL { packet.read(Family::V4.l4()) } else { None }
+    } else if ethernet.ethertype == Ethernet::IPV6 {
+        let ip: Ipv6 = packet.read(Family::L3)?;
+        if ip.next_header == Tcp::PROTOCOL { packet.read(Family::V6.l4()) } else { None }
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
+    let to_api = segment.destination_port == settings.api_port;
+    let to_relay = settings.is_relay_port(segment.destination_port);
+    if !to_api && !to_relay && !settings.is_peer_port(segment.source_port) {
+        return Verdict::Pass(Pass::Other);
+    }
+    if segment.opens() && (to_api || to_relay) {
+        return Verdict::Next(if to_api { Stage::Open } else { Stage::Accept });
+    }
+    let key = arriving(segment);
+    if let Some(mut flow) = tables.live(&key) {
+        return flow::live(packet, tables, segment, &mut flow);
+    }
+    if let Some(mut flow) = tables.half_open(&key) {
+        return flow::half_open(packet, tables, settings, segment, &key, &mut flow);
+    }
+    if to_api {
+        return local(tables, settings, segment, &key);
+    }
+    if !tables.member(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(Pass::Other);
+    }
+    if to_relay {
+        homeless(tables, settings, segment, &key)
+    } else if tables.member(&segment.source).is(Class::Controller)
+        && tables.socket(&key, segment.family) == Socket::None
+    {
+        // An owner's answer, and this entry knows nothing of it.
+        refuse(tables, settings, segment)
+    } else {
+        Verdict::Pass(Pass::Socket)
+    }
+}
+
+/// A segment to the API port that belongs to a connection served here, or to none.
+#[inline(always)]
+fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+    if segment.has(Tcp::RST) {
+        admission::abandon(tables, settings, key, segment.seq);
+        return Verdict::Pass(Pass::Local);
+    }
+    let now_s = tables.now_s();
+    if (settings.unsettled(now_s) || tables.watching(now_s))
+        && tables.member(&segment.source).is(Class::Client)
+    {
+        let held = tables.reservation(key).unwrap_or(Reservation::NONE);
+        let socket =
+            if held == Reservation::NONE { tables.socket(key, segment.family) } else { Socket::Handshake };
+        match socket {
+            Socket::Handshake if !admission::admit_ack(tables, settings, key, held) => {
+                return Verdict::Reset(Send::Late);
+            }
+            // It may be a relay's, and the stack would reset it.
+            Socket::None | Socket::Listener
+                if settings.upgrading(now_s) && tables.member(&segment.destination).is(Class::Own) =>
+            {
+                return Verdict::Drop(Drop::Unsettled);
+            }
+            Socket::None | Socket::Listener | Socket::Handshake | Socket::Connection => {}
+        }
+    }
+    Verdict::Pass(Pass::Local)
+}
+
+/// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own connection to elsewhere,
+/// where the range that such ports are drawn from holds relay ports: what is relayed has the client's address by now.
+#[inline(always)]
+fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+    if tables.socket(key, segment.family) == Socket::Connection {
+        Verdict::Pass(Pass::Socket)
+    } else if tables.member(&segment.source).is(Class::Controller) {
+        refuse(tables, settings, segment)
+    } else {
+        Verdict::Drop(Drop::Stranger)
+    }
+}
+
+#[inline(always)]
+fn refuse<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
+    if settings.upgrading(tables.now_s()) {
+        Verdict::Drop(Drop::Unsettled)
+    } else if segment.has(Tcp::RST) {
+        Verdict::Drop(Drop::NoAnswer)
+    } else {
+        Verdict::Reset(Send::NoFlow)
+    }
+}
+
+/// The key of an arriving segment's connection.
+#[inline(always)]
+pub fn arriving(segment: &Segment) -> Tuple {
+    Tuple {
+        remote: segment.source,
+        local: segment.destination,
+        remote_port: segment.source_port,
+        local_port: segment.destination_port,
+    }
+}
+
+/// Whether an ICMP message reports an error (RFC 792; RFC 4443: types below 128).
+#[inline(always)]
+fn is_error<P: Packet>(packet: &P, family: Family) -> bool {
+    let kind: Option<u8> = packet.read(family.l4());
+    match (family, kind) {
+        (Family::V4, Some(kind)) => kind == 3 || kind == 11 || kind == 12,
+        (Family::V6, Some(kind)) => kind != 0 && kind < 5,
+        (Family::V4 | Family::V6, None) => false,
+    }
+}

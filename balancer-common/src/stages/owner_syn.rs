@@ -1,0 +1,98 @@
+//! Another entry relays a client to this controller: is it one, and is there a place?
+//!
+//! What is accepted goes on in [`crate::stages::restore`].
+
+use crate::{
+    hooks::{Exchange, Packet, Tables},
+    policy::admission::{self, Place},
+    records::{Class, Flow, Kind, Tuple},
+    stages::{flow, ingress::arriving},
+    verdict::{Drop, Pass, Send, Stage, Verdict},
+    wire::{
+        Port,
+        segment::{Parsed, parse},
+        trailer::{Hop, Reject, Trailer},
+    },
+};
+
+/// Decides for a SYN to a relay port.
+#[inline(always)]
+pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    let segment = &segment;
+    if !tables.member(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(Pass::Other);
+    }
+    let member = tables.member(&segment.source);
+    if !member.is(Class::Controller) {
+        return Verdict::Drop(Drop::Stranger);
+    }
+    let entry = member.controller;
+    let given = tables.controller(entry as usize).map_or(Port::NONE, |controller| controller.relay_in);
+    if segment.destination_port != given {
+        return Verdict::Reset(Send::NoFlow);
+    }
+    let key = arriving(segment);
+    if segment.payload() == 0 {
+        return match tables.live(&key) {
+            Some(mut flow) => flow::live(packet, tables, segment, &mut flow),
+            // A probe whether this host is alive.
+            None => Verdict::Reset(Send::NoFlow),
+        };
+    }
+    if segment.payload() != Trailer::LEN {
+        return Verdict::Drop(Drop::BadTrailer);
+    }
+    let at = (segment.family.l4() as u32).wrapping_add(segment.header);
+    let Some(trailer) = packet.read_anywhere::<Trailer>(at as usize) else {
+        return Verdict::Drop(Drop::BadTrailer);
+    };
+    let hop = Hop {
+        source: segment.source,
+        destination: segment.destination,
+        source_port: segment.source_port,
+        destination_port: segment.destination_port,
+        seq: segment.seq,
+    };
+    let client = match trailer.open(&hop, settings.tag_key) {
+        Ok(client) => client,
+        Err(Reject::Form) => return Verdict::Drop(Drop::BadTrailer),
+        Err(Reject::Tag) => return Verdict::Drop(Drop::BadTag),
+    };
+    let now_s = tables.now_s();
+    let here = (segment.destination, segment.destination_port);
+    let back_key = Tuple { remote: client.0, remote_port: client.1, ..key };
+    let flow = Flow::new(Kind::Restore, entry, client, here, 0, segment.seq, now_s);
+    let repeated = |known: Option<T::Flow>| {
+        known.is_some_and(|known| known.isn == segment.seq && known.opposite(&key) == back_key)
+    };
+    if repeated(tables.half_open(&key)) || repeated(tables.live(&key)) {
+        return Verdict::Next(Stage::Deliver);
+    }
+    // By a tag that only it can make, the entry says that what it relayed from this port is over.
+    if let Some(stale) = tables.live(&key).or_else(|| tables.half_open(&key)) {
+        flow::remove(tables, &key, &stale.opposite(&key));
+    }
+    if let Some(back) = tables.live(&back_key) {
+        let known = back.opposite(&back_key);
+        let forward = tables.live(&known).map_or(Flow::RST, |forward| forward.state);
+        if known != key && !Flow::over(forward, back.state) {
+            return Verdict::Drop(Drop::Conflict);
+        }
+        flow::remove(tables, &known, &back_key);
+    }
+    if let Some(back) = tables.half_open(&back_key) {
+        flow::remove(tables, &back.opposite(&back_key), &back_key);
+    }
+    tables.exchanged(entry as usize, Exchange::Received);
+    if admission::admit_syn(tables, settings, &back_key, segment.seq) == Place::Full {
+        return Verdict::Reset(Send::RelayFull);
+    }
+    let entry_end = (segment.source, segment.source_port);
+    let back = Flow::new(Kind::Divert, entry, here, entry_end, packet.ifindex(), segment.seq, now_s);
+    if !tables.insert_half_open(&key, &flow, true) || !tables.insert_half_open(&back_key, &back, true) {
+        return Verdict::Drop(Drop::NoRecord);
+    }
+    Verdict::Next(Stage::Deliver)
+}

@@ -1,0 +1,51 @@
+//! A relayed SYN leaves its entry, with the client's address behind it.
+
+use crate::{
+    hooks::{Packet, Tables},
+    rewrite,
+    stages::ingress::arriving,
+    verdict::{Drop, Pass, Send, Verdict},
+    wire::{
+        checksum::Change,
+        segment::{Parsed, parse},
+        trailer::{Hop, Trailer},
+    },
+};
+
+/// Sends a SYN along the flow that [`crate::stages::client_syn`] has set up for it.
+#[inline(always)]
+pub fn dispatch<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    // The trailer's place is taken, and the owner would take neither. Stacks repeat a SYN without its data.
+    if segment.payload() != 0 {
+        return Verdict::Drop(Drop::Unwritable);
+    }
+    // Gone already: pushed out by a flood. The client repeats its SYN.
+    let Some(flow) = tables.half_open(&arriving(&segment)) else { return Verdict::Drop(Drop::NoRecord) };
+    let mut change = Change::default();
+    if let Some(device) = tables.device(packet.ifindex()) {
+        rewrite::clamp_mss(packet, &segment, device.mtu, &mut change);
+    }
+    let hop = Hop {
+        source: flow.source,
+        destination: flow.destination,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        seq: segment.seq,
+    };
+    let trailer = Trailer::seal(&segment.source, segment.source_port, &hop, settings.tag_key);
+    for word in trailer.words() {
+        change.segment = change.segment.word(0, word);
+    }
+    let at = (segment.family.l4() as u32).wrapping_add(segment.length);
+    let length = segment.length.wrapping_add(Trailer::LEN);
+    let written = packet
+        .resize(at.wrapping_add(Trailer::LEN))
+        .and_then(|()| packet.write_anywhere(at as usize, &trailer))
+        .and_then(|()| rewrite::readdress(packet, &segment, &flow, length, change));
+    match written {
+        Some(()) => Verdict::Send(Send::Opened, flow.ifindex),
+        None => Verdict::Drop(Drop::Unwritable),
+    }
+}

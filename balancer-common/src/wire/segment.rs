@@ -1,0 +1,135 @@
+//! One frame: reading it, changing it, and what it is.
+
+use crate::hooks::Packet;
+use crate::wire::{Address, Ethernet, Family, Ipv4, Ipv6, Port, Tcp};
+
+/// What a frame is to the balancer.
+#[derive(Clone, Copy, Debug)]
+pub enum Parsed {
+    /// A TCP segment that can be relayed.
+    Tcp(Segment),
+    /// An ICMP message of this family.
+    Icmp(Family),
+    /// Anything else, malformed frames included: the stack knows what to do.
+    Other,
+}
+
+/// A TCP segment in an unfragmented IP packet without options or extension headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Its IP.
+    pub family: Family,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// TCP flags.
+    pub flags: u8,
+    /// Octets of the TCP header, 20–60.
+    pub header: u32,
+    /// Octets of the IP packet behind the IP header: TCP header and payload.
+    pub length: u32,
+}
+
+impl Segment {
+    /// Octets of payload.
+    #[inline(always)]
+    pub fn payload(&self) -> u32 {
+        self.length.wrapping_sub(self.header)
+    }
+
+    /// Whether it opens a connection: SYN without ACK, RST or FIN.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN
+    }
+
+    /// Whether all `flags` are set.
+    #[inline(always)]
+    pub fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// Reads a frame as far as the balancer must know it.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P) -> Parsed {
+    parse_or_none(packet).unwrap_or(Parsed::Other)
+}
+
+#[inline(always)]
+fn parse_or_none<P: Packet>(packet: &P) -> Option<Parsed> {
+    if packet.tagged() {
+        return None;
+    }
+    let ethernet: Ethernet = packet.read(0)?;
+    if ethernet.ethertype == Ethernet::IPV4 {
+        let ip: Ipv4 = packet.read(Family::L3)?;
+        if ip.version_ihl != 0x45 || ip.fragment[0] & 0x3f != 0 || ip.fragment[1] != 0 {
+            return None;
+        }
+        let length = u32::from(u16::from_be_bytes(ip.total_len)).checked_sub(size_of::<Ipv4>() as u32)?;
+        let (source, destination) = (u32::from_ne_bytes(ip.source), u32::from_ne_bytes(ip.destination));
+        next(packet, Family::V4, ip.protocol, length, Address::from_v4(source), Address::from_v4(destination))
+    } else if ethernet.ethertype == Ethernet::IPV6 {
+        let ip: Ipv6 = packet.read(Family::L3)?;
+        if ip.version_class[0] >> 4 != 6 {
+            return None;
+        }
+        let length = u32::from(u16::from_be_bytes(ip.payload_len));
+        let (source, destination) = (bytemuck::cast(ip.source), bytemuck::cast(ip.destination));
+        next(
+            packet,
+            Family::V6,
+            ip.next_header,
+            length,
+            Address::from_v6(source),
+            Address::from_v6(destination),
+        )
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn next<P: Packet>(
+    packet: &P,
+    family: Family,
+    protocol: u8,
+    length: u32,
+    source: Address,
+    destination: Address,
+) -> Option<Parsed> {
+    if protocol == family.icmp() {
+        return Some(Parsed::Icmp(family));
+    }
+    if protocol != Tcp::PROTOCOL {
+        return None;
+    }
+    let tcp: Tcp = packet.read(family.l4())?;
+    let header = u32::from(tcp.data_offset >> 4).wrapping_mul(4);
+    // A super-packet of IPv6 beyond 64 KiB (BIG TCP) has length 0 and is nothing of ours.
+    if header < Tcp::LEN as u32 || length < header || packet.len() < length.wrapping_add(family.l4() as u32) {
+        return None;
+    }
+    Some(Parsed::Tcp(Segment {
+        family,
+        source,
+        destination,
+        source_port: tcp.source,
+        destination_port: tcp.destination,
+        seq: u32::from_be_bytes(tcp.seq),
+        ack: u32::from_be_bytes(tcp.ack),
+        flags: tcp.flags,
+        header,
+        length,
+    }))
+}

@@ -1,0 +1,3 @@
+//! The limits that this host's descriptors and memory allow.
+
+pub mod limits;

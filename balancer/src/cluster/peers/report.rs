@@ -1,0 +1,212 @@
+//! What each controller publishes to the others, and what it accepts from them.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{MAX_CONTROLLERS, is_name};
+use crate::juju::agent_conf::MAX_ADDRESSES;
+
+const VERSION: u32 = 1;
+const MAX_BYTES: usize = 8192;
+const MAX_CONNECTIONS: u64 = u32::MAX as u64;
+const MAX_ARRIVALS_PER_S: f64 = 1e7;
+
+/// One controller's state, as it tells the others.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Report {
+    /// Its jujud serves clients.
+    pub ready: bool,
+    /// It takes no new clients.
+    pub draining: bool,
+    /// Clients' established connections.
+    pub connections: u64,
+    /// Clients' handshakes in progress.
+    pub handshakes: u64,
+    /// Most client connections that it takes.
+    pub limit: u64,
+    /// Its share of the clients relative to the others, more than 0 and at most 100.
+    pub weight: f64,
+    /// New client connections per second that arrive at it, wherever they are served.
+    pub arrivals_per_s: f64,
+    /// Relayed connections that it has accepted from each entry.
+    pub received: BTreeMap<String, u64>,
+    /// The relay port that it gave each entry.
+    pub relay_ports: BTreeMap<String, u16>,
+    /// All its addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Connections that it closed within [`balancer_common::policy::shed::RETURN_MS`], for the balance's sake.
+    #[serde(default)]
+    pub closing: u64,
+    /// It is shedding.
+    #[serde(default)]
+    pub sheds: bool,
+}
+
+/// A report on its way. `seq` grows with every publication, so that its age is known where nothing else
+/// changed.
+#[derive(Deserialize, Serialize)]
+struct Published<R> {
+    v: u32,
+    seq: u64,
+    report: R,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    v: u32,
+}
+
+impl Report {
+    /// Whether peers should know at once that `self` follows `before`. Arrival rates are left out: they
+    /// always move.
+    pub(super) fn is_news_after(&self, before: &Self) -> bool {
+        Self { arrivals_per_s: 0.0, ..self.clone() } != Self { arrivals_per_s: 0.0, ..before.clone() }
+    }
+
+    /// Whether peers would accept it.
+    pub(super) fn check(&self) -> Result<()> {
+        let count = |name: &str, value: u64| -> Result<()> {
+            ensure!(value <= MAX_CONNECTIONS, "{name} is {value}");
+            Ok(())
+        };
+        count("connections", self.connections)?;
+        count("handshakes", self.handshakes)?;
+        count("limit", self.limit)?;
+        count("closing", self.closing)?;
+        ensure!(self.weight > 0.0 && self.weight <= 100.0, "weight is {}", self.weight);
+        let arrivals = self.arrivals_per_s;
+        ensure!((0.0..=MAX_ARRIVALS_PER_S).contains(&arrivals), "arrivals_per_s is {arrivals}");
+        ensure!(self.received.len() <= MAX_CONTROLLERS, "received holds {} entries", self.received.len());
+        ensure!(self.relay_ports.len() <= MAX_CONTROLLERS, "relay_ports holds {}", self.relay_ports.len());
+        ensure!(
+            self.received.keys().chain(self.relay_ports.keys()).all(|name| is_name(name)),
+            "a name is none"
+        );
+        ensure!(self.addresses.len() <= MAX_ADDRESSES, "{} addresses", self.addresses.len());
+        ensure!(self.relay_ports.values().all(|port| *port != 0), "a relay port is 0");
+        Ok(())
+    }
+
+    /// As it goes to the others, numbered `sequence`.
+    ///
+    /// # Errors
+    /// They would refuse it; says why.
+    pub fn encode(&self, sequence: u64) -> Result<String> {
+        self.check()?;
+        let text = serde_json::to_string(&Published { v: VERSION, seq: sequence, report: self })?;
+        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long", text.len());
+        Ok(text)
+    }
+
+    /// A peer's report and its sequence number. Entries of controllers that this one does not know are left
+    /// out: while a member is being added, some peers know it before others.
+    ///
+    /// # Errors
+    /// It is none, or says what cannot be; the message says what.
+    pub fn decode(text: &str, is_member: impl Fn(&str) -> bool) -> Result<(u64, Self)> {
+        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long", text.len());
+        let Versioned { v } = serde_json::from_str(text).context("it has no version")?;
+        ensure!(v == VERSION, "its version is {v} and this agent reads {VERSION}: upgrade the older agent");
+        let Published { seq, mut report, .. } = serde_json::from_str::<Published<Self>>(text)?;
+        report.check()?;
+        report.received.retain(|name, _| is_member(name));
+        report.relay_ports.retain(|name, _| is_member(name));
+        Ok((seq, report))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn report(connections: u64) -> Report {
+        Report {
+            ready: true,
+            draining: false,
+            connections,
+            handshakes: 3,
+            limit: 10_000,
+            weight: 1.5,
+            arrivals_per_s: 12.25,
+            received: BTreeMap::from([("a".to_owned(), u64::MAX)]),
+            relay_ports: BTreeMap::from([("a".to_owned(), 17080), ("c".to_owned(), 17081)]),
+            addresses: vec!["10.0.0.12".parse().unwrap()],
+            closing: 2,
+            sheds: true,
+        }
+    }
+
+    #[test]
+    fn a_report_is_read_back() {
+        let text = report(7).encode(5).unwrap();
+        assert_eq!(Report::decode(&text, |_| true).unwrap(), (5, report(7)));
+    }
+
+    #[test]
+    fn entries_of_strangers_are_left_out() {
+        let text = report(7).encode(5).unwrap();
+        let (_, decoded) = Report::decode(&text, |name| name == "c").unwrap();
+        let expected = Report {
+            received: BTreeMap::new(),
+            relay_ports: BTreeMap::from([("c".to_owned(), 17081)]),
+            ..report(7)
+        };
+        assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn keys_of_a_later_agent_are_ignored() {
+        let text = report(7).encode(5).unwrap().replace("\"ready\"", "\"later\":[1],\"ready\"");
+        assert_eq!(Report::decode(&text, |_| true).unwrap().1, report(7));
+    }
+
+    #[test]
+    fn bad_reports_are_refused() {
+        let good = report(7).encode(5).unwrap();
+        let many = (0..17).map(|i| format!("\"n{i}\":1")).collect::<Vec<_>>().join(",");
+        let rows = [
+            ("\"v\":1", "\"v\":2"),
+            ("\"v\":1,", ""),
+            ("\"seq\":5", "\"seq\":-5"),
+            ("\"ready\":true,", ""),
+            ("\"ready\":true", "\"ready\":1"),
+            ("\"connections\":7", "\"connections\":4294967296"),
+            ("\"connections\":7", "\"connections\":-1"),
+            ("\"handshakes\":3", "\"handshakes\":1e300"),
+            ("\"limit\":10000", "\"limit\":18446744073709551615"),
+            ("\"weight\":1.5", "\"weight\":0"),
+            ("\"weight\":1.5", "\"weight\":-1"),
+            ("\"weight\":1.5", "\"weight\":100.1"),
+            ("\"weight\":1.5", "\"weight\":null"),
+            ("12.25", "-0.5"),
+            ("12.25", "1e400"),
+            ("12.25", "1e9"),
+            ("\"a\":17080", "\"a\":0"),
+            ("\"a\":17080", "\"a\":65536"),
+            ("\"a\":17080", "\"\":17080"),
+            ("\"a\":17080", "\"a\\n\":17080"),
+            ("\"a\":17080", many.as_str()),
+            ("}}", "}"),
+        ];
+        for (from, to) in rows {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good, "{from} is not in {good}");
+            assert!(Report::decode(&bad, |_| true).is_err(), "{bad}");
+        }
+        let padded = format!("{}{good}", " ".repeat(MAX_BYTES));
+        assert!(Report::decode(&padded, |_| true).is_err());
+        assert!(Report::decode("", |_| true).is_err());
+        assert!(Report { weight: f64::NAN, ..report(7) }.encode(5).is_err());
+        assert!(Report { arrivals_per_s: f64::INFINITY, ..report(7) }.encode(5).is_err());
+    }
+
+    #[test]
+    fn only_an_arrival_rate_is_no_news() {
+        assert!(!Report { arrivals_per_s: 1.0, ..report(7) }.is_news_after(&report(7)));
+        assert!(report(8).is_news_after(&report(7)));
+        assert!(Report { ready: false, ..report(7) }.is_news_after(&report(7)));
+    }
+}

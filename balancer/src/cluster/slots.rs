@@ -1,0 +1,101 @@
+//! Which slot of the maps each controller has, and which relay port this host gives it.
+//!
+//! Both are kept: a controller that was there before stays where it was, so that its relays, its counts and what it
+//! has been told go on over the agent's restart.
+
+use anyhow::{Context as _, Result};
+use balancer_common::{records::Controller, wire::Port};
+use bytemuck::Zeroable as _;
+
+use crate::config::RelayPorts;
+
+/// Gives each controller of `names` a slot, the one it had if it had one, and each of them but `own` a relay port.
+/// Returns the slots' indices in the order of the names. Slots of others are freed first.
+///
+/// # Errors
+/// There are more controllers than slots, or than relay ports; the message says which key to change.
+pub fn assign(
+    slots: &mut [Controller],
+    names: &[&str],
+    own: &str,
+    relay_ports: RelayPorts,
+) -> Result<Vec<usize>> {
+    let hashes: Vec<u64> = names.iter().map(|name| name_hash(name)).collect();
+    for slot in slots.iter_mut() {
+        if slot.name_hash != 0 && !hashes.contains(&slot.name_hash) {
+            *slot = Controller::zeroed();
+        } else if slot.name_hash == name_hash(own) {
+            // From when this host was another controller: nobody else would get it.
+            slot.relay_in = Port::NONE;
+        }
+    }
+    let mut indices = Vec::new();
+    for (&name, &hash) in names.iter().zip(&hashes) {
+        let known = slots.iter().position(|slot| slot.name_hash == hash);
+        let free = || slots.iter().position(|slot| slot.name_hash == 0);
+        let index = known.or_else(free).context("more controllers than slots")?;
+        let taken: Vec<u16> = slots.iter().map(|slot| slot.relay_in.host()).collect();
+        let slot = slots.get_mut(index).context("a slot that is not there")?;
+        if slot.name_hash != hash {
+            *slot = Controller { name_hash: hash, ..Controller::zeroed() };
+        }
+        if name != own && !relay_ports.contains(slot.relay_in.host()) {
+            let free = relay_ports.iter().find(|port| !taken.contains(port));
+            slot.relay_in =
+                Port::new(free.context("cluster.relay_ports: fewer ports than other controllers")?);
+        }
+        indices.push(index);
+    }
+    Ok(indices)
+}
+
+/// A name as a slot keeps it: stable over versions, never 0.
+pub fn name_hash(name: &str) -> u64 {
+    use sha2::Digest;
+    let digest: [u8; 32] = sha2::Sha256::digest(name.as_bytes()).into();
+    u64::from_le_bytes(digest.first_chunk().copied().unwrap_or_default()) | 1
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::records::MAX_CONTROLLERS;
+
+    use super::*;
+
+    const PORTS: RelayPorts = RelayPorts { first: 17080, last: 17083 };
+
+    /// The names' indices and ports.
+    fn assigned(slots: &mut [Controller], names: &[&str], ports: RelayPorts) -> Vec<(usize, u16)> {
+        let indices = assign(slots, names, "a", ports).unwrap();
+        indices.into_iter().map(|index| (index, slots[index].relay_in.host())).collect()
+    }
+
+    #[test]
+    fn what_was_given_is_kept() {
+        let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
+        assert_eq!(assigned(&mut slots, &["a", "b", "c"], PORTS), [(0, 0), (1, 17080), (2, 17081)]);
+        assert_eq!(assigned(&mut slots, &["c", "a", "b"], PORTS), [(2, 17081), (0, 0), (1, 17080)]);
+        assert_eq!(assigned(&mut slots, &["a", "c", "d"], PORTS), [(0, 0), (2, 17081), (1, 17080)]);
+        let others = RelayPorts { first: 17081, last: 17082 };
+        assert_eq!(assigned(&mut slots, &["a", "c", "d"], others), [(0, 0), (2, 17081), (1, 17082)]);
+    }
+
+    #[test]
+    fn a_host_that_takes_anothers_name_gives_its_port_on() {
+        let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
+        let two = RelayPorts { first: 17080, last: 17081 };
+        assign(&mut slots, &["a", "b", "c"], "a", two).unwrap();
+        assign(&mut slots, &["a", "b", "c"], "b", two).unwrap();
+        assert_eq!([0, 1, 2].map(|slot| slots[slot].relay_in.host()), [17080, 0, 17081]);
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_said() {
+        let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
+        let few = RelayPorts { first: 17080, last: 17080 };
+        let error = assign(&mut slots, &["a", "b", "c"], "a", few).unwrap_err();
+        assert!(error.to_string().starts_with("cluster.relay_ports: fewer ports"), "{error}");
+        let error = assign(&mut slots[..2], &["a", "b", "c"], "a", PORTS).unwrap_err();
+        assert_eq!(error.to_string(), "more controllers than slots");
+    }
+}

@@ -1,0 +1,5 @@
+//! The operator's side: the control socket, `status` and `check`.
+
+pub mod check;
+pub mod control;
+pub mod status;

@@ -1,0 +1,79 @@
+//! The main job over real sockets: clients that all dial one controller end up even, and every count
+//! is the kernel's own. Every host has a default-deny firewall with connection tracking unless a run says otherwise.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests::cluster::{Cluster, ClusterOptions, is_even};
+use tests::juju::fleet::{Dial, Kind};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Clients: fewer in a virtual machine, whose processor may be an emulated one.
+fn clients() -> usize {
+    if std::env::var_os("BALANCER_VM").is_some() { 300 } else { 3000 }
+}
+
+/// All clients dial the first controller; none sees an error and the counts end up even.
+fn spread(options: ClusterOptions) -> Result<()> {
+    let (controllers, clients) = (options.controllers, clients());
+    let hook = options.hook.clone();
+    let mut cluster = Cluster::start(options)?;
+    let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
+    dial.concurrency = 100;
+    let dialled = cluster.fleet.dial(&dial)?;
+    ensure!(dialled.ok == clients, "every client is to get in: {dialled:?}");
+    ensure!(dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
+    ensure!(
+        dialled.wrong_peer == 0,
+        "accept() is to return every client's own address and port: {dialled:?}"
+    );
+    let counts = cluster
+        .await_counts(DEADLINE, "all established", |counts| counts.iter().sum::<usize>() == clients)?;
+    println!("{controllers} controllers: {counts:?} in {} ms", dialled.elapsed_ms);
+    ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
+    for (daemon, count) in cluster.daemons.iter().zip(&counts) {
+        let status = daemon.status()?;
+        let name = status["controller"].as_str().unwrap_or_default().to_owned();
+        let own =
+            status["controllers"].as_array().into_iter().flatten().find(|one| one["name"] == name.as_str());
+        let counted = own.and_then(|own| own["connections"].as_u64());
+        ensure!(counted == Some(*count as u64), "status of {name} says {counted:?}, ss says {count}");
+        ensure!(status["drift"] == 0, "no drift: {status}");
+        let hooks = status["hooks"].as_object().into_iter().flatten();
+        let as_asked = hooks.filter(|(_, used)| hook.as_ref().is_none_or(|hook| *used == hook)).count();
+        ensure!(as_asked == 1, "one interface, hooked as asked for: {status}");
+    }
+    cluster.ensure_valid()
+}
+
+#[test]
+fn three_controllers_share_clients_that_all_dial_one() -> Result<()> {
+    spread(ClusterOptions::new("spr3"))
+}
+
+#[test]
+fn three_controllers_share_clients_over_ipv6() -> Result<()> {
+    spread(ClusterOptions { ipv6: true, ..ClusterOptions::new("spr3v6") })
+}
+
+#[test]
+fn three_controllers_without_firewalls_share_clients() -> Result<()> {
+    spread(ClusterOptions { nft: false, ..ClusterOptions::new("qspr3") })
+}
+
+#[test]
+fn three_controllers_with_the_hooks_of_older_kernels_share_clients() -> Result<()> {
+    spread(ClusterOptions { hook: Some("clsact".to_owned()), ..ClusterOptions::new("qspr3cls") })
+}
+
+#[test]
+fn five_controllers_share_clients_that_all_dial_one() -> Result<()> {
+    spread(ClusterOptions { controllers: 5, ..ClusterOptions::new("spr5") })
+}
+
+#[test]
+fn seven_controllers_share_clients_that_all_dial_one() -> Result<()> {
+    spread(ClusterOptions { controllers: 7, ..ClusterOptions::new("spr7") })
+}

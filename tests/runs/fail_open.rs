@@ -1,0 +1,156 @@
+//! What the balancer does not decide is served as it was without it.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+use tests::cluster::judge::{exact, no_drift};
+use tests::cluster::{API_PORT, Cluster, ClusterOptions};
+use tests::juju::fleet::{Dial, Kind};
+use tests::network::delay::packet_socket;
+use tests::network::sockopt::switch_on;
+use tests::packet::frame::{SYN, Segment, with_vlan};
+use tests::support::eventually::eventually;
+
+/// What was asked for is there within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
+/// For so long after a first start nobody is refused for coming unseen.
+const STARTED: Duration = Duration::from_secs(6);
+/// A relay port, and a port that a controller may dial.
+const RELAY_PORT: u16 = 17_085;
+const ELSEWHERE: u16 = 443;
+
+/// A cluster in which nobody is let in any more for coming while the balancers start.
+fn settled(tag: &str, hard_limit: Option<u64>) -> Result<Cluster> {
+    let cluster = Cluster::start(ClusterOptions { hard_limit, ..ClusterOptions::new(tag) })?;
+    std::thread::sleep(STARTED);
+    Ok(cluster)
+}
+
+/// One that Juju does not list, or a virtual one of keepalived: within the limit, clients are served where they dial.
+#[test]
+fn an_address_that_no_configuration_names_is_served_up_to_the_limit() -> Result<()> {
+    const LIMIT: usize = 60;
+    let mut cluster = settled("unlisted", Some(LIMIT as u64))?;
+    let host = &cluster.net.controllers[0].namespace;
+    for (address, other) in [("10.77.0.200/16", "10.77.0.200"), ("fd77::200/64 nodad", "fd77::200")] {
+        host.exec(&format!("ip address add {address} dev eth0"))?;
+        let server = SocketAddr::new(other.parse()?, API_PORT);
+        let dialled = cluster.fleet.dial(&Dial::new(other, Kind::Single, LIMIT / 2, &[server]))?;
+        ensure!(
+            dialled.ok == LIMIT / 2 && dialled.by_server.get("a") == Some(&(LIMIT / 2)),
+            "served where dialled: {dialled:?}"
+        );
+    }
+    ensure!(exact(&cluster, "all at a", LIMIT)? == [LIMIT, 0, 0]);
+    let server = SocketAddr::new("10.77.0.200".parse()?, API_PORT);
+    let more = cluster.fleet.dial(&Dial::new("more", Kind::Single, 20, &[server]))?;
+    ensure!(more.refused == 20, "the limit holds there too: {more:?}");
+    // By an address that is named there is room elsewhere.
+    let relayed = cluster.fleet.dial(&Dial::new("named", Kind::Single, 20, &[cluster.address(0)]))?;
+    ensure!(relayed.ok == 20 && !relayed.by_server.contains_key("a"), "relayed: {relayed:?}");
+    no_drift(&cluster)
+}
+
+/// A tag of VLAN 0 tells a priority only; some adapters put one on every frame.
+#[test]
+fn frames_with_a_priority_tag_are_decided_as_without() -> Result<()> {
+    const SYNS: u64 = 30;
+    const PRIORITY: u16 = 5 << 13;
+    let cluster = settled("priotag", None)?;
+    let (daemon, host) = (&cluster.daemons[0], &cluster.net.controllers[0].namespace);
+    let counters = || -> Result<(u64, u64)> {
+        let status = daemon.status()?;
+        let counter =
+            |name: &str| status["counters"][name].as_u64().with_context(|| format!("{name} in {status}"));
+        Ok((counter("arrived")?, counter("refused")?))
+    };
+    let link = host.exec("ip -o link show eth0")?;
+    let mac = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    let mac: Vec<u8> = mac
+        .with_context(|| format!("an address in {link}"))?
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16))
+        .collect::<Result<_, _>>()?;
+    let before = counters()?;
+    let (client, server) = (&cluster.net.clients[0], cluster.address(0));
+    client.namespace.enter(|| -> Result<()> {
+        let socket = packet_socket("eth0")?;
+        for number in 0..SYNS as u16 {
+            let from = SocketAddr::new(client.address(false), 40_000 + number);
+            let syn = Segment::new(from, server).flags(SYN).ack(0).frame();
+            let mut frame = with_vlan(&syn, PRIORITY);
+            frame[..6].copy_from_slice(&mac);
+            socket.send(&frame)?;
+        }
+        Ok(())
+    })??;
+    let wanted = (before.0 + SYNS, before.1);
+    eventually(SOON, "each is decided, and none refused", || match counters() {
+        Ok(found) if found == wanted => Ok(()),
+        other => Err(format!("{other:?}, wanted {wanted:?}")),
+    })
+}
+
+/// Packet programs read no header with options, and see what the host's own NAT sends to the API port before it does.
+#[test]
+fn what_the_packet_programs_do_not_read_is_served_up_to_the_limit() -> Result<()> {
+    const LIMIT: usize = 40;
+    let mut cluster = settled("unread", Some(LIMIT as u64))?;
+    let host = &cluster.net.controllers[0].namespace;
+    host.exec("nft add table ip nat")?;
+    host.exec("nft add chain ip nat prerouting { type nat hook prerouting priority -100 ; }")?;
+    host.exec(&format!("nft add rule ip nat prerouting tcp dport {ELSEWHERE} redirect to :{API_PORT}"))?;
+    let server = cluster.address(0);
+    let redirected = SocketAddr::new(server.ip(), ELSEWHERE);
+    let dialled = cluster.fleet.dial(&Dial::new("redirected", Kind::Single, LIMIT - 1, &[redirected]))?;
+    ensure!(dialled.ok == LIMIT - 1, "redirected on their host: {dialled:?}");
+
+    let dial = || -> std::io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        // The octets of the number one are options: "no operation", "end" (RFC 791, 3.1).
+        switch_on(&socket, libc::IPPROTO_IP, libc::IP_OPTIONS)?;
+        socket.connect_timeout(&server.into(), SOON)?;
+        Ok(socket)
+    };
+    let namespace = &cluster.net.clients[0].namespace;
+    let _last = namespace.enter(dial)?.context("a client with IP options")?;
+    ensure!(exact(&cluster, "all at a", LIMIT)? == [LIMIT, 0, 0]);
+    let refused = namespace.enter(dial)?.err().context("one more than the limit")?;
+    ensure!(refused.kind() == ErrorKind::ConnectionRefused, "{refused}");
+    let more = cluster.fleet.dial(&Dial::new("more", Kind::Single, 5, &[redirected]))?;
+    ensure!(more.refused == 5, "the limit holds: {more:?}");
+    no_drift(&cluster)
+}
+
+/// The range that the kernel draws such ports from may hold relay ports.
+#[test]
+fn a_controllers_own_connections_may_leave_by_a_relay_port() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { nft: false, ..ClusterOptions::new("ownport") })?;
+    let [host, controller] = [&cluster.net.controllers[0], &cluster.net.controllers[1]];
+    let stranger = &cluster.net.clients[0];
+    for (what, to, port) in
+        [("another controller's API", controller, API_PORT), ("elsewhere", stranger, ELSEWHERE)]
+    {
+        for ipv6 in [false, true] {
+            let target = SocketAddr::new(to.address(ipv6), port);
+            let _listener = (port == ELSEWHERE)
+                .then(|| to.namespace.enter(|| TcpListener::bind(target)))
+                .transpose()?
+                .transpose()?;
+            let own = SocketAddr::new(host.address(ipv6), RELAY_PORT);
+            host.namespace
+                .enter(|| -> std::io::Result<()> {
+                    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+                    socket.set_reuse_address(true)?;
+                    socket.bind(&own.into())?;
+                    socket.connect_timeout(&target.into(), SOON)
+                })?
+                .with_context(|| format!("{what}: {own} to {target}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! A flood of spoofed SYNs: who is connected stays so, who is real gets in, and the tables stay within their bounds.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use balancer_common::records::map;
+use serde_json::Value;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tests::cluster::daemon::{Daemon, tables};
+use tests::cluster::judge::{await_echoes, unbroken, unharmed};
+use tests::cluster::{Cluster, ClusterOptions, is_even};
+use tests::juju::fleet::{Dial, Fleet, Kind};
+use tests::network::topology::Namespace;
+use tests::packet::frame::{SYN, Segment};
+use tests::support::eventually::eventually;
+use tests::support::noise::Noise;
+
+/// Distinct senders; each is a client of its own to the balancer. As many as go, or some that repeat theirs all the time.
+const SENDERS: usize = 262_144;
+const REPEATING: usize = 200;
+const BEFORE: Duration = Duration::from_secs(3);
+const FLOOD: Duration = Duration::from_secs(6);
+/// Nobody but strangers sends for so long: what is not used is first to go from a table of the newest.
+const QUIET: Duration = Duration::from_secs(5);
+/// A port that nobody listens on, and no business of the balancer's.
+const CLOSED: u16 = 9;
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Clients that the controllers hold before the flood.
+const CLIENTS: usize = 300;
+const NEWCOMERS: usize = 30;
+
+/// Sends SYNs of so many strangers to `to`, again and again, until `done`: as fast as they go, or with a `pause`.
+fn flood(to: SocketAddr, senders: usize, pause: Duration, done: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+    let mut noise = Noise::fresh();
+    let packets: Vec<Vec<u8>> = (0..senders)
+        .map(|_| {
+            // Of 11.0.0.0/8, which nobody here has.
+            let stranger = Ipv4Addr::from(0x0b00_0000 | (noise.next() as u32 & 0x00ff_ffff));
+            let port = 1_024 + noise.below(60_000) as u16;
+            Segment::new((stranger, port).into(), to)
+                .flags(SYN)
+                .seq(noise.next() as u32)
+                .syn_options(1460)
+                .packet()
+        })
+        .collect();
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    let address = SockAddr::from(SocketAddr::new(to.ip(), 0));
+    for packet in packets.iter().cycle() {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        // A full queue is what a flood is for.
+        if socket.send_to(packet, &address).is_ok() {
+            sent.fetch_add(1, Ordering::Relaxed);
+        }
+        if !pause.is_zero() {
+            sleep(pause);
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` while strangers flood `to`; gives what it gives, and how many SYNs a second went out.
+fn while_flooded<T>(
+    from: &Namespace,
+    to: SocketAddr,
+    (senders, pause): (usize, Duration),
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, f64)> {
+    let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let flooding = scope.spawn(|| from.enter(|| flood(to, senders, pause, &done, &sent))?);
+        let started = Instant::now();
+        let result = work();
+        let rate = sent.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        flooding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((result?, rate))
+    })
+}
+
+/// Echoes answered per second over `time`.
+fn echo_rate(fleet: &mut Fleet, time: Duration) -> Result<f64> {
+    let (before, started) = (fleet.stats()?.echoes, Instant::now());
+    let until = started + time;
+    eventually(time + DEADLINE, "time for echoes", || {
+        if Instant::now() >= until { Ok(()) } else { Err("still counting") }
+    })?;
+    let echoes = fleet.stats()?.echoes - before;
+    Ok(echoes as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Floods a port of the first controller; gives the balancers' counters of that controller afterwards.
+fn flooded(tag: &str, port: u16) -> Result<Value> {
+    let mut cluster = Cluster::start(ClusterOptions { clients: 2, ..ClusterOptions::new(tag) })?;
+    let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]))?;
+    ensure!(dialled.ok == CLIENTS, "{dialled:?}");
+    let counts = cluster.counts()?;
+    ensure!(counts[1] + counts[2] >= CLIENTS / 2, "most are relayed: {counts:?}");
+    // As many echoes as the processors manage: what the flood costs is lost.
+    cluster.fleet.traffic(Duration::from_millis(1))?;
+    let calm = echo_rate(&mut cluster.fleet, BEFORE)?;
+    // Answers to strangers leave, as they would by a default route.
+    let way_out = cluster.net.clients[1].addresses()[0];
+    for host in &cluster.net.controllers {
+        host.namespace.exec(&format!("ip route add 11.0.0.0/8 via {way_out}"))?;
+    }
+    let unpaced = (SENDERS, Duration::ZERO);
+    let memory = || cluster.daemons.iter().map(Daemon::map_memory).sum::<Result<u64>>();
+    let before = memory()?;
+
+    let address = cluster.address(0);
+    let (from, fleet) = (&cluster.net.clients[1].namespace, &mut cluster.fleet);
+    let (control, control_rate) =
+        while_flooded(from, SocketAddr::new(address.ip(), CLOSED), unpaced, || echo_rate(fleet, FLOOD))?;
+    let ((stormy, newcomers, records, during), rate) =
+        while_flooded(from, SocketAddr::new(address.ip(), port), unpaced, || {
+            let stormy = echo_rate(fleet, FLOOD)?;
+            let mut dial = Dial::new("new", Kind::Single, NEWCOMERS, &[address]);
+            dial.timeout_ms = 20_000;
+            let newcomers = fleet.dial(&dial)?;
+            fleet.traffic(Duration::ZERO)?;
+            sleep(QUIET);
+            fleet.traffic(Duration::from_millis(200))?;
+            Ok((stormy, newcomers, tables(cluster.daemons[0].pins())?, memory()?))
+        })?;
+    let lost = |rate: f64| 100.0 * (1.0 - rate / calm).max(0.0);
+    println!(
+        "{rate:.0} SYNs a second to port {port}: {calm:.0} echoes a second before, {stormy:.0} during ({:.0} % lost; \
+         {:.0} % where {control_rate:.0} a second go to a closed port); {} of {NEWCOMERS} newcomers in, the slowest after \
+         {:.0} ms; {records:?}; maps hold {} KiB, before {}",
+        lost(stormy),
+        lost(control),
+        newcomers.ok,
+        newcomers.connect_ms.max,
+        during >> 10,
+        before >> 10,
+    );
+    ensure!(newcomers.ok == NEWCOMERS, "real clients get in: {newcomers:?}");
+    unbroken(&await_echoes(&mut cluster.fleet, 3)?, (CLIENTS + NEWCOMERS) as u64)?;
+    ensure!(
+        stormy > control / 2.0,
+        "relays are not worse off than by a flood that is none of the balancer's"
+    );
+    ensure!(
+        records[map::LIVE] <= 2 * (CLIENTS + NEWCOMERS),
+        "no stranger is in the table of relays: {records:?}"
+    );
+    ensure!(during < before + before / 100, "memory is bounded: {before} octets, then {during}");
+    for daemon in &cluster.daemons {
+        let status = daemon.status()?;
+        let counter =
+            |name: &str| status["counters"][name].as_u64().with_context(|| format!("{name} in {status}"));
+        ensure!(counter("no_record")? == 0 && counter("untracked")? == 0, "no table overflows: {status}");
+        ensure!(status["drift"] == 0, "{status}");
+    }
+    // Handshakes that never end let go of their places within seconds.
+    eventually(DEADLINE, "no handshake in progress", || {
+        let status = cluster.daemons[0].status().map_err(|error| format!("{error:#}"))?;
+        match status["counters"]["handshakes_in_progress"].as_u64() {
+            Some(0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    cluster
+        .await_counts(DEADLINE, "just those", |counts| counts.iter().sum::<usize>() == CLIENTS + NEWCOMERS)?;
+    Ok(cluster.daemons[0].status()?["counters"].clone())
+}
+
+#[test]
+fn a_flood_at_the_api_port_ends_nobody_s_connection() -> Result<()> {
+    let counters = flooded("flapi", 17070)?;
+    println!("{} SYNs left no record", counters["flood"]);
+    ensure!(
+        counters["flood"].as_u64() > Some(0),
+        "of more than a processor's share none leaves a record: {counters}"
+    );
+    ensure!(counters["opened"].as_u64() > Some(10_000), "strangers are relayed: {counters}");
+    ensure!(counters["steered"] == 0, "and nobody refused: {counters}");
+    Ok(())
+}
+
+#[test]
+fn a_flood_at_a_relay_port_ends_nobody_s_connection() -> Result<()> {
+    let counters = flooded("flrelay", 17080)?;
+    ensure!(counters["stranger"].as_u64() > Some(10_000), "strangers are dropped: {counters}");
+    Ok(())
+}
+
+/// A SYN that its owner cannot answer, for want of a route, is repeated without an answer as if the owner were not reached.
+#[test]
+fn strangers_that_nobody_can_answer_keep_nobody_from_being_relayed() -> Result<()> {
+    const STEADY: usize = 150;
+    let mut cluster =
+        Cluster::start(ClusterOptions { clients: 2, plain: true, ..ClusterOptions::new("flforge") })?;
+    let address = cluster.address(0);
+    let (from, fleet) = (&cluster.net.clients[1].namespace, &mut cluster.fleet);
+    let mut dial = Dial::new("steady", Kind::Raw, STEADY, &[address]);
+    dial.rate = 15.0;
+    fleet.start_dial(&dial)?;
+    let daemon = &cluster.daemons[0];
+    eventually(DEADLINE, "some are relayed", || {
+        let status = daemon.status().map_err(|error| format!("{error:#}"))?;
+        let completed = status["counters"]["completed"].as_u64();
+        if completed > Some(5) { Ok(()) } else { Err(format!("{completed:?}")) }
+    })?;
+    let paced = (REPEATING, Duration::from_millis(1));
+    let (newcomers, rate) = while_flooded(from, address, paced, || fleet.dialled("steady", DEADLINE))?;
+    let counts = cluster.counts()?;
+    let status = cluster.daemons[0].status()?;
+    let counters = &status["counters"];
+    println!(
+        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} newcomers at {counts:?}, the \
+         slowest after {:.0} ms",
+        counters["repicked"], counters["steered"], newcomers.connect_ms.max
+    );
+    unharmed(&newcomers, STEADY)?;
+    ensure!(counters["repicked"].as_u64() > Some(100), "strangers repeat what was relayed: {counters}");
+    ensure!(counters["steered"] == 0, "others can be relayed to all the while: {counters}");
+    let log = cluster.daemons[0].log_lines();
+    ensure!(!log.iter().any(|line| line.contains("does not answer relayed connections")), "{log:?}");
+    ensure!(is_even(&counts), "newcomers are spread: {counts:?}");
+    Ok(())
+}

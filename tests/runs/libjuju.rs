@@ -1,0 +1,138 @@
+//! The real python-libjuju as a client: it connects, is relayed, stays connected, and comes back after a shed.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::cluster::{Cluster, ClusterOptions, RELAY_PORTS};
+use tests::juju::fleet::{Dial, Kind};
+use tests::juju::libjuju::{Libjuju, Served};
+use tests::juju::tls::Identity;
+use tests::network::topology::TcpSocketRow;
+use tests::support::eventually::eventually;
+
+/// What was asked for is there within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
+/// Two of the library's own pings and a websocket ping fall into this.
+const STAY: Duration = Duration::from_secs(22);
+/// Index of the controller that has the clients; the real one's host has no others.
+const FULL: usize = 0;
+const CLIENT_HOST: usize = 1;
+
+/// A cluster whose balancers find all clients at `a`: every newcomer there is relayed.
+fn one_full() -> Result<Cluster> {
+    const CLIENTS: usize = 200;
+    let options = ClusterOptions { balancer: false, clients: 2, ..ClusterOptions::new("ljreal") };
+    let mut cluster = Cluster::start(options)?;
+    let filled = cluster.fleet.dial(&Dial::new("fill", Kind::Single, CLIENTS, &[cluster.address(FULL)]))?;
+    ensure!(filled.ok == CLIENTS, "a is filled before there are balancers: {filled:?}");
+    cluster.start_balancers()?;
+    cluster.await_settled()?;
+    for daemon in &cluster.daemons {
+        eventually(SOON, "every balancer knows of a's clients", || {
+            let status = daemon.status().map_err(|error| format!("{error:#}"))?;
+            let counts: Vec<_> = status["controllers"].as_array().into_iter().flatten().collect();
+            let counts: Vec<_> = counts.iter().map(|one| one["connections"].as_u64()).collect();
+            let known = [CLIENTS as u64, 0, 0].map(Some);
+            if counts == known { Ok(()) } else { Err(format!("{counts:?}")) }
+        })?;
+    }
+    Ok(cluster)
+}
+
+/// Relayed connections of the full controller: those it has now, those it ever opened.
+fn relays(cluster: &Cluster) -> Result<(u64, u64)> {
+    let status = cluster.daemons[FULL].status()?;
+    let counts = (status["relays"]["out"].as_u64(), status["counters"]["opened"].as_u64());
+    counts.0.zip(counts.1).with_context(|| format!("relays in {status}"))
+}
+
+/// The client's only connection, as its own host has it.
+fn dialled(cluster: &Cluster) -> Result<TcpSocketRow, String> {
+    let sockets = cluster.net.clients[CLIENT_HOST].namespace.established(|_| true);
+    match sockets.map_err(|error| format!("{error:#}"))?.as_slice() {
+        [one] => Ok(one.clone()),
+        others => Err(format!("{others:?}")),
+    }
+}
+
+/// Sees to it that another controller than the full one has the client under its real address, and that the full one
+/// counts the relay; gives the owner's index and socket.
+fn ensure_relayed(cluster: &Cluster, served: &Served, opened: u64) -> Result<(usize, TcpSocketRow)> {
+    let full = cluster.address(FULL);
+    let client = eventually(SOON, "one connection of the client's host", || dialled(cluster))?;
+    ensure!(served.endpoint == full && client.peer == full, "a was dialled: {served:?}, {client:?}");
+    ensure!(served.peer.peer == client.local, "the server sees {client:?} as it is: {served:?}");
+    let owner = cluster.net.controllers.iter().position(|host| host.name == served.peer.server);
+    let owner = owner.with_context(|| format!("a controller's name in {served:?}"))?;
+    let local: SocketAddr = served.peer.local;
+    ensure!(owner != FULL && RELAY_PORTS.contains(&local.port()), "another controller serves: {served:?}");
+    let peers = cluster.servers[owner].peers()?;
+    ensure!(peers.contains(&(client.local, local)), "{client:?} among the owner's peers {peers:?}");
+    eventually(SOON, "a counts the relay", || match relays(cluster) {
+        // Relays that have ended are counted for a while.
+        Ok((out, all)) if (1..=opened).contains(&out) && all == opened => Ok(()),
+        other => Err(format!("{other:?}, opened is to be {opened}")),
+    })?;
+    Ok((owner, TcpSocketRow { state: String::new(), local, peer: client.local }))
+}
+
+#[test]
+fn the_real_python_libjuju_is_relayed_stays_and_comes_back_after_a_shed() -> Result<()> {
+    let mut cluster = one_full()?;
+    let authority = Identity::authority_file(cluster.directory());
+    ensure!(relays(&cluster)? == (0, 0), "nobody is relayed yet: {:?}", relays(&cluster));
+    let mut opened = 0;
+    // An administrator's library learns all addresses and dials them 100 ms apart when it comes back; another user's
+    // has only the one it was given.
+    for (user, addresses, models, stay) in [
+        ("a user", vec![], &["agents"][..], STAY),
+        ("an administrator", cluster.addresses(), &["agents", "controller"], Duration::ZERO),
+    ] {
+        for server in &cluster.servers {
+            server.set_addresses(&addresses)?;
+        }
+        let host = &cluster.net.clients[CLIENT_HOST].namespace;
+        let (mut client, connected) = Libjuju::connect(host, cluster.address(FULL), &authority)?;
+        opened += 1;
+        let (owner, socket) = ensure_relayed(&cluster, &connected.served, opened)?;
+        ensure!(connected.served.models == models, "what {user} sees: {connected:?}");
+
+        let stayed = client.ping(stay)?;
+        ensure!(
+            stayed.served.peer == connected.served.peer,
+            "one connection: {connected:?}, then {stayed:?}"
+        );
+
+        let started = Instant::now();
+        let (code, said, error) = cluster.daemons[owner].cli(&["drain", "--within", "1s"])?;
+        ensure!(code == Some(0), "{said}{error}");
+        let back = client.reconnected(SOON)?;
+        let away = started.elapsed();
+        opened += 1;
+        ensure!(back.served.peer.peer != socket.peer, "a new connection: {back:?}");
+        let (another, _) = ensure_relayed(&cluster, &back.served, opened)?;
+        ensure!(another != owner, "not by the one that is being drained: {back:?}");
+        cluster.daemons[owner].cli(&["resume"])?;
+        let after = client.ping(Duration::from_secs(1))?;
+        ensure!(after.served.peer == back.served.peer, "one connection: {back:?}, then {after:?}");
+        println!(
+            "{user}: connected to a and served by {} in {:.0} ms; {} rounds of requests in {stay:?}, slowest \
+             {:.0} ms; shed there, back by itself and served by {} in {:.0} ms, {:.0} ms of them since it noticed; \
+             {} rounds of requests",
+            connected.served.peer.server,
+            connected.ms,
+            stayed.rounds,
+            stayed.slowest_ms,
+            back.served.peer.server,
+            away.as_secs_f64() * 1000.0,
+            back.ms,
+            after.rounds,
+        );
+        client.quit()?;
+    }
+    let stats = cluster.fleet.stats()?;
+    ensure!(stats.lost == 0, "the other clients stay: {stats:?}");
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! The hard limit over real sockets: reached exactly, never passed, refused by RST, controllers exempt.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS};
+use tests::juju::fleet::{Dial, Fleet, Kind};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const LIMIT: usize = 500;
+
+fn limited(tag: &str) -> ClusterOptions {
+    ClusterOptions { hard_limit: Some(LIMIT as u64), plain: true, ..ClusterOptions::new(tag) }
+}
+
+#[test]
+fn the_limit_is_reached_exactly_and_the_next_is_refused_at_once() -> Result<()> {
+    let mut cluster = Cluster::start(limited("lim"))?;
+    let mut dial = Dial::new("fill", Kind::Raw, 3 * LIMIT, &[cluster.address(0)]);
+    dial.concurrency = 20;
+    let filled = cluster.fleet.dial(&dial)?;
+    ensure!(filled.ok == 3 * LIMIT, "all within the limits get in: {filled:?}");
+    let counts = cluster.await_counts(DEADLINE, "all full", |counts| counts == [LIMIT; 3])?;
+    println!("{counts:?} accepted, connect p99 {:.1} ms", filled.connect_ms.p99);
+    for index in 0..3 {
+        let mut dial = Dial::new("more", Kind::Raw, 20, &[cluster.address(index)]);
+        dial.timeout_ms = 3_000;
+        let refused = cluster.fleet.dial(&dial)?;
+        println!("the next 20 at controller {index}: refused in {:.2} ms at most", refused.refused_ms.max);
+        ensure!(refused.refused == 20, "refused by RST: {refused:?}");
+        ensure!(refused.refused_ms.max < 50.0, "within 50 ms: {refused:?}");
+    }
+    // The other controllers' own connections still get in.
+    for host in &cluster.net.controllers[1..] {
+        let mut own = Fleet::start(&host.namespace)?;
+        let dialled = own.dial(&Dial::new("own", Kind::Raw, 10, &[cluster.address(0)]))?;
+        ensure!(dialled.ok == 10, "controllers are exempt: {dialled:?}");
+    }
+    ensure!(cluster.counts()? == [LIMIT; 3], "clients as before");
+    Ok(())
+}
+
+/// 3000 dial at once; samples of every controller's count, taken all the while, stay within the limit.
+fn never_passed(options: ClusterOptions) -> Result<()> {
+    let mut cluster = Cluster::start(options)?;
+    let mut dial = Dial::new("all", Kind::Raw, 3000, &cluster.addresses()[..1]);
+    dial.concurrency = 3000;
+    dial.timeout_ms = 8_000;
+    let (done, highest, samples) =
+        (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0), AtomicUsize::new(0));
+    let hosts = &cluster.net.controllers;
+    let fleet = &mut cluster.fleet;
+    let dialled = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for host in hosts {
+                    let client = |port: u16| port == API_PORT || RELAY_PORTS.contains(&port);
+                    let Ok(rows) = host.namespace.established(client) else { continue };
+                    let clients = rows.iter().filter(|row| !row.peer.ip().is_loopback()).count();
+                    highest.fetch_max(clients, Ordering::Relaxed);
+                    samples.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let dialled = fleet.dial(&dial);
+        done.store(true, Ordering::Relaxed);
+        dialled
+    })?;
+    let counts = cluster.counts()?;
+    let (highest, samples) = (highest.into_inner(), samples.into_inner());
+    println!(
+        "{counts:?} of 3000 at once; at most {highest} in {samples} samples; {} ok, {} refused, {} reset, {} timed out",
+        dialled.ok, dialled.refused, dialled.reset, dialled.timeout
+    );
+    ensure!(highest <= LIMIT, "never more than the limit: {highest}");
+    ensure!(counts.iter().all(|&count| count <= LIMIT), "never more than the limit: {counts:?}");
+    ensure!(counts[0] == LIMIT, "the dialled one is full: {counts:?}");
+    Ok(())
+}
+
+#[test]
+fn the_limit_is_never_passed_with_3000_at_once() -> Result<()> {
+    never_passed(limited("lim3k"))
+}
+
+#[test]
+fn the_limit_is_never_passed_with_3000_at_once_over_a_slow_link() -> Result<()> {
+    never_passed(ClusterOptions { delay: Some(Duration::from_millis(50)), ..limited("limslow") })
+}

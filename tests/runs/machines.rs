@@ -1,0 +1,236 @@
+//! What may befall three controllers that are machines of their own, with native XDP where their kernel has it: cut off,
+//! killed, held for seconds, on a bad line, with a wrong clock, with agents that are killed all the time or replaced by
+//! another version's.
+//!
+//! After each: no connection of a controller that survived is lost, the counts are ss's, newcomers make them even, and
+//! when all clients have gone there is no record left. `cargo xtask machines` boots them.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use tests::cluster::is_even;
+use tests::cluster::judge::{
+    Controllers as _, await_echoes, await_state, exact, no_drift, seen, unbroken, unharmed,
+};
+use tests::juju::fleet::{Dial, Dialled, How, Kind, Stats};
+use tests::machines::{Machines, NAMES};
+use tests::network::switch::Conditions;
+use tests::support::eventually::eventually;
+use tests::support::noise::Noise;
+
+/// Clients at the beginning, a third at each controller.
+const CLIENTS: usize = 150;
+/// Newcomers afterwards, as many a second as emulated processors admit in passing.
+const NEWCOMERS: usize = 90;
+const PER_SECOND: f64 = 15.0;
+/// A client's patience.
+const PATIENCE_MS: u64 = 30_000;
+const BINARY: &str = "/fixtures/balancer";
+/// The same with maps of another layout, and longer records.
+const OTHER: &str = "/fixtures/balancer-other";
+
+/// Dials controller a.
+fn dial(machines: &mut Machines, id: &str, count: usize) -> Result<Dialled> {
+    let mut dial = Dial::new(id, Kind::Single, count, &[machines.address(0)]);
+    (dial.rate, dial.concurrency, dial.timeout_ms) = (PER_SECOND, 20, PATIENCE_MS);
+    let dialled = machines.fleet.dial(&dial)?;
+    unharmed(&dialled, count)?;
+    println!("{id}: {:?}", dialled.by_server);
+    Ok(dialled)
+}
+
+/// Machines with [`CLIENTS`] that talk, spread evenly; and how many each controller has.
+fn filled(seed: u64) -> Result<(Machines, Vec<usize>)> {
+    let started = Instant::now();
+    let mut machines = Machines::start(seed)?;
+    let hooks: Vec<_> = machines.statuses()?.iter().map(|status| status["hooks"]["eth0"].clone()).collect();
+    println!("booted in {:.1} s, hooks {hooks:?}", started.elapsed().as_secs_f64());
+    dial(&mut machines, "at first", CLIENTS)?;
+    let counts = exact(&machines, "at first", CLIENTS)?;
+    ensure!(is_even(&counts), "clients are spread: {counts:?}");
+    machines.fleet.traffic(Duration::from_secs(1))?;
+    unbroken(&await_echoes(&mut machines.fleet, 1)?, CLIENTS as u64)?;
+    Ok((machines, counts))
+}
+
+/// Waits until all that was relayed to one controller, `relayed` connections, is reset; nothing else is.
+fn await_resets(machines: &mut Machines, relayed: usize) -> Result<Stats> {
+    let since = Instant::now();
+    let stats = eventually(Duration::from_secs(20), "resets", || match machines.fleet.stats() {
+        Ok(stats) if stats.reset >= relayed as u64 => Ok(stats),
+        other => Err(format!("{other:?}")),
+    })?;
+    println!("{relayed} were reset after {} ms", since.elapsed().as_millis());
+    ensure!((stats.reset, stats.lost) == (relayed as u64, relayed as u64), "those and no others: {stats:?}");
+    Ok(stats)
+}
+
+/// Newcomers make the counts even; nobody has lost anything since `lost` were; when all have gone, nothing is left.
+fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
+    machines.await_settled()?;
+    exact(&machines, "before newcomers", before)?;
+    dial(&mut machines, "newcomers", NEWCOMERS)?;
+    let counts = exact(&machines, "with newcomers", before + NEWCOMERS)?;
+    ensure!(is_even(&counts), "newcomers make the counts even: {counts:?}");
+    let stats = await_echoes(&mut machines.fleet, 1)?;
+    ensure!(
+        (stats.lost, stats.data_errors, stats.open) == (lost as u64, 0, (before + NEWCOMERS) as u64),
+        "none is lost but those: {stats:?}"
+    );
+    no_drift(&machines)?;
+
+    machines.fleet.close(before + NEWCOMERS, How::Fin)?;
+    exact(&machines, "all closed", 0)?;
+    let since = Instant::now();
+    eventually(Duration::from_mins(1), "no record left", || {
+        let mut left = BTreeMap::new();
+        for (index, name) in NAMES.iter().enumerate() {
+            let tables = machines.tables(index).map_err(|error| format!("{error:#}"))?;
+            left.extend(
+                tables
+                    .into_iter()
+                    .filter(|(_, records)| *records > 0)
+                    .map(|(table, records)| (format!("{name}: {table}"), records)),
+            );
+        }
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })?;
+    println!("no record left after {:.1} s; {:?}", since.elapsed().as_secs_f64(), machines.switch.frames());
+    no_drift(&machines)
+}
+
+#[test]
+fn a_controller_is_cut_off_and_comes_back() -> Result<()> {
+    let (mut machines, counts) = filled(1)?;
+    machines.switch.set(|conditions| conditions.cut = vec![2]);
+    let stats = await_resets(&mut machines, counts[2])?;
+    await_state(&machines, 0, "c", "absent")?;
+    await_state(&machines, 1, "c", "absent")?;
+    await_state(&machines, 2, "a", "absent")?;
+    let newcomers = dial(&mut machines, "without c", 30)?;
+    ensure!(!newcomers.by_server.contains_key("c"), "c is not picked: {newcomers:?}");
+
+    machines.switch.set(|conditions| conditions.cut = Vec::new());
+    let healed = Instant::now();
+    machines.await_settled()?;
+    println!("settled {} ms after the cut was healed", healed.elapsed().as_millis());
+    ends_well(machines, CLIENTS - counts[2] + 30, stats.lost as usize)
+}
+
+#[test]
+fn a_controllers_machine_is_killed_and_boots_again() -> Result<()> {
+    let (mut machines, counts) = filled(2)?;
+    machines.kill(1);
+    let stats = await_resets(&mut machines, counts[1])?;
+    await_state(&machines, 0, "b", "absent")?;
+    let newcomers = dial(&mut machines, "without b", 30)?;
+    ensure!(!newcomers.by_server.contains_key("b"), "b is not picked: {newcomers:?}");
+
+    machines.boot(1)?;
+    ends_well(machines, CLIENTS - counts[1] + 30, stats.lost as usize)
+}
+
+#[test]
+fn a_controllers_machine_is_held_for_five_seconds() -> Result<()> {
+    let (mut machines, counts) = filled(3)?;
+    machines.controller(2)?.pause(true)?;
+    let held = Instant::now();
+    // Its clients are told while it is held, as nobody knows that it will go on.
+    let stats = await_resets(&mut machines, counts[2])?;
+    sleep(Duration::from_secs(5).saturating_sub(held.elapsed()));
+    machines.controller(2)?.pause(false)?;
+    ends_well(machines, CLIENTS - counts[2], stats.lost as usize)
+}
+
+#[test]
+fn the_line_loses_two_percent_and_takes_twenty_milliseconds() -> Result<()> {
+    let (mut machines, _) = filled(4)?;
+    let bad = Conditions { delay: Duration::from_millis(20), lost_permille: 20, ..Conditions::default() };
+    let said = NAMES.iter().enumerate().map(|(index, _)| Ok(machines.log(index)?.len()));
+    let said = said.collect::<Result<Vec<_>>>()?;
+    machines.switch.set(|conditions| *conditions = bad);
+    dial(&mut machines, "on a bad line", 60)?;
+    let counts = exact(&machines, "on a bad line", CLIENTS + 60)?;
+    ensure!(is_even(&counts), "clients are spread: {counts:?}");
+    unbroken(&await_echoes(&mut machines.fleet, 10)?, (CLIENTS + 60) as u64)?;
+    let lost = machines.switch.frames().lost;
+    ensure!(lost > 50, "the line did lose frames: {lost}");
+    for (index, name) in NAMES.iter().enumerate() {
+        let log = machines.log(index)?;
+        let log = log.get(said[index]..).unwrap_or(&log);
+        ensure!(!log.contains("is not heard of"), "nobody is given up: {name}: {log}");
+    }
+    machines.switch.set(|conditions| *conditions = Conditions::default());
+    ends_well(machines, CLIENTS + 60, 0)
+}
+
+#[test]
+fn a_controllers_clock_is_an_hour_off_for_a_while() -> Result<()> {
+    const HOUR_MS: i64 = 3_600_000;
+    let (mut machines, counts) = filled(5)?;
+    for (by_ms, id) in [(HOUR_MS, "an hour ahead"), (-HOUR_MS, "an hour behind")] {
+        machines.step_clock(1, by_ms)?;
+        await_state(&machines, 0, "b", "absent")?;
+        await_state(&machines, 1, "a", "absent")?;
+        let stats = await_echoes(&mut machines.fleet, 2)?;
+        println!("{id}: {} of {} at b, none lost", counts[1], stats.open);
+        unbroken(&stats, CLIENTS as u64)?;
+        machines.step_clock(1, -by_ms)?;
+        machines.await_settled()?;
+    }
+    ends_well(machines, CLIENTS, 0)
+}
+
+#[test]
+fn agents_are_killed_every_second_under_load() -> Result<()> {
+    const KILLS: usize = 12;
+    const AT_A_TIME: usize = 5;
+    let (mut machines, _) = filled(6)?;
+    let mut noise = Noise::new(6);
+    let mut killed = [0; 3];
+    for kill in 0..KILLS {
+        let started = Instant::now();
+        let index = noise.below(NAMES.len());
+        machines.restart_agent(index, Signal::SIGKILL, BINARY)?;
+        killed[index] += 1;
+        dial(&mut machines, &format!("kill {kill}"), AT_A_TIME)?;
+        sleep(Duration::from_secs(1).saturating_sub(started.elapsed()));
+    }
+    println!("killed {killed:?}");
+    let open = CLIENTS + KILLS * AT_A_TIME;
+    unbroken(&await_echoes(&mut machines.fleet, 1)?, open as u64)?;
+    machines.await_settled()?;
+    for status in machines.statuses()? {
+        let name = status["controller"].as_str().unwrap_or_default();
+        ensure!(seen(&status, name)?["relay"] == "self", "{status}");
+    }
+    ends_well(machines, open, 0)
+}
+
+#[test]
+fn agents_are_upgraded_one_after_another_and_back() -> Result<()> {
+    const AT_A_TIME: usize = 10;
+    let (mut machines, _) = filled(7)?;
+    let mut open = CLIENTS;
+    for (binary, from) in [(OTHER, "v1"), (BINARY, "v2")] {
+        for (index, name) in NAMES.iter().enumerate() {
+            machines.restart_agent(index, Signal::SIGTERM, binary)?;
+            dial(&mut machines, &format!("{name} leaves {from}"), AT_A_TIME)?;
+            open += AT_A_TIME;
+            let wanted = format!("took over from the data path of version {from}");
+            let log = eventually(Duration::from_secs(30), &wanted, || match machines.log(index) {
+                Ok(log) if log.contains(&wanted) => Ok(log),
+                other => Err(format!("{other:?}")),
+            })?;
+            println!("{}", log.lines().rfind(|line| line.contains(&wanted)).unwrap_or_default());
+            unbroken(&await_echoes(&mut machines.fleet, 1)?, open as u64)?;
+        }
+        machines.await_settled()?;
+        exact(&machines, &format!("all have left {from}"), open)?;
+    }
+    ends_well(machines, open, 0)
+}

@@ -1,0 +1,475 @@
+//! Relayed connections over real sockets: who the owner sees, ports used more than once, bulk data with every
+//! setting of the offloads and over a narrow line, firewalls, and how many connections are relayed at all.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tests::cluster::judge::{exact, no_drift};
+use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS, is_even};
+use tests::juju::fleet::{Dial, Dialled, How, Kind};
+use tests::network::firewall;
+use tests::network::topology::{Host, Net};
+use tests::support::eventually::eventually;
+
+/// What was asked for is there within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
+/// Bulk data that does not stall is there within this, on a busy machine too.
+const BULK: Duration = Duration::from_mins(1);
+/// A port that no firewall lets in.
+const OTHER_PORT: u16 = 17_100;
+/// Offloads as most hosts have them.
+const ALL_OFFLOADS: &str = "tx on sg on tso on gso on rx on gro on";
+/// Index of the controller that owns every relayed connection of a cluster made by [`one_owner`].
+const OWNER: usize = 1;
+/// The other two.
+const ENTRIES: [usize; 2] = [0, 2];
+
+/// A cluster of three in which only `b` is ready, so that every newcomer at `a` and `c` is relayed to it.
+fn one_owner(options: ClusterOptions) -> Result<Cluster> {
+    let plain = options.plain;
+    let mut cluster = Cluster::start(options)?;
+    for entry in ENTRIES {
+        if plain {
+            // Without HTTPS only a listener tells of health.
+            cluster.servers[entry].kill9();
+        } else {
+            cluster.servers[entry].set_health(false)?;
+        }
+    }
+    for daemon in &cluster.daemons {
+        eventually(SOON, "only b is ready, and takes relays", || {
+            let status = daemon.status().map_err(|error| format!("{error:#}"))?;
+            let states: Vec<_> =
+                ["a", "b", "c"].iter().map(|name| seen(&status, name)["state"].clone()).collect();
+            let relay = seen(&status, "b")["relay"].clone();
+            let settled = states == ["not-ready", "ready", "not-ready"] && (relay == "ok" || relay == "self");
+            if settled { Ok(()) } else { Err(format!("{states:?}, relays to b: {relay}")) }
+        })?;
+    }
+    Ok(cluster)
+}
+
+/// What `status` says of the controller called `name`; null if it does not list it.
+fn seen<'a>(status: &'a Value, name: &str) -> &'a Value {
+    let mut controllers = status["controllers"].as_array().into_iter().flatten();
+    controllers.find(|one| one["name"] == name).unwrap_or(&Value::Null)
+}
+
+/// Counter `name` of controller `index`.
+fn counter(cluster: &Cluster, index: usize, name: &str) -> Result<u64> {
+    let status = cluster.daemons[index].status()?;
+    status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
+}
+
+fn endpoint(cluster: &Cluster, index: usize, ipv6: bool) -> SocketAddr {
+    SocketAddr::new(cluster.net.controllers[index].address(ipv6), API_PORT)
+}
+
+fn client(cluster: &Cluster, ipv6: bool, port: u16) -> SocketAddr {
+    SocketAddr::new(cluster.net.clients[0].address(ipv6), port)
+}
+
+fn ensure_clean(dialled: &Dialled, count: usize) -> Result<()> {
+    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
+    ensure!(dialled.wrong_peer == 0, "the owner is to see the client's address: {dialled:?}");
+    Ok(())
+}
+
+/// One client from a port of its own.
+fn dial_from(cluster: &mut Cluster, kind: Kind, bind: SocketAddr, server: SocketAddr) -> Result<Dialled> {
+    let mut dial = Dial::new(&format!("{bind} to {server}"), kind, 1, &[server]);
+    dial.bind = vec![bind];
+    cluster.fleet.dial(&dial)
+}
+
+/// Sends echoes over every open connection until each has had an answer, all of them right.
+fn ensure_echoes(cluster: &mut Cluster, open: u64) -> Result<()> {
+    let before = cluster.fleet.stats()?.echoes;
+    cluster.fleet.traffic(Duration::from_millis(50))?;
+    let fleet = &mut cluster.fleet;
+    let stats = eventually(SOON, "echoes", || match fleet.stats() {
+        Ok(stats) if stats.echoes >= before + 4 * open => Ok(stats),
+        Ok(stats) => Err(format!("{stats:?}")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    cluster.fleet.traffic(Duration::ZERO)?;
+    ensure!(stats.open == open && stats.data_errors == 0, "{open} connections that work: {stats:?}");
+    Ok(())
+}
+
+#[test]
+fn the_owner_sees_the_clients_address_and_port() -> Result<()> {
+    const CLIENTS: usize = 200;
+    let mut cluster = one_owner(ClusterOptions::new("rpeer"))?;
+    for ipv6 in [false, true] {
+        let entry = endpoint(&cluster, 0, ipv6);
+        let dialled = cluster.fleet.dial(&Dial::new("peers", Kind::Single, CLIENTS, &[entry]))?;
+        ensure_clean(&dialled, CLIENTS)?;
+        let rows = cluster.net.clients[0].namespace.sockets()?;
+        let rows = rows.into_iter().filter(|row| row.state == "ESTAB" && row.peer == entry);
+        let ends: BTreeSet<SocketAddr> = rows.map(|row| row.local).collect();
+        ensure!(ends.len() == CLIENTS, "the client's host has {} connections to {entry}", ends.len());
+        let peers = cluster.servers[OWNER].peers()?;
+        let peers: Vec<_> = peers.into_iter().filter(|(peer, _)| peer.is_ipv6() == ipv6).collect();
+        let accepted: BTreeSet<SocketAddr> = peers
+            .iter()
+            .filter(|(_, local)| RELAY_PORTS.contains(&local.port()))
+            .map(|(peer, _)| *peer)
+            .collect();
+        ensure!(
+            accepted == ends,
+            "the client's side only: {:?}; the owner's only: {:?}",
+            ends.difference(&accepted).collect::<Vec<_>>(),
+            accepted.difference(&ends).collect::<Vec<_>>()
+        );
+        println!("{entry}: {} relayed connections, the same addresses and ports at both ends", ends.len());
+        cluster.fleet.close(CLIENTS, How::Fin)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_client_port_is_open_directly_and_through_both_entries() -> Result<()> {
+    let mut cluster = one_owner(ClusterOptions::new("rport"))?;
+    for (ipv6, port) in [(false, 43_001), (true, 43_002)] {
+        let bind = client(&cluster, ipv6, port);
+        for index in [OWNER, ENTRIES[0], ENTRIES[1]] {
+            let server = endpoint(&cluster, index, ipv6);
+            let dialled = dial_from(&mut cluster, Kind::Single, bind, server)?;
+            ensure_clean(&dialled, 1)?;
+            ensure!(dialled.by_server.get("b") == Some(&1), "served by b: {dialled:?}");
+        }
+        ensure_echoes(&mut cluster, 3)?;
+        let peers = cluster.servers[OWNER].peers()?;
+        let locals: BTreeSet<u16> =
+            peers.iter().filter(|(peer, _)| *peer == bind).map(|(_, local)| local.port()).collect();
+        println!("{bind} is connected to ports {locals:?} of b");
+        ensure!(locals.len() == 3 && locals.contains(&API_PORT), "three connections of {bind}: {peers:?}");
+        cluster.fleet.close(3, How::Fin)?;
+    }
+    cluster.ensure_valid()
+}
+
+/// How a connection ends before its port is used again.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The server closes first: `TIME_WAIT` at the owner.
+    Server,
+    /// The client closes first, by FIN: `TIME_WAIT` at the client.
+    Client,
+    /// The client closes first, by RST.
+    Reset,
+}
+
+/// Ends the only connection and waits until the client's host no longer has it.
+fn end(cluster: &mut Cluster, how: End, bind: SocketAddr) -> Result<()> {
+    match how {
+        End::Server => cluster.servers[OWNER].close(1).map(drop)?,
+        End::Client => cluster.fleet.close(1, How::Fin).map(drop)?,
+        End::Reset => cluster.fleet.close(1, How::Rst).map(drop)?,
+    }
+    let states = |host: &Host, of: &dyn Fn(&tests::network::topology::TcpSocketRow) -> SocketAddr| {
+        let rows = host.namespace.sockets().map_err(|error| format!("{error:#}"))?;
+        Ok::<Vec<String>, String>(
+            rows.into_iter().filter(|row| of(row) == bind).map(|row| row.state).collect(),
+        )
+    };
+    let (client, owner): (&[&str], &[&str]) = match how {
+        End::Server => (&[], &["TIME-WAIT"]),
+        End::Client => (&["TIME-WAIT"], &[]),
+        End::Reset => (&[], &[]),
+    };
+    eventually(SOON, &format!("{bind} closed by {how:?}"), || {
+        let at_client = states(&cluster.net.clients[0], &|row| row.local)?;
+        let at_owner = states(&cluster.net.controllers[OWNER], &|row| row.peer)?;
+        if at_client == client && at_owner == owner {
+            Ok(())
+        } else {
+            Err(format!("client {at_client:?}, owner {at_owner:?}"))
+        }
+    })
+}
+
+#[test]
+fn a_client_port_is_used_again_at_once_whoever_closed_first() -> Result<()> {
+    let mut cluster = one_owner(ClusterOptions { plain: true, ..ClusterOptions::new("ragain") })?;
+    // Without TLS: its farewell would make the client close before the server's FIN is there.
+    // Linux lets connect() take over a port in TIME_WAIT only when told to, and then after a second.
+    cluster.net.clients[0].namespace.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    for ipv6 in [false, true] {
+        for (how, port) in [(End::Server, 44_001), (End::Client, 44_002), (End::Reset, 44_003)] {
+            let (bind, entry) = (client(&cluster, ipv6, port), endpoint(&cluster, 0, ipv6));
+            let relayed = counter(&cluster, 0, "opened")?;
+            let mut slowest = 0.0_f64;
+            for round in 0..4 {
+                let dialled = eventually(SOON, "a port that the client's kernel lets go", || {
+                    let dialled = dial_from(&mut cluster, Kind::Raw, bind, entry)
+                        .map_err(|error| format!("{error:#}"))?;
+                    let held =
+                        dialled.errors.iter().any(|error| error.contains("Cannot assign requested address"));
+                    if held { Err(format!("{dialled:?}")) } else { Ok(dialled) }
+                })?;
+                ensure_clean(&dialled, 1).with_context(|| format!("{how:?}, round {round}"))?;
+                // Connected is one thing, accept() has returned another.
+                eventually(SOON, "the client at b", || match cluster.servers[OWNER].peers() {
+                    Ok(peers) if peers.iter().any(|(peer, _)| *peer == bind) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                })?;
+                slowest = slowest.max(dialled.connect_ms.max);
+                ensure_echoes(&mut cluster, 1)?;
+                end(&mut cluster, how, bind)?;
+            }
+            ensure!(counter(&cluster, 0, "opened")? == relayed + 4, "every connection is relayed");
+            ensure!(slowest < 900.0, "no SYN is repeated: {how:?} took {slowest} ms");
+            println!("{bind}, closed first by {how:?}: four times, longest connect {slowest:.1} ms");
+        }
+    }
+    cluster.ensure_valid()
+}
+
+/// Moves `bytes` each way through `a` and sees to it that this was relayed.
+fn bulk(cluster: &mut Cluster, what: &str, ipv6: bool, bytes: u64) -> Result<()> {
+    let entry = endpoint(cluster, 0, ipv6);
+    let accepted = cluster.servers[OWNER].stats()?.accepted;
+    let opened = counter(cluster, 0, "opened")?;
+    let done = cluster.fleet.bulk(entry, bytes, BULK).with_context(|| {
+        let counters = cluster.daemons[0].status().map(|status| status["counters"].to_string());
+        format!("{what}, {entry}: counters of the entry {}", counters.unwrap_or_default())
+    })?;
+    ensure!(counter(cluster, 0, "opened")? == opened + 1, "{what}: relayed");
+    ensure!(cluster.servers[OWNER].stats()?.accepted > accepted, "{what}: served by the owner");
+    let (up, down) = (done.up_ms, done.down_ms);
+    println!("{what}, {entry}: {} MB up in {up:.0} ms, down in {down:.0} ms", bytes / 1_000_000);
+    cluster.ensure_valid().context(what.to_owned())
+}
+
+/// Moves 200 MB each way over IPv4 and IPv6 with each setting of the controllers' offloads.
+fn whole(options: ClusterOptions, settings: &[(&str, &str)]) -> Result<()> {
+    let mut cluster = one_owner(options)?;
+    for host in &cluster.net.clients {
+        host.offloads(ALL_OFFLOADS)?;
+    }
+    for (what, switches) in settings {
+        for host in &cluster.net.controllers {
+            host.offloads(switches)?;
+        }
+        for ipv6 in [false, true] {
+            bulk(&mut cluster, what, ipv6, 200_000_000)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn bulk_data_is_whole_with_every_setting_of_the_offloads() -> Result<()> {
+    let settings = [
+        ("all offloads", ALL_OFFLOADS),
+        ("TX checksum off", "rx on gro on tx off"),
+        ("GRO off", "tx on sg on tso on gso on rx on gro off"),
+    ];
+    whole(ClusterOptions::new("roffl"), &settings)
+}
+
+#[test]
+fn bulk_data_is_whole_without_firewalls() -> Result<()> {
+    let options = ClusterOptions { nft: false, ..ClusterOptions::new("qroffl") };
+    whole(options, &[("no firewalls", ALL_OFFLOADS)])
+}
+
+#[test]
+fn bulk_data_is_whole_with_the_hooks_of_older_kernels() -> Result<()> {
+    let mut cluster =
+        one_owner(ClusterOptions { hook: Some("clsact".to_owned()), ..ClusterOptions::new("qrcls") })?;
+    for daemon in &cluster.daemons {
+        let status = daemon.status()?;
+        ensure!(status["hooks"] == json!({ "eth0": "clsact" }), "{status}");
+    }
+    for ipv6 in [false, true] {
+        bulk(&mut cluster, "clsact", ipv6, 20_000_000)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_narrow_line_before_the_clients_stalls_nothing() -> Result<()> {
+    let mut cluster = one_owner(ClusterOptions { router_mtu: Some(1300), ..ClusterOptions::new("rmtu") })?;
+    for ipv6 in [false, true] {
+        let before = counter(&cluster, 0, "icmp_to_owner")?;
+        bulk(&mut cluster, "1300-byte line", ipv6, 50_000_000)?;
+        let translated = counter(&cluster, 0, "icmp_to_owner")? - before;
+        println!("{translated} ICMP errors translated for the owner");
+        ensure!(translated > 0, "the entry translates what the router says of its line");
+        let owner = cluster.firewalls()?[OWNER];
+        ensure!(owner.relayed > 0, "the owner's firewall lets relayed connections in: {owner:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn few_of_the_clients_that_come_steadily_and_evenly_spread_are_relayed() -> Result<()> {
+    few_of_the_evenly_spread_are_relayed("reven", 300.0)
+}
+
+#[test]
+fn few_of_the_clients_that_come_all_at_once_and_evenly_spread_are_relayed() -> Result<()> {
+    few_of_the_evenly_spread_are_relayed("rburst", 0.0)
+}
+
+/// A thousand clients for each of three controllers, `rate` a second each.
+fn few_of_the_evenly_spread_are_relayed(tag: &str, rate: f64) -> Result<()> {
+    const EACH: usize = 1000;
+    let mut cluster = Cluster::start(ClusterOptions::new(tag))?;
+    for index in 0..3 {
+        let mut dial = Dial::new(&format!("to {index}"), Kind::Single, EACH, &[cluster.address(index)]);
+        dial.concurrency = 50;
+        dial.rate = rate;
+        cluster.fleet.start_dial(&dial)?;
+    }
+    for index in 0..3 {
+        let dialled = cluster.fleet.dialled(&format!("to {index}"), BULK)?;
+        ensure_clean(&dialled, EACH)?;
+    }
+    let counts =
+        cluster.await_counts(SOON, "all established", |counts| counts.iter().sum::<usize>() == 3 * EACH)?;
+    let statuses =
+        cluster.daemons.iter().map(tests::cluster::daemon::Daemon::status).collect::<Result<Vec<_>>>()?;
+    let relays: Vec<u64> = statuses.iter().filter_map(|status| status["relays"]["out"].as_u64()).collect();
+    let opened: Vec<u64> =
+        statuses.iter().filter_map(|status| status["counters"]["opened"].as_u64()).collect();
+    println!("counts {counts:?}, relays out {relays:?}, opened {opened:?}");
+    ensure!(relays.len() == 3 && opened.len() == 3, "status tells of relays: {statuses:?}");
+    let most = 3 * EACH as u64 * 15 / 100;
+    ensure!(opened.iter().sum::<u64>() <= most, "at most {most} are relayed: {opened:?}");
+    ensure!(relays.iter().sum::<u64>() <= most, "at most {most} are relayed: {relays:?}");
+    ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
+    Ok(())
+}
+
+/// No map of sockets takes a listener of MPTCP: relayed connections are handed to it by the packet programs.
+fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
+    const EACH: usize = 300;
+    let mut cluster = Cluster::start(ClusterOptions { ipv6, mptcp: true, ..ClusterOptions::new(tag) })?;
+    let share = |cluster: &mut Cluster, id: &str| -> Result<()> {
+        let dialled = cluster.fleet.dial(&Dial::new(id, Kind::Single, EACH, &[cluster.address(0)]))?;
+        ensure_clean(&dialled, EACH)?;
+        println!("{id}: {:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
+        ensure!(dialled.connect_ms.max < 900.0, "no SYN is repeated: {dialled:?}");
+        let counts = exact(cluster, id, EACH)?;
+        ensure!(is_even(&counts), "spread: {counts:?}");
+        ensure_echoes(cluster, EACH as u64)?;
+        cluster.fleet.close(EACH, How::Fin)?;
+        exact(cluster, "closed", 0).map(drop)
+    };
+    share(&mut cluster, "servers before balancers")?;
+    let (code, text, _) = cluster.daemons[1].cli(&["check"])?;
+    ensure!(code == Some(0) && text.contains("handed relayed connections one by one"), "{code:?} {text}");
+    cluster.restart_server(1)?;
+    cluster.restart_server(2)?;
+    cluster.await_settled()?;
+    share(&mut cluster, "balancers before servers")?;
+    no_drift(&cluster)?;
+    cluster.ensure_valid()
+}
+
+#[test]
+fn a_listener_of_mptcp_takes_relayed_connections() -> Result<()> {
+    mptcp("rmptcp4", false)
+}
+
+#[test]
+fn a_listener_of_mptcp_takes_relayed_connections_over_ipv6() -> Result<()> {
+    mptcp("rmptcp6", true)
+}
+
+/// Whether a host that listens on a port other than the balancer's can be connected to there.
+fn gets_through(from: &Host, to: &Host, within: Duration) -> Result<bool> {
+    let address = SocketAddr::new(to.address(false), OTHER_PORT);
+    match from.namespace.enter(|| TcpStream::connect_timeout(&address, within))? {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("neither in nor dropped: {address}")),
+    }
+}
+
+#[test]
+fn firewalls_are_in_force_and_see_relayed_connections_at_their_owner_alone() -> Result<()> {
+    const CLIENTS: usize = 1500;
+    let mut cluster = Cluster::start(ClusterOptions::new("rnft"))?;
+    let mut dial = Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]);
+    dial.concurrency = 100;
+    ensure_clean(&cluster.fleet.dial(&dial)?, CLIENTS)?;
+    ensure_echoes(&mut cluster, CLIENTS as u64)?;
+    cluster.ensure_valid()?;
+    for (index, (host, counted)) in cluster.net.controllers.iter().zip(cluster.firewalls()?).enumerate() {
+        let relayed = host.ss_established(|port| RELAY_PORTS.contains(&port))? as u64;
+        println!("{}: {relayed} relayed to it, {counted:?}", host.name);
+        let as_dialled = if index == 0 { counted.relayed == 0 } else { relayed > 300 };
+        ensure!(as_dialled && counted.relayed >= relayed, "{}: {relayed} relayed, {counted:?}", host.name);
+        let invalids = firewall::invalids(&host.namespace)?;
+        ensure!(invalids == "none of TCP", "{}: {invalids}", host.name);
+    }
+
+    // Each host listens on a port that no firewall lets in; without one it can be had.
+    let Net { controllers, clients, .. } = &cluster.net;
+    let hosts: Vec<&Host> = controllers.iter().chain(clients).collect();
+    let listen = |host: &&Host| -> Result<TcpListener> {
+        Ok(host.namespace.enter(|| TcpListener::bind(("0.0.0.0", OTHER_PORT)))??)
+    };
+    let listeners = hosts.iter().map(listen).collect::<Result<Vec<_>>>()?;
+    let pairs = || hosts.iter().zip(hosts.iter().cycle().skip(1));
+    let before = cluster.firewalls()?;
+    for (to, from) in pairs() {
+        ensure!(
+            !gets_through(from, to, Duration::from_millis(500))?,
+            "{}'s firewall is to drop what comes to {OTHER_PORT}",
+            to.name
+        );
+    }
+    for ((host, before), after) in hosts.iter().zip(before).zip(cluster.firewalls()?) {
+        ensure!(after.refused > before.refused, "{}: {before:?}, then {after:?}", host.name);
+    }
+    for host in &hosts {
+        firewall::remove(&host.namespace)?;
+    }
+    for (to, from) in pairs() {
+        ensure!(gets_through(from, to, SOON)?, "{} listens on {OTHER_PORT}", to.name);
+    }
+    drop(listeners);
+    let stats = cluster.fleet.stats()?;
+    ensure!(stats.lost == 0 && stats.open == CLIENTS as u64, "no connection is lost: {stats:?}");
+    Ok(())
+}
+
+#[test]
+fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result<()> {
+    const CLIENTS: usize = 600;
+    let mut cluster = Cluster::start(ClusterOptions::new("rblock"))?;
+    firewall::drop_ports(&cluster.net.controllers[OWNER].namespace, "17080-17095")?;
+    let started = Instant::now();
+    let mut dial = Dial::new("blocked", Kind::Single, CLIENTS, &[cluster.address(0)]);
+    dial.concurrency = 100;
+    let dialled = cluster.fleet.dial(&dial)?;
+    println!("{:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
+    ensure_clean(&dialled, CLIENTS)?;
+    ensure!(dialled.connect_ms.max < 1500.0, "in within 1.5 s: {:?}", dialled.connect_ms);
+    ensure!(!dialled.by_server.contains_key("b"), "b cannot be reached: {dialled:?}");
+    let repicked = counter(&cluster, 0, "repicked")?;
+    ensure!(repicked > 0, "some were to go to b first");
+    let daemon = &cluster.daemons[0];
+    let told = eventually(SOON, "status names b unreachable", || {
+        let status = daemon.status().map_err(|error| format!("{error:#}"))?;
+        let relay = seen(&status, "b")["relay"].clone();
+        if relay == "unreachable" { Ok(started.elapsed()) } else { Err(relay.to_string()) }
+    })?;
+    cluster.daemons[0].await_log(0, "controller b does not answer relayed connections", SOON)?;
+    println!("{repicked} picked anew; status and log name b after {} ms", told.as_millis());
+    let later = cluster.fleet.dial(&Dial { id: "later".to_owned(), ..dial })?;
+    ensure_clean(&later, CLIENTS)?;
+    ensure!(later.connect_ms.max < 900.0, "nobody waits once it is known: {:?}", later.connect_ms);
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! Churn, restarts and faults at random, for as long as one likes: `cargo xtask soak`. Memory stays flat, no count drifts,
+//! and when all clients have gone every table is empty.
+//!
+//! `$BALANCER_SOAK_SECONDS` says how long (a short run without), `$BALANCER_SOAK_SEED` which course: a run prints the seed
+//! that repeats it.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::cluster::daemon::tables;
+use tests::cluster::judge::{counted, no_drift};
+use tests::cluster::{Cluster, ClusterOptions};
+use tests::juju::fleet::{Dial, How, Kind};
+use tests::support::eventually::eventually;
+use tests::support::noise::Noise;
+
+/// In every test run.
+const SHORT_S: u64 = 25;
+/// Fewer clients are not worth a fault, more are too many for one machine.
+const CLIENTS: std::ops::Range<usize> = 100..1500;
+/// Counts are the kernel's, and whatever broke is at work again, within this: a server that lost its client by its host's
+/// silence asks after it every 15 s.
+const SETTLE: Duration = Duration::from_secs(30);
+/// Every client asks for an echo so often.
+const ECHO: Duration = Duration::from_secs(1);
+/// Longer than the collector waits for a closed connection's last packets, and than a silent peer is asked after.
+const EMPTY: Duration = Duration::from_secs(90);
+/// What an agent may hold more in the second half of a run than in the first, octets.
+const GROWTH: u64 = 3 << 20;
+
+/// What is done to the cluster.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Step {
+    Dial,
+    CloseOrderly,
+    CloseAbruptly,
+    KillAgent,
+    RestartAgent,
+    SilenceHost,
+    RestartServer,
+    Bulk,
+}
+
+/// Faults are rarer than what clients do all the time.
+const STEPS: [Step; 16] = [
+    Step::Dial,
+    Step::Dial,
+    Step::Dial,
+    Step::Dial,
+    Step::Dial,
+    Step::Dial,
+    Step::CloseOrderly,
+    Step::CloseOrderly,
+    Step::CloseOrderly,
+    Step::CloseAbruptly,
+    Step::KillAgent,
+    Step::KillAgent,
+    Step::RestartAgent,
+    Step::SilenceHost,
+    Step::RestartServer,
+    Step::Bulk,
+];
+
+/// A number in the environment.
+fn given(name: &str) -> Result<Option<u64>> {
+    let Some(text) = std::env::var_os(name) else { return Ok(None) };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    Ok(Some(number.with_context(|| format!("{name} is no number: {}", text.display()))?))
+}
+
+struct Course {
+    cluster: Cluster,
+    noise: Noise,
+    dials: usize,
+    done: BTreeMap<Step, usize>,
+    /// Connections lost so far.
+    lost: u64,
+}
+
+impl Course {
+    fn take(&mut self, step: Step) -> Result<u64> {
+        let index = self.noise.below(self.cluster.daemons.len());
+        match step {
+            Step::Dial => {
+                self.dials += 1;
+                let count = 20 + self.noise.below(100);
+                let address = self.cluster.address(index);
+                let mut dial = Dial::new(&format!("dial {}", self.dials), Kind::Single, count, &[address]);
+                (dial.rate, dial.timeout_ms) = (200.0, 20_000);
+                let dialled = self.cluster.fleet.dial(&dial)?;
+                ensure!(dialled.ok == count && dialled.wrong_peer == 0, "all get in: {dialled:?}");
+            }
+            Step::CloseOrderly | Step::CloseAbruptly => {
+                let how = if step == Step::CloseOrderly { How::Fin } else { How::Rst };
+                let count = self.noise.below(150);
+                self.cluster.fleet.close(count, how)?;
+            }
+            Step::KillAgent => {
+                self.cluster.daemons[index].kill9();
+                self.cluster.daemons[index].run()?;
+            }
+            Step::RestartAgent => self.cluster.daemons[index].restart()?,
+            Step::SilenceHost => {
+                self.cluster.net.controllers[index].silence(true)?;
+                std::thread::sleep(Duration::from_millis(self.noise.below(4000) as u64));
+                self.cluster.net.controllers[index].silence(false)?;
+            }
+            Step::RestartServer => self.cluster.restart_server(index)?,
+            Step::Bulk => {
+                self.cluster.fleet.bulk(self.cluster.address(index), 5_000_000, SETTLE)?;
+            }
+        }
+        *self.done.entry(step).or_default() += 1;
+        self.settle(step)
+    }
+
+    /// After each step the counts are the kernel's and the clients', all controllers serve, and only faults cost
+    /// connections; says how many were lost.
+    fn settle(&mut self, step: Step) -> Result<u64> {
+        self.cluster.await_settled()?;
+        let Self { cluster, lost: before, .. } = self;
+        // A client whose relay went with its entry is told when it speaks, and it may speak as late as TCP repeats it.
+        let settled = Instant::now();
+        let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
+            let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;
+            let own = counted(cluster).map_err(|error| format!("{error:#}"))?;
+            let stats = cluster.fleet.stats().map_err(|error| format!("{error:#}"))?;
+            let heard = step != Step::SilenceHost || (settled.elapsed() > ECHO && stats.waiting == 0);
+            if heard && kernel == own && kernel.iter().sum::<usize>() as u64 == stats.open {
+                Ok(stats.lost)
+            } else {
+                Err(format!("ss {kernel:?}, status {own:?}, clients {}, {} wait", stats.open, stats.waiting))
+            }
+        })?;
+        let lost = lost - std::mem::replace(before, lost);
+        let is_fault = matches!(step, Step::SilenceHost | Step::RestartServer);
+        ensure!(lost == 0 || is_fault, "{lost} connections were lost by no fault");
+        Ok(lost)
+    }
+
+    /// Largest of the agents, octets.
+    fn memory(&mut self) -> Result<u64> {
+        let sizes = self.cluster.daemons.iter_mut().map(|daemon| daemon.process()?.resident_bytes());
+        Ok(sizes.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default())
+    }
+}
+
+#[test]
+fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
+    let length = Duration::from_secs(given("BALANCER_SOAK_SECONDS")?.unwrap_or(SHORT_S));
+    let seed = given("BALANCER_SOAK_SEED")?.unwrap_or_else(|| Noise::fresh().next() >> 32);
+    println!("seed {seed}, {} s", length.as_secs());
+    // Shedding would end connections too; other runs are about that.
+    let policy = toml::Table::from_iter([("rebalance".to_owned(), "off".into())]);
+    let cluster = Cluster::start(ClusterOptions { policy, ..ClusterOptions::new("soak") })?;
+    let (noise, done) = (Noise::new(seed), BTreeMap::new());
+    let mut course = Course { cluster, noise, dials: 0, done, lost: 0 };
+    course.cluster.fleet.traffic(ECHO)?;
+
+    let started = Instant::now();
+    let mut halves = [0, 0];
+    while started.elapsed() < length {
+        let open = course.cluster.fleet.stats()?.clients;
+        let step = match open {
+            few if few < CLIENTS.start => Step::Dial,
+            many if many >= CLIENTS.end => Step::CloseOrderly,
+            _ => STEPS[course.noise.below(STEPS.len())],
+        };
+        let begun = Instant::now();
+        let lost = course
+            .take(step)
+            .with_context(|| format!("{step:?} after {:?}, seed {seed}", started.elapsed()))?;
+        let half = usize::from(started.elapsed() > length / 2);
+        halves[half] = halves[half].max(course.memory()?);
+        println!(
+            "{:6.1} s {step:?}: {:.1} s, {lost} lost, {:?}",
+            started.elapsed().as_secs_f64(),
+            begun.elapsed().as_secs_f64(),
+            course.cluster.counts()?
+        );
+    }
+    println!(
+        "{:?}; agents' memory at most {} KiB, then {} KiB",
+        course.done,
+        halves[0] >> 10,
+        halves[1] >> 10
+    );
+    ensure!(halves[1] <= halves[0] + GROWTH, "memory stays flat: {halves:?} octets, seed {seed}");
+    no_drift(&course.cluster)?;
+
+    let cluster = &mut course.cluster;
+    let clients = cluster.fleet.stats()?.clients;
+    cluster.fleet.close(clients, How::Fin)?;
+    let since = Instant::now();
+    eventually(EMPTY, "no connection and no record left", || {
+        let counts = cluster.counts().map_err(|error| format!("{error:#}"))?;
+        let left = cluster.daemons.iter().map(|daemon| tables(daemon.pins()));
+        let left = left.collect::<Result<Vec<_>>>().map_err(|error| format!("{error:#}"))?;
+        let records: usize = left.iter().flat_map(BTreeMap::values).sum();
+        if records + counts.iter().sum::<usize>() == 0 {
+            Ok(())
+        } else {
+            Err(format!("{counts:?}, {left:?}"))
+        }
+    })
+    .with_context(|| format!("seed {seed}"))?;
+    println!("empty after {:.1} s", since.elapsed().as_secs_f64());
+    no_drift(cluster)
+}

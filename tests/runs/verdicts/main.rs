@@ -1,0 +1,239 @@
+//! Packets and what comes of them: every row on the host and, through test runs, in the kernel. Needs root.
+//!
+//! A row compares everything: code, interface, frame octet for octet, the whole counter delta, and all tables after.
+#![allow(clippy::too_many_lines, reason = "a table is as long as it has rows")]
+#![allow(clippy::large_stack_arrays, reason = "of rows")]
+
+mod entry;
+mod error;
+mod open;
+mod owner;
+mod row;
+mod steer;
+mod strange;
+mod unsettled;
+
+use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
+use balancer_common::stages::relay_syn::dispatch;
+use balancer_common::stages::restore::deliver;
+use balancer_common::verdict::{Drop, Pass, Send, Verdict};
+use tests::packet::host::{self, Action, Frame, Host, SHOT, UNSPEC};
+use tests::packet::kernel::{Kernel, Left, apart, boot_clock_ns};
+use tests::packet::scene;
+
+use crate::row::{ANY_TIME, Row, hex, prove};
+use crate::scene::{CAME_IN, Scene};
+
+#[test]
+fn frames_that_are_nothing_of_ours() -> Result<()> {
+    prove(strange::rows)
+}
+
+#[test]
+fn clients_dial() -> Result<()> {
+    prove(open::picked)
+}
+
+#[test]
+fn clients_are_steered() -> Result<()> {
+    prove(steer::steered)
+}
+
+#[test]
+fn clients_have_connections_enough() -> Result<()> {
+    prove(steer::limited)
+}
+
+#[test]
+fn those_who_are_not_balanced_dial() -> Result<()> {
+    prove(open::left_alone)
+}
+
+#[test]
+fn clients_dial_again() -> Result<()> {
+    prove(open::again)
+}
+
+#[test]
+fn relay_source_ports_run_out() -> Result<()> {
+    prove(open::exhausted)
+}
+
+#[test]
+fn connections_served_here() -> Result<()> {
+    prove(open::served)
+}
+
+#[test]
+fn from_client_to_owner() -> Result<()> {
+    prove(entry::forward)
+}
+
+#[test]
+fn from_owner_to_client() -> Result<()> {
+    prove(entry::back)
+}
+
+#[test]
+fn strays_at_the_entry() -> Result<()> {
+    prove(entry::strays)
+}
+
+#[test]
+fn relayed_clients_arrive() -> Result<()> {
+    prove(owner::accepted)
+}
+
+#[test]
+fn others_at_the_relay_ports() -> Result<()> {
+    prove(owner::refused)
+}
+
+#[test]
+fn relayed_packets_arrive() -> Result<()> {
+    prove(owner::restored)
+}
+
+#[test]
+fn relayed_packets_leave() -> Result<()> {
+    prove(owner::diverted)
+}
+
+#[test]
+fn errors_are_reported() -> Result<()> {
+    prove(error::rows)
+}
+
+#[test]
+fn programs_have_taken_the_place_of_others() -> Result<()> {
+    prove(unsettled::rows)
+}
+
+#[test]
+fn whatever_may_become_of_a_packet_is_in_a_row() {
+    let scene = Scene::v4(ANY_TIME);
+    let rows = [all(&scene), open::exhausted(&scene)].concat();
+    let counted: HashSet<_> = rows.iter().flat_map(Row::counted).collect();
+    let reasons = Pass::ALL.iter().map(|pass| pass.name()).chain(Send::ALL.iter().map(|send| send.name()));
+    let reasons = reasons.chain(Drop::ALL.iter().map(|drop| drop.name()));
+    let missing: Vec<_> = reasons.filter(|name| !counted.contains(name)).collect();
+    // What is none of ours is not counted; the other is the next test's.
+    assert_eq!(missing, [Pass::Other.name(), Drop::NoRecord.name()]);
+}
+
+#[test]
+fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
+    for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
+        apart(&scene(ANY_TIME).addresses(), || {
+            let (mut kernel, scene) = (Kernel::load(0)?, scene(boot_clock_ns()?));
+            let world = scene.world();
+            kernel.fill(&world)?;
+            let (host, gone) = (Host::new(&world), Verdict::Drop(Drop::NoRecord));
+            let (syn, relayed) = (scene.syn().frame(), scene.incoming().frame());
+            ensure!(dispatch(&mut Frame::new(&syn, CAME_IN), &host) == gone, "host: dispatch");
+            ensure!(deliver(&mut Frame::new(&relayed, CAME_IN), &host) == gone, "host: deliver");
+            let counted =
+                |kernel: &Kernel| anyhow::Ok(kernel.counters()?.get("no_record").copied().unwrap_or(0));
+            for (stage, frame) in [("ingress_dispatch", syn), ("ingress_deliver", relayed)] {
+                let before = counted(&kernel)?;
+                let ran = kernel.run_program(stage, &frame, CAME_IN, false)?;
+                ensure!(ran.is_some_and(|ran| ran.code == SHOT), "kernel: {stage}");
+                ensure!(counted(&kernel)? == before + 1, "kernel: {stage} is counted");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// All rows but the one whose state is large.
+fn all(scene: &Scene) -> Vec<Row> {
+    let groups = [
+        strange::rows,
+        open::picked,
+        open::left_alone,
+        open::again,
+        open::served,
+        steer::steered,
+        steer::limited,
+        entry::forward,
+        entry::back,
+        entry::strays,
+        owner::accepted,
+        owner::refused,
+        owner::restored,
+        owner::diverted,
+        error::rows,
+        unsettled::rows,
+    ];
+    groups.iter().flat_map(|group: &fn(&Scene) -> Vec<Row>| group(scene)).collect()
+}
+
+#[test]
+fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
+    for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
+        apart(&scene(ANY_TIME).addresses(), || {
+            let mut kernel = Kernel::load(0)?;
+            for row in all(&scene(boot_clock_ns()?)) {
+                let world = row.before();
+                kernel.fill(world)?;
+                let counted = kernel.counters()?;
+                for length in 0..ip_end(row.frame()) {
+                    let cut = &row.frame()[..length];
+                    let at = || {
+                        format!("{}, {}, cut to {length}:\n{}", scene(ANY_TIME).name, row.what(), hex(cut))
+                    };
+                    let (mut frame, tables) = (Frame::new(cut, CAME_IN), Host::new(world));
+                    let action = host::run(row.hook(), &mut frame, &tables);
+                    ensure!(action == Action { code: UNSPEC, ifindex: None }, "host: {action:?}: {}", at());
+                    ensure!(frame.bytes == cut, "host: changed: {}", at());
+                    ensure!(tables.counters().is_empty(), "host: {:?}: {}", tables.counters(), at());
+                    // Short ones are not taken by a test run; a few lengths of the payload stand for all.
+                    if length > 120 && length % 97 != 0 {
+                        continue;
+                    }
+                    if let Some(ran) = kernel.run(row.hook(), cut, CAME_IN, true)? {
+                        ensure!(ran.code == UNSPEC, "kernel: {}: {}", ran.code, at());
+                        ensure!(ran.frame == cut, "kernel: changed: {}", at());
+                    }
+                    if let Some(ran) = kernel.run_xdp(cut, CAME_IN)? {
+                        ensure!(ran.left == Left::Up, "kernel, XDP: {:?}: {}", ran.left, at());
+                        ensure!(ran.out == cut, "kernel, XDP: changed: {}", at());
+                    }
+                }
+                ensure!(kernel.counters()? == counted, "kernel: counted: {}", row.what());
+                let differences = kernel.world(world)?.differences(world);
+                ensure!(differences.is_empty(), "kernel: {}: {differences:?}", row.what());
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Where the IP packet in a frame ends by its own account.
+fn ip_end(frame: &[u8]) -> usize {
+    let length = match frame[12..14] {
+        [0x08, 0x00] => usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+        [0x86, 0xdd] => 40 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+        _ => frame.len(),
+    };
+    frame.len().min(14 + length)
+}
+
+#[test]
+fn a_frame_of_another_vlan_passes_unchanged() {
+    for scene in [Scene::v4(ANY_TIME), Scene::v6(ANY_TIME)] {
+        for row in all(&scene) {
+            let (mut frame, tables) = (Frame::new(row.frame(), CAME_IN), Host::new(row.before()));
+            frame.tagged = true;
+            let action = host::run(row.hook(), &mut frame, &tables);
+            assert_eq!(action, Action { code: UNSPEC, ifindex: None }, "{}", row.what());
+            assert_eq!(frame.bytes, row.frame(), "{}", row.what());
+            assert!(tables.counters().is_empty(), "{}", row.what());
+            assert_eq!(tables.world().differences(row.before()), [""; 0], "{}", row.what());
+        }
+    }
+}

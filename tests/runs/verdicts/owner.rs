@@ -1,0 +1,313 @@
+//! Packets of relays at their owner: SYNs with their trailer, what follows them, and the answers.
+
+use balancer_common::hooks::Socket;
+use balancer_common::records::{Flow, Reservation};
+use tests::packet::frame::{ACK, FIN, PSH, RST, SYN, Segment, trailer};
+use tests::packet::host::World;
+
+use crate::row::{Row, arrives, leaves, rst};
+use crate::scene::{CAME_IN, FAR, FAR_OLD, IN, ISN, LIMIT, Scene, TRAILER, gone_by, tuple};
+
+const ACKED: u32 = 0x2000_0000;
+
+/// A SYN to a relay port.
+pub fn accepted(scene: &Scene) -> Vec<Row> {
+    let world = scene.world();
+    let delivered = scene.syn().between(scene.dialler(), scene.door());
+    let back_key = tuple(scene.dialler(), scene.door());
+    let accept = |world: &mut World| {
+        world.half_open.extend(scene.incoming_flows(FAR, scene.now_s()));
+        world.traffic[1].received += 1;
+        scene.reserve(world, back_key);
+    };
+    let old = |state: [u8; 2]| {
+        let mut flows = scene.incoming_flows(FAR_OLD, scene.then_s());
+        flows[0].1.state = state[0];
+        flows[1].1.state = state[1];
+        flows
+    };
+    let with_live = |flows: [_; 2]| {
+        let mut world = scene.world();
+        world.live.extend(flows);
+        world
+    };
+    let mut half_open = scene.world();
+    half_open.half_open.extend(old([0, 0]));
+    let mut full = world.clone();
+    full.budget.established = LIMIT;
+    let mut known = scene.accepting();
+    known.traffic[1].received = 1;
+    // What B relayed from this very port before, for another client.
+    let others = scene.incoming_flows_of((scene.elsewhere, 6666).into(), FAR, scene.then_s());
+    let mut half_open_other = scene.world();
+    half_open_other.half_open.extend(others);
+    let over = move |world: &mut World| {
+        world.live.clear();
+        world.half_open.clear();
+    };
+    let bare = Segment { options: Vec::new(), ..scene.incoming() };
+    vec![
+        arrives("a relayed client: its address is given back", &world, scene.incoming())
+            .passes_as("restored", delivered.clone())
+            .then(accept),
+        arrives("a relayed client, SYN without options", &world, bare.clone())
+            .passes_as("restored", Segment { trailer: None, ..bare.between(scene.dialler(), scene.door()) })
+            .then(accept),
+        arrives("a relayed SYN with a broken checksum stays broken", &world, scene.incoming().broken(0x00ff))
+            .passes_as("restored", delivered.clone().broken(0x00ff))
+            .then(accept),
+        arrives("the same SYN again", &known, scene.incoming()).passes_as("restored", delivered.clone()),
+        arrives("the same SYN again, the relay is live", &scene.owning(), scene.incoming())
+            .passes_as("restored", delivered.clone()),
+        arrives("all places are taken: RST", &full, scene.incoming())
+            .answered("relay_full", rst(&scene.incoming(), 0, Some(ISN + 1 + TRAILER)))
+            .then(|world| world.traffic[1].received += 1),
+        arrives("the client's port has a live relay", &with_live(old([0, 0])), scene.incoming())
+            .dropped("conflict"),
+        arrives(
+            "the client's port has a relay that the owner alone has closed",
+            &with_live(old([0, Flow::FIN])),
+            scene.incoming(),
+        )
+        .dropped("conflict"),
+        arrives(
+            "the client's port had a relay that it has closed",
+            &with_live(old([Flow::FIN, 0])),
+            scene.incoming(),
+        )
+        .passes_as("restored", delivered.clone())
+        .then(|world| world.live.clear())
+        .then(accept),
+        arrives(
+            "the client's port had a relay that was reset",
+            &with_live(old([0, Flow::RST])),
+            scene.incoming(),
+        )
+        .passes_as("restored", delivered.clone())
+        .then(|world| world.live.clear())
+        .then(accept),
+        arrives("the client's port had a relay that never began", &half_open, scene.incoming())
+            .passes_as("restored", delivered.clone())
+            .then(|world| world.half_open.clear())
+            .then(accept),
+        arrives("the entry's port had another client, live: that one is over", &with_live(others), scene.incoming())
+            .passes_as("restored", delivered.clone())
+            .then(over)
+            .then(accept),
+        arrives(
+            "the entry's port had another client in its handshake: that one is over",
+            &half_open_other,
+            scene.incoming(),
+        )
+        .passes_as("restored", delivered.clone())
+        .then(over)
+        .then(accept),
+        arrives(
+            "the entry's port had another client, live, and the SYN comes twice: one relay, one place",
+            &with_live(others),
+            scene.incoming(),
+        )
+        .passes_as("restored", delivered.clone())
+        .again()
+        .then(over)
+        .then(accept),
+        arrives(
+            "the entry's port had another client in its handshake, and the SYN comes twice: one relay, one place",
+            &half_open_other,
+            scene.incoming(),
+        )
+        .passes_as("restored", delivered)
+        .again()
+        .then(over)
+        .then(accept),
+    ]
+}
+
+/// SYNs to a relay port that are none of a controller's making.
+pub fn refused(scene: &Scene) -> Vec<Row> {
+    let world = scene.world();
+    let relayed = scene.incoming();
+    let sealed = trailer(scene.dialler(), scene.entry(), scene.door(), ISN);
+    let carrying = |payload: &[u8]| Segment { trailer: None, ..scene.incoming() }.payload(payload);
+    let altered = |at: usize, bits: u8| {
+        let mut payload = sealed.clone();
+        payload[at] ^= bits;
+        carrying(&payload)
+    };
+    let other_hop = trailer(scene.dialler(), scene.entry(), scene.door(), ISN + 1);
+    let other_family = if scene.a.is_ipv4() { "[fd01::1]:5" } else { "10.0.1.1:5" };
+    let other_family = other_family.parse().expect("an address");
+    let elsewhere = (scene.elsewhere, FAR).into();
+    let other_port = relayed.clone().between(scene.entry(), (scene.a, 17083).into());
+    let probe = Segment { trailer: None, ..relayed.clone() };
+    vec![
+        arrives("from a stranger", &world, relayed.clone().between(elsewhere, scene.door()))
+            .dropped("stranger"),
+        arrives("from a client", &world, relayed.clone().between((scene.client, FAR).into(), scene.door()))
+            .dropped("stranger"),
+        arrives(
+            "from an exempt address",
+            &world,
+            relayed.clone().between((scene.exempt, FAR).into(), scene.door()),
+        )
+        .dropped("stranger"),
+        arrives(
+            "from a controller that has another relay port: RST",
+            &world,
+            relayed.clone().between((scene.c, FAR).into(), scene.door()),
+        )
+        .answered(
+            "no_flow",
+            rst(&relayed.clone().between((scene.c, FAR).into(), scene.door()), 0, Some(ISN + 1 + TRAILER)),
+        ),
+        arrives("to a relay port that is not this entry's: RST", &world, other_port.clone())
+            .answered("no_flow", rst(&other_port, 0, Some(ISN + 1 + TRAILER))),
+        arrives("a probe whether this host is alive: RST", &world, probe.clone())
+            .answered("no_flow", rst(&probe, 0, Some(ISN + 1))),
+        arrives("an address that was altered", &world, altered(23, 1)).dropped("bad_tag"),
+        arrives("a port that was altered", &world, altered(5, 1)).dropped("bad_tag"),
+        arrives("a tag that was altered", &world, altered(31, 0x80)).dropped("bad_tag"),
+        arrives("a trailer of another SYN", &world, carrying(&other_hop)).dropped("bad_tag"),
+        arrives("no magic", &world, altered(0, 0x20)).dropped("bad_trailer"),
+        arrives("another version", &world, altered(2, 2)).dropped("bad_trailer"),
+        arrives("a client of the other family", &world, relayed.clone().trailer(other_family))
+            .dropped("bad_trailer"),
+        arrives("an octet too few", &world, carrying(&sealed[..31])).dropped("bad_trailer"),
+        arrives("an octet too many", &world, carrying(&[&sealed[..], &[0]].concat())).dropped("bad_trailer"),
+        arrives("garbage", &world, carrying(&[0x5a; 32])).dropped("bad_trailer"),
+        arrives("one octet", &world, carrying(b"x")).dropped("bad_trailer"),
+        arrives(
+            "to somebody else's port of that number",
+            &world,
+            relayed.between(scene.entry(), (scene.elsewhere, IN).into()),
+        ),
+    ]
+}
+
+/// What follows the SYN.
+pub fn restored(scene: &Scene) -> Vec<Row> {
+    let live = scene.owning();
+    let (key, back_key) = (tuple(scene.entry(), scene.door()), tuple(scene.dialler(), scene.door()));
+    let coming = Segment::new(scene.entry(), scene.door()).seq(ISN + 1).stamps();
+    let row = |what, world: &World, segment: &Segment, state: u8| {
+        arrives(what, world, segment.clone())
+            .passes_as("restored", segment.clone().between(scene.dialler(), scene.door()))
+            .then(move |world| gone_by(world, key, Some(ACKED), state))
+    };
+    let accepting = scene.accepting();
+    let mut answered = accepting.clone();
+    answered.half_open.get_mut(&back_key).expect("a flow").state = Flow::ANSWERED;
+    let promote = |world: &mut World| {
+        let half_open = std::mem::take(&mut world.half_open);
+        world.live.extend(half_open);
+    };
+    let mut lapsed = answered.clone();
+    lapsed.reserved.insert(back_key, Reservation { taken_s: scene.then_s(), isn: ISN });
+    lapsed.budget.handshakes = [0; 4];
+    let mut late = lapsed.clone();
+    late.budget.established = LIMIT;
+    let mut torn = accepting.clone();
+    torn.half_open.remove(&back_key);
+    let plain = Segment { options: Vec::new(), ..coming.clone() };
+    let homeless = coming.clone().between(scene.entry(), (scene.a, 17085).into());
+    let probe = Segment { options: Vec::new(), ..scene.incoming() };
+    let probe = Segment { trailer: None, ..probe };
+    let mut own = scene.world();
+    own.sockets.insert(tuple(scene.entry(), scene.door()), Socket::Connection);
+    vec![
+        row("data with time stamps", &live, &coming.clone().flags(PSH | ACK).payload(b"odd data!"), 0),
+        row("data without options", &live, &plain.clone().payload(&[3; 1001]), 0),
+        row("a bare ACK, padded to 60 octets", &live, &plain.clone().padded(60), 0),
+        row("a broken checksum stays broken", &live, &coming.clone().broken(1), 0),
+        row("FIN is noted", &live, &coming.clone().flags(FIN | ACK), Flow::FIN),
+        row("RST is noted", &live, &coming.clone().flags(RST | ACK), Flow::RST),
+        arrives("a SYN without an address on a live relay: the stack decides", &live, probe.clone())
+            .passes_as("restored", probe.clone().between(scene.dialler(), scene.door()))
+            .then(|world| gone_by(world, key, None, 0)),
+        row("the handshake's last ACK: the relay is live and keeps its place", &answered, &coming, 0)
+            .also("completed")
+            .then(promote),
+        row("an ACK before the answer proves nothing", &accepting, &coming, 0),
+        row("a last ACK whose place has lapsed takes another", &lapsed, &coming, 0)
+            .also("completed")
+            .then(promote)
+            .then(|world| scene.reserve(world, back_key)),
+        arrives("a last ACK whose place has lapsed, and all are taken: RST", &late, coming.clone())
+            .answered("late", rst(&coming, ACKED, None))
+            .then(|world| gone_by(world, key, Some(ACKED), 0))
+            .then(|world| world.reserved.clear()),
+        row(
+            "a RST in the handshake, in sequence, gives the place back",
+            &accepting,
+            &coming.clone().flags(RST | ACK),
+            Flow::RST,
+        )
+        .then(|world| world.reserved.clear())
+        .then(|world| world.budget.handshakes = [0; 4]),
+        row(
+            "a RST in the handshake, out of sequence, does not",
+            &accepting,
+            &coming.clone().flags(RST | ACK).seq(ISN + 7),
+            Flow::RST,
+        ),
+        arrives("half of the relay is gone: RST", &torn, coming.clone())
+            .answered("superseded", rst(&coming, ACKED, None))
+            .then(|world| world.half_open.clear()),
+        arrives("of no relay: RST", &scene.world(), coming.clone())
+            .answered("no_flow", rst(&coming, ACKED, None)),
+        arrives(
+            "of no relay, without ACK: RST",
+            &scene.world(),
+            coming.clone().flags(FIN).ack(0).payload(b"abc"),
+        )
+        .answered("no_flow", rst(&coming, 0, Some(ISN + 1 + 3 + 1))),
+        arrives("of no relay, on another relay port: RST", &scene.world(), homeless.clone())
+            .answered("no_flow", rst(&homeless, ACKED, None)),
+        arrives("a RST of no relay", &scene.world(), coming.clone().flags(RST)).dropped("no_answer"),
+        arrives("of this host's own connection, from a relay port", &own, coming.clone()).passes("socket"),
+        arrives(
+            "of no relay, from a stranger",
+            &scene.world(),
+            coming.between((scene.elsewhere, FAR).into(), scene.door()),
+        )
+        .dropped("stranger"),
+    ]
+}
+
+/// The answers.
+pub fn diverted(scene: &Scene) -> Vec<Row> {
+    let live = scene.owning();
+    let key = tuple(scene.dialler(), scene.door());
+    let going = Segment::new(scene.door(), scene.dialler()).stamps();
+    let row = |what, world: &World, segment: &Segment, state: u8| {
+        leaves(what, world, segment.clone())
+            .sent("diverted", CAME_IN, segment.clone().between(scene.door(), scene.entry()))
+            .then(move |world| gone_by(world, key, Some(ACKED), state))
+    };
+    let mut inactive = live.clone();
+    inactive.settings.active = 0;
+    vec![
+        row("data with time stamps", &live, &going.clone().payload(b"an answer"), 0),
+        row(
+            "data without options",
+            &live,
+            &Segment { options: Vec::new(), ..going.clone() }.payload(&[9; 1460]),
+            0,
+        ),
+        row("a broken checksum stays broken", &live, &going.clone().broken(0x8000), 0),
+        row("FIN is noted", &live, &going.clone().flags(FIN | ACK), Flow::FIN),
+        row("RST is noted", &live, &going.clone().flags(RST | ACK), Flow::RST),
+        row(
+            "the answer to a SYN",
+            &scene.accepting(),
+            &going.clone().flags(SYN | ACK).syn_options(1400),
+            Flow::ANSWERED,
+        ),
+        row("a refusal of a SYN", &scene.accepting(), &going.clone().flags(RST | ACK), Flow::RST),
+        leaves("the second time it goes by", &live, going.clone().between(scene.door(), scene.entry())),
+        leaves("of no relay", &scene.world(), going.clone()),
+        leaves("from the API port", &live, going.clone().between(scene.api(), scene.dialler())),
+        leaves("to a relay port", &live, going.clone().between(scene.near(), scene.owner())),
+        leaves("not set up", &inactive, going),
+    ]
+}

@@ -1,0 +1,465 @@
+//! What a row is, and how it is proved: on the host and in the kernel, with the whole of what it may change.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_common::records::{Flow, Tuple};
+use balancer_common::stages::ingress::is_for_entry;
+use balancer_common::wire::Port;
+use tests::packet::frame::{self, ETHERNET, Segment, ip_header, source_port, verify};
+use tests::packet::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
+use tests::packet::kernel::{Kernel, Left, RanXdp, apart, boot_clock_ns, sockets};
+
+use crate::scene::{CAME_IN, RELAY, Scene};
+
+/// A packet and all that comes of it.
+#[derive(Clone)]
+pub struct Row {
+    what: &'static str,
+    hook: Hook,
+    before: World,
+    frame: Vec<u8>,
+    times: usize,
+    action: Action,
+    out: Out,
+    counts: HashMap<&'static str, u64>,
+    after: World,
+}
+
+/// A frame, given as a segment or as octets.
+#[derive(Clone)]
+pub enum Out {
+    Unchanged,
+    Segment(Segment),
+    Bytes(Vec<u8>),
+}
+
+impl Out {
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Unchanged => Vec::new(),
+            Self::Segment(segment) => segment.frame(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Segment> for Out {
+    fn from(segment: Segment) -> Self {
+        Self::Segment(segment)
+    }
+}
+
+impl From<Vec<u8>> for Out {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// A frame arrives; until something is said of it, it passes by uncounted and changes nothing.
+pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+    Row {
+        what,
+        hook: Hook::Ingress,
+        before: world.clone(),
+        frame: frame.into().bytes(),
+        times: 1,
+        action: Action { code: UNSPEC, ifindex: None },
+        out: Out::Unchanged,
+        counts: HashMap::new(),
+        after: world.clone(),
+    }
+}
+
+/// A frame leaves.
+pub fn leaves(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+    Row { hook: Hook::Egress, ..arrives(what, world, frame) }
+}
+
+impl Row {
+    /// It goes on to the stack as it is.
+    pub fn passes(self, why: &'static str) -> Self {
+        self.also(why)
+    }
+
+    /// It goes on to the stack, changed.
+    pub fn passes_as(self, why: &'static str, out: impl Into<Out>) -> Self {
+        Self { out: out.into(), ..self.also(why) }
+    }
+
+    /// It is sent out of an interface.
+    pub fn sent(self, why: &'static str, ifindex: u32, out: impl Into<Out>) -> Self {
+        let action = Action { code: REDIRECT, ifindex: Some(ifindex) };
+        Self { action, out: out.into(), ..self.also(why) }
+    }
+
+    /// It is answered, back out where it came in.
+    pub fn answered(self, why: &'static str, out: Segment) -> Self {
+        self.sent(why, CAME_IN, out)
+    }
+
+    /// It is dropped.
+    pub fn dropped(self, why: &'static str) -> Self {
+        Self { action: Action { code: SHOT, ifindex: None }, ..self.also(why) }
+    }
+
+    /// It comes once more, and the same comes of it. What the tables are to be afterwards is said of both together.
+    pub fn again(mut self) -> Self {
+        self.times += 1;
+        self.counts.values_mut().for_each(|count| *count *= 2);
+        self
+    }
+
+    /// And this is counted.
+    pub fn also(mut self, event: &'static str) -> Self {
+        *self.counts.entry(event).or_default() += 1;
+        self
+    }
+
+    /// And the tables change so.
+    pub fn then(mut self, change: impl FnOnce(&mut World)) -> Self {
+        change(&mut self.after);
+        self
+    }
+
+    /// Names of what is counted.
+    pub fn counted(&self) -> impl Iterator<Item = &'static str> {
+        self.counts.keys().copied()
+    }
+
+    /// The frame, for what is done with it besides.
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
+    /// The state before.
+    pub fn before(&self) -> &World {
+        &self.before
+    }
+
+    /// The hook.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// What it says.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
+    fn expected_frame(&self, port: u16) -> Vec<u8> {
+        match &self.out {
+            Out::Unchanged => self.frame.clone(),
+            Out::Bytes(bytes) => bytes.clone(),
+            Out::Segment(segment) => {
+                let mut segment = segment.clone();
+                if segment.source.port() == RELAY {
+                    segment.source.set_port(port);
+                }
+                segment.frame()
+            }
+        }
+    }
+
+    fn check(&self, ran: &Ran) -> Vec<String> {
+        let mut faults = Vec::new();
+        if ran.action.code != self.action.code {
+            faults.push(format!("code {}, not {}", ran.action.code, self.action.code));
+        }
+        // A test run does not tell where a packet would have left.
+        if ran.action.ifindex.is_some() && ran.action.ifindex != self.action.ifindex {
+            faults.push(format!("leaves by {:?}, not {:?}", ran.action.ifindex, self.action.ifindex));
+        }
+        if ran.found.counts != self.counts {
+            faults.push(format!("counts {:?}, not {:?}", ran.found.counts, self.counts));
+        }
+        let drawn = self.counts.contains_key("opened").then(|| source_port(&ran.frame)).flatten();
+        let port = drawn.unwrap_or(RELAY);
+        let expected = self.expected_frame(port);
+        if ran.frame != expected {
+            faults.push(format!("the frame is\n{}not\n{}", hex(&ran.frame), hex(&expected)));
+        }
+        // What is right going in and changed is right going out, by the parser's own account.
+        if !matches!(self.out, Out::Unchanged) && verify(&self.frame).is_ok() {
+            faults.extend(verify(&ran.frame).err());
+        }
+        faults.extend(ran.found.after.differences(&with_port(&self.after, port)));
+        faults
+    }
+
+    fn on_host(&self) -> Ran {
+        let (mut frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
+        for _ in 1..self.times {
+            host::run(self.hook, &mut frame.clone(), &host);
+        }
+        let action = host::run(self.hook, &mut frame, &host);
+        let found =
+            Found { counts: host.counters(), after: host.world(), decided_s: host.world().now_s().into() };
+        Ran { action, frame: frame.bytes, found }
+    }
+
+    /// What comes of it at the XDP hook: the same where an entry's part decides, and nothing elsewhere.
+    fn before_ingress(self) -> Self {
+        let (frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
+        if is_for_entry(&frame, &host) { self } else { arrives(self.what, &self.before, self.frame) }
+    }
+
+    fn by_xdp(&self, kernel: &mut Kernel) -> Result<Ran> {
+        let (ran, found) = self.in_maps(kernel, |kernel, _| kernel.run_xdp(&self.frame, CAME_IN))?;
+        let RanXdp { left, out } = ran;
+        let (handover, frame) = match out.get(..8) {
+            Some(front) if !found.counts.is_empty() => (Some(front), out.get(8..).unwrap_or_default()),
+            _ => (None, &*out),
+        };
+        let ifindex =
+            handover.map(|handover| u32::from_ne_bytes([handover[4], handover[5], handover[6], handover[7]]));
+        let action = match (left, ifindex) {
+            (Left::Up, None | Some(0)) => Action { code: UNSPEC, ifindex: None },
+            (Left::Up, Some(ifindex)) => Action { code: REDIRECT, ifindex: Some(ifindex) },
+            (Left::Back, _) => Action { code: REDIRECT, ifindex: Some(CAME_IN) },
+            (Left::Dropped, _) => Action { code: SHOT, ifindex: None },
+        };
+        let magic = handover.map(|handover| [handover[0], handover[1], handover[2], handover[3]]);
+        ensure!(
+            left != Left::Up || magic.is_none_or(|magic| magic == 0xba1a_d901_u32.to_ne_bytes()),
+            "`ingress` is not told that this is decided"
+        );
+        Ok(Ran { action, frame: frame.to_vec(), found })
+    }
+
+    /// What `run`, called as often as the row says and told the last time, did then, and what is different in the maps.
+    fn in_maps<T>(
+        &self,
+        kernel: &mut Kernel,
+        run: impl Fn(&Kernel, bool) -> Result<Option<T>>,
+    ) -> Result<(T, Found)> {
+        let held = sockets(&self.before)?;
+        kernel.fill(&self.before)?;
+        let before = kernel.counters()?;
+        for _ in 1..self.times {
+            run(kernel, false)?;
+        }
+        let ran = run(kernel, true)?;
+        let decided_s = boot_clock_ns()? / SECOND;
+        drop(held);
+        let mut counts = kernel.counters()?;
+        for (name, count) in &before {
+            *counts.entry(name).or_default() -= count;
+        }
+        counts.retain(|_, count| *count != 0);
+        let after = kernel.world(&self.before)?;
+        Ok((ran.context("the kernel does not take the frame")?, Found { counts, after, decided_s }))
+    }
+
+    fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
+        let resized = self.expected_frame(RELAY).len() != self.frame.len()
+            || ANSWERS.iter().any(|why| self.counts.contains_key(why));
+        // With its size a frame loses the sum that its device has made of it.
+        let (ran, found) = self
+            .in_maps(kernel, |kernel, last| kernel.run(self.hook, &self.frame, CAME_IN, last && !resized))?;
+        Ok(Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, found })
+    }
+}
+
+/// What is counted where a RST answers.
+const ANSWERS: [&str; 7] = ["full", "owner_dead", "no_flow", "late", "relay_full", "superseded", "steered"];
+
+/// What came of a packet.
+struct Ran {
+    action: Action,
+    frame: Vec<u8>,
+    found: Found,
+}
+
+/// What the maps say of it.
+struct Found {
+    counts: HashMap<&'static str, u64>,
+    after: World,
+    /// Boot clock, seconds, just after.
+    decided_s: u64,
+}
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+/// Proves rows, for both families.
+pub fn prove(rows: impl Fn(&Scene) -> Vec<Row> + Sync) -> Result<()> {
+    let faults: Vec<_> = [Scene::v4 as fn(u64) -> Scene, Scene::v6]
+        .into_iter()
+        .map(|scene| faults(scene, &rows))
+        .collect::<Result<_>>()?;
+    let faults = faults.concat();
+    ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    Ok(())
+}
+
+/// A time for scenes that only their names and numbers matter of.
+pub const ANY_TIME: u64 = 1_000_000_000_000;
+
+/// Programs and maps, which serve one row after another: loading takes an emulated processor seconds.
+static LOADED: Mutex<Option<Kernel>> = Mutex::new(None);
+
+fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
+    let addresses = scene(ANY_TIME).addresses();
+    apart(&addresses, || {
+        let most = rows(&scene(ANY_TIME)).iter().map(|row| 2 * row.before.live.len()).max().unwrap_or(0);
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = loaded.take().filter(|kernel| kernel.room() >= most);
+        let kernel = loaded.insert(known.map_or_else(|| Kernel::load(most), Ok)?);
+        let xdp = kernel.run_xdp(&[0; 64], CAME_IN)?.is_some();
+        ensure!(
+            xdp || kernel_is_before(5, 14)?,
+            "this kernel can run XDP programs on a frame of an interface"
+        );
+        let mut faults = Vec::new();
+        for index in 0..rows(&scene(ANY_TIME)).len() {
+            let at = |now_ns| rows(&scene(now_ns)).swap_remove(index);
+            let (row, ran) = within_a_second(at, |row| row.in_kernel(kernel))?;
+            let by_xdp = (xdp && row.hook == Hook::Ingress)
+                .then(|| within_a_second(|now_ns| at(now_ns).before_ingress(), |row| row.by_xdp(kernel)))
+                .transpose()?;
+            let mut note = |place: &str, faulty: Vec<String>| {
+                let family = scene(ANY_TIME).name;
+                faults.extend(
+                    faulty.into_iter().map(|fault| format!("{family}, {place}: {}: {fault}", row.what)),
+                );
+            };
+            note("host", row.check(&row.on_host()));
+            if let Some((row, ran)) = by_xdp {
+                match ran {
+                    Ok(ran) => note("kernel, XDP", row.check(&ran)),
+                    Err(error) => note("kernel, XDP", vec![format!("{error:#}")]),
+                }
+            }
+            note("host, checksum left to a device", offloaded(&row));
+            match ran {
+                Ok(ran) => note("kernel", row.check(&ran)),
+                Err(error) => note("kernel", vec![format!("{error:#}")]),
+            }
+        }
+        Ok(faults)
+    })
+}
+
+/// Tries `at`'s row of this moment until its packet is decided in the second that it is made for: records are exact to the
+/// second.
+fn within_a_second(
+    at: impl Fn(u64) -> Row,
+    mut run: impl FnMut(&Row) -> Result<Ran>,
+) -> Result<(Row, Result<Ran>)> {
+    loop {
+        let now_ns = boot_clock_ns()?;
+        let row = at(now_ns);
+        let ran = run(&row);
+        if ran.as_ref().is_ok_and(|ran| ran.found.decided_s != now_ns / SECOND) {
+            continue;
+        }
+        return Ok((row, ran));
+    }
+}
+
+/// The same row with a TCP checksum that a device completes: after that, nobody can tell.
+fn offloaded(row: &Row) -> Vec<String> {
+    if matches!(row.out, Out::Unchanged) || verify(&row.frame).is_err() || source_port(&row.frame).is_none() {
+        return Vec::new();
+    }
+    let mut frame = Frame::new(&row.frame, CAME_IN);
+    frame.partial = true;
+    half_summed(&mut frame.bytes, false);
+    let host = Host::new(&row.before);
+    host::run(row.hook, &mut frame, &host);
+    half_summed(&mut frame.bytes, true);
+    let expected = row.expected_frame(RELAY);
+    if frame.bytes == expected {
+        Vec::new()
+    } else {
+        vec![format!("the frame is\n{}not\n{}", hex(&frame.bytes), hex(&expected))]
+    }
+}
+
+/// Turns the TCP checksum into the pseudo header's sum, or completes it as a device does (kernel
+/// `skb_checksum_help`).
+fn half_summed(frame: &mut [u8], complete: bool) {
+    let header = if frame[12..14] == [0x08, 0x00] { 20 } else { 40 };
+    let addresses = ETHERNET + if header == 20 { 12 } else { 8 };
+    let tcp = ETHERNET + header;
+    let length = if header == 20 {
+        usize::from(u16::from_be_bytes([frame[16], frame[17]])) - header
+    } else {
+        usize::from(u16::from_be_bytes([frame[18], frame[19]]))
+    };
+    if complete {
+        let sum = !sum(&frame[tcp..tcp + length], 0);
+        frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        let pseudo = sum(&frame[addresses..tcp], length as u64 + 6);
+        frame[tcp + 16..tcp + 18].copy_from_slice(&pseudo.to_be_bytes());
+    }
+}
+
+fn sum(octets: &[u8], start: u64) -> u16 {
+    let words =
+        octets.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from));
+    let mut sum = start + words.sum::<u64>();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+/// `world` with the relay source port that was drawn.
+fn with_port(world: &World, port: u16) -> World {
+    if port == RELAY {
+        return world.clone();
+    }
+    let drawn = |at: Port| if at == Port::new(RELAY) { Port::new(port) } else { at };
+    let key = |key: &Tuple| Tuple { local_port: drawn(key.local_port), ..*key };
+    let flow = |flow: &Flow| {
+        let mut flow = *flow;
+        flow.source_port = drawn(flow.source_port);
+        flow
+    };
+    let flows = |map: &HashMap<Tuple, Flow>| map.iter().map(|(k, v)| (key(k), flow(v))).collect();
+    World { live: flows(&world.live), half_open: flows(&world.half_open), ..world.clone() }
+}
+
+/// Octets, the layers apart.
+pub fn hex(frame: &[u8]) -> String {
+    let header = ip_header(if frame.get(12) == Some(&0x86) {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    });
+    let mut text = String::new();
+    let (ip, l4) = (ETHERNET.min(frame.len()), (ETHERNET + header).min(frame.len()));
+    for part in [&frame[..ip], &frame[ip..l4], &frame[l4..]] {
+        text.push_str("   ");
+        for octet in part {
+            let _ = write!(text, " {octet:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The RST that answers `segment`: `seq` alone, or with what it acknowledges.
+pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
+    let flags = if ack.is_some() { frame::RST | frame::ACK } else { frame::RST };
+    Segment { window: 0, ..Segment::new(segment.destination, segment.source) }
+        .flags(flags)
+        .seq(seq)
+        .ack(ack.unwrap_or(0))
+        .hops(64)
+}
+
+/// Whether the running kernel is older than `major.minor`.
+fn kernel_is_before(major: u32, minor: u32) -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    let (Some(Ok(found)), Some(Ok(second))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("the kernel calls itself {release}")
+    };
+    Ok((found, second) < (major, minor))
+}

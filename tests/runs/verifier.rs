@@ -1,0 +1,26 @@
+//! What the programs cost the kernel's verifier, with limits: it gives up at 1,000,000 instructions and 512 octets of
+//! stack, and both grow with the kernel's version. `cargo xtask vm` makes one table of what this prints on each kernel.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use anyhow::{Result, ensure};
+use tests::packet::cost::{Cost, costs};
+
+/// Instructions: a twentieth of what the verifier follows.
+const INSTRUCTIONS: u64 = 50_000;
+/// Octets of stack.
+const STACK: u64 = 512;
+
+#[test]
+fn every_program_is_within_its_limits() -> Result<()> {
+    let costs = costs()?;
+    println!(); // the harness has begun a line
+    for cost in &costs {
+        let milliseconds = cost.load.as_secs_f64() * 1000.0;
+        // `cargo xtask vm` reads these lines.
+        println!("verifier {} {} {} {milliseconds:.1}", cost.program, cost.instructions, cost.stack);
+    }
+    let is_beyond = |cost: &&Cost| cost.instructions > INSTRUCTIONS || cost.stack > STACK;
+    let beyond: Vec<_> = costs.iter().filter(is_beyond).collect();
+    ensure!(beyond.is_empty(), "beyond {INSTRUCTIONS} instructions or {STACK} octets of stack: {beyond:?}");
+    Ok(())
+}

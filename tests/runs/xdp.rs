@@ -1,0 +1,219 @@
+//! Native XDP: an entry's packets in the driver, TC beside it, and why not where it would break something.
+#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{Xdp, XdpMode};
+use serde_json::{Value, json};
+use tests::cluster::{Cluster, ClusterOptions, is_even};
+use tests::juju::fleet::{Dial, Dialled, Kind};
+use tests::packet::kernel::load;
+use tests::support::eventually::eventually;
+
+/// What was asked for is there within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(10);
+/// Bulk data that does not stall is there within this, on a busy machine too.
+const BULK: Duration = Duration::from_mins(1);
+
+/// In a virtual machine, whose processor takes its time.
+fn is_emulated() -> bool {
+    std::env::var_os("BALANCER_VM").is_some()
+}
+
+fn with_xdp(tag: &str) -> ClusterOptions {
+    ClusterOptions { xdp: true, ..ClusterOptions::new(tag) }
+}
+
+fn ensure_clean(dialled: &Dialled, count: usize) -> Result<()> {
+    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
+    ensure!(dialled.wrong_peer == 0, "the owner is to see the client's address: {dialled:?}");
+    Ok(())
+}
+
+fn counter(status: &Value, name: &str) -> Result<u64> {
+    status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
+}
+
+/// Frames that the driver of controller `index` has sent back out at a program's word.
+fn sent_by_driver(cluster: &Cluster, index: usize) -> Result<u64> {
+    let statistics = cluster.net.controllers[index].namespace.exec("ethtool -S eth0")?;
+    let sent = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+    Ok(sent
+        .filter(|(name, _)| name.ends_with("_xdp_tx"))
+        .filter_map(|(_, sent)| sent.parse::<u64>().ok())
+        .sum())
+}
+
+#[test]
+fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
+    let (clients, transfers) = if is_emulated() { (300, 2) } else { (900, 6) };
+    for (tag, ipv6) in [("xdp4", false), ("xdp6", true)].into_iter().take(if is_emulated() { 1 } else { 2 }) {
+        let mut cluster = Cluster::start(ClusterOptions { ipv6, ..with_xdp(tag) })?;
+        for daemon in &cluster.daemons {
+            let status = daemon.status()?;
+            let hook = status["hooks"]["eth0"].as_str().unwrap_or_default();
+            ensure!(hook.starts_with("xdp+") && status["without_xdp"] == json!({}), "{status}");
+        }
+        let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
+        dial.concurrency = 100;
+        ensure_clean(&cluster.fleet.dial(&dial)?, clients)?;
+        let counts =
+            cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == clients)?;
+        ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
+        for (daemon, count) in cluster.daemons.iter().zip(&counts) {
+            eventually(SOON, "the kernel's own count", || {
+                let status = daemon.status().map_err(|error| format!("{error:#}"))?;
+                let here = status["controllers"].as_array().into_iter().flatten();
+                let here = here.filter(|one| one["name"] == status["controller"]);
+                let known: u64 = here.filter_map(|one| one["connections"].as_u64()).sum();
+                if known == *count as u64 { Ok(()) } else { Err(format!("{known}, not {count}")) }
+            })?;
+        }
+
+        // From now on every newcomer is b's.
+        for index in [0, 2] {
+            cluster.servers[index].set_health(false)?;
+        }
+        eventually(SOON, "only b is ready", || {
+            let status = cluster.daemons[0].status().map_err(|error| format!("{error:#}"))?;
+            let controllers = status["controllers"].as_array().into_iter().flatten();
+            let ready: Vec<_> =
+                controllers.filter(|one| one["state"] == "ready").map(|one| &one["name"]).collect();
+            if ready == ["b"] { Ok(()) } else { Err(format!("{ready:?}")) }
+        })?;
+        let (driver, before) = (sent_by_driver(&cluster, 0)?, cluster.daemons[0].status()?);
+        let mut sent = 0;
+        let mut times = Vec::new();
+        // Some of them are relayed, most likely all but a third.
+        for _ in 0..transfers {
+            let done = cluster.fleet.bulk(cluster.address(0), 2_000_000, BULK)?;
+            times.push((done.up_ms.round(), done.down_ms.round()));
+        }
+        let after = cluster.daemons[0].status()?;
+        for name in ["opened", "forwarded", "returned"] {
+            sent += counter(&after, name)? - counter(&before, name)?;
+        }
+        let driver = sent_by_driver(&cluster, 0)? - driver;
+        println!(
+            "IPv6 {ipv6}: {counts:?}; 2 MB each way: {times:?} ms; {driver} of {sent} frames by the driver"
+        );
+        ensure!(sent > 1000, "some are relayed");
+        // Only the first to a neighbour goes another way: up, until the neighbour is known.
+        ensure!(driver + 100 > sent, "{driver} of {sent} relayed frames are sent by the driver");
+        cluster.ensure_valid()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_driver_refuses_what_nobody_has_room_for() -> Result<()> {
+    let limit = if is_emulated() { 30 } else { 100 };
+    let mut cluster =
+        Cluster::start(ClusterOptions { hard_limit: Some(limit as u64), ..with_xdp("xdpfull") })?;
+    // More than there is room for, as one is refused too early where a count is late.
+    let mut dial = Dial::new("room", Kind::Single, 6 * limit, &[cluster.address(0)]);
+    dial.concurrency = 50;
+    let dialled = cluster.fleet.dial(&dial)?;
+    ensure!(
+        dialled.ok == 3 * limit && dialled.refused == 3 * limit,
+        "as many as there is room for: {dialled:?}"
+    );
+    let before = (sent_by_driver(&cluster, 0)?, cluster.daemons[0].status()?);
+    let dialled = cluster.fleet.dial(&Dial::new("none", Kind::Single, 50, &[cluster.address(0)]))?;
+    ensure!(dialled.ok == 0, "nobody has room: {dialled:?}");
+    let refused = counter(&cluster.daemons[0].status()?, "full")? - counter(&before.1, "full")?;
+    let driver = sent_by_driver(&cluster, 0)? - before.0;
+    println!("{refused} refused, {driver} of them by the driver; {:?}", dialled.errors);
+    ensure!(refused >= 50 && driver >= 50, "{refused} refused, {driver} by the driver");
+    Ok(())
+}
+
+#[test]
+fn a_restarted_agent_takes_its_program_over_and_uninstall_takes_it_away() -> Result<()> {
+    const CLIENTS: usize = 300;
+    let mut cluster = Cluster::start(with_xdp("xdpkill"))?;
+    ensure_clean(
+        &cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]))?,
+        CLIENTS,
+    )?;
+    cluster.fleet.traffic(Duration::from_millis(100))?;
+    for daemon in &mut cluster.daemons {
+        daemon.kill9();
+        daemon.restart()?;
+        ensure!(daemon.status()?["hooks"] == json!({ "eth0": "xdp+tcx" }), "{}", daemon.status()?);
+    }
+    // What is no longer asked for is taken off, and nothing is lost by that either.
+    cluster.daemons[0].config.api.hook = Some("tc".to_owned());
+    cluster.daemons[0].write_config()?;
+    cluster.daemons[0].restart()?;
+    let status = cluster.daemons[0].status()?;
+    ensure!(status["hooks"] == json!({ "eth0": "tcx" }), "{status}");
+    ensure!(status["without_xdp"]["eth0"] == "api.hook is \"tc\"", "{status}");
+    let driver = sent_by_driver(&cluster, 0)?;
+    let echoes = cluster.fleet.stats()?.echoes;
+    let stats = eventually(SOON, "echoes", || match cluster.fleet.stats() {
+        Ok(stats) if stats.echoes > echoes + 4 * CLIENTS as u64 => Ok(stats),
+        Ok(stats) => Err(format!("{stats:?}")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    ensure!(stats.lost == 0 && stats.data_errors == 0, "no connection is lost: {stats:?}");
+    ensure!(sent_by_driver(&cluster, 0)? == driver, "the program is off");
+    cluster.daemons[1].sigterm()?;
+    cluster.daemons[1].uninstall()?;
+    let link = cluster.net.controllers[1].namespace.exec("ip -d link show eth0")?;
+    ensure!(!link.contains("prog/xdp"), "{link}");
+    Ok(())
+}
+
+#[test]
+fn where_it_is_not_sound_tc_serves_alone_and_says_why() -> Result<()> {
+    const CLIENTS: usize = 200;
+    let mut cluster = Cluster::start(with_xdp("xdpnot"))?;
+    cluster.net.controllers[0].namespace.sysctl("net/ipv4/conf/eth0/forwarding", "0")?;
+    cluster.net.controllers[0].namespace.sysctl("net/ipv6/conf/eth0/forwarding", "0")?;
+    cluster.daemons[1].hook = None;
+    let reasons = ["sysctl net.ipv4.conf.eth0.forwarding=1", "eth0 is a veth, no hardware"];
+    for (index, why) in reasons.into_iter().enumerate() {
+        let daemon = &mut cluster.daemons[index];
+        let from = daemon.log_lines().len();
+        daemon.restart()?;
+        let status = daemon.status()?;
+        ensure!(status["hooks"] == json!({ "eth0": "tcx" }), "{status}");
+        let said = status["without_xdp"]["eth0"].as_str().unwrap_or_default();
+        ensure!(said.contains(why), "{why}: {status}");
+        let lines = daemon.log_lines();
+        let said = lines.iter().skip(from).filter(|line| line.contains("no XDP on eth0, TC alone: ")).count();
+        ensure!(said == 1, "one line: {lines:?}");
+        let (_, text, _) = daemon.cli(&["check"])?;
+        ensure!(text.contains(why), "check: {text}");
+    }
+
+    // Somebody else's program stays.
+    let third = &cluster.net.controllers[2].namespace;
+    cluster.daemons[2].sigterm()?;
+    cluster.daemons[2].uninstall()?;
+    let mut theirs = third.enter(|| -> Result<_> {
+        let mut ebpf = load()?;
+        let program: &mut Xdp = ebpf.program_mut("ingress_xdp").context("in the object")?.try_into()?;
+        program.attach("eth0", XdpMode::Driver)?;
+        Ok(ebpf)
+    })??;
+    let program: &Xdp =
+        theirs.program_mut("ingress_xdp").map(|program| &*program).context("loaded")?.try_into()?;
+    let id = program.info()?.id();
+    cluster.daemons[2].run()?;
+    let status = cluster.daemons[2].status()?;
+    ensure!(status["without_xdp"]["eth0"] == "another XDP program is there", "{status}");
+    let link = third.exec("ip -d link show eth0")?;
+    ensure!(link.contains(&format!("id {id} ")), "theirs, {id}, is there: {link}");
+    drop(theirs);
+
+    cluster.await_settled()?;
+    for index in 0..3 {
+        let dial = Dial::new(&format!("to {index}"), Kind::Single, CLIENTS, &[cluster.address(index)]);
+        ensure_clean(&cluster.fleet.dial(&dial)?, CLIENTS)?;
+    }
+    cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == 3 * CLIENTS)?;
+    cluster.ensure_valid()
+}

@@ -1,0 +1,116 @@
+//! Link delay without netem: frames wait between two packet sockets for a fixed time.
+//!
+//! A delay namespace holds both ends of a line, `near` and `far`. Frames that arrive at one leave at the other a
+//! fixed time later. Offloads must be off on the devices that feed them ([`crate::network::topology`] sees to that): a
+//! packet socket cannot forward a frame whose checksum a card was to fill in.
+
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{LinkAddr, SockaddrLike, bind, setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::network::sockopt::switch_on;
+use crate::network::topology::Namespace;
+use crate::support::lines::Lines as _;
+use crate::support::process::{Process, fixture};
+
+/// Room for what arrives while the process is not running, in bytes.
+const BUFFER: usize = 32 << 20;
+/// Longest frame, in bytes: MTU 1500 with Ethernet header and some room.
+const FRAME: usize = 2048;
+
+/// A running delay process; ended on drop.
+#[derive(Debug)]
+pub struct Delay {
+    _process: Process,
+}
+
+impl Delay {
+    /// Delays each line, a pair of device names in `namespace`, by `each_way`.
+    ///
+    /// # Errors
+    /// When the process does not start.
+    pub fn start(namespace: &Namespace, each_way: Duration, lines: &[(String, String)]) -> Result<Self> {
+        let mut arguments = vec![format!("--microseconds={}", each_way.as_micros())];
+        arguments.extend(lines.iter().map(|(near, far)| format!("--line={near},{far}")));
+        let mut process = Process::spawn(namespace, &fixture("delay")?, arguments)?;
+        let line = process.read_line(Duration::from_secs(10))?;
+        if line != "ready" {
+            bail!("delay process said {line:?}");
+        }
+        Ok(Self { _process: process })
+    }
+}
+
+/// Forwards between `near` and `far` both ways from here on, on threads that end with the process.
+///
+/// # Errors
+/// When a device does not exist or packet sockets are not allowed.
+pub fn forward(near: &str, far: &str, each_way: Duration) -> Result<()> {
+    let (near, far) = (packet_socket(near)?, packet_socket(far)?);
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let from = from.try_clone().context("failed to clone a packet socket")?;
+        let to = to.try_clone().context("failed to clone a packet socket")?;
+        let (sender, waiting) = channel();
+        std::thread::spawn(move || receive(&from, each_way, &sender));
+        std::thread::spawn(move || send(&to, &waiting));
+    }
+    Ok(())
+}
+
+fn receive(from: &Socket, each_way: Duration, sender: &Sender<(Instant, Vec<u8>)>) {
+    let mut frame = [0; FRAME];
+    let mut from = from;
+    loop {
+        // An interface that is going down is an error once; the process ends with its namespace.
+        let Ok(length) = from.read(&mut frame) else { continue };
+        if sender.send((Instant::now() + each_way, frame[..length].to_vec())).is_err() {
+            return;
+        }
+    }
+}
+
+fn send(to: &Socket, waiting: &Receiver<(Instant, Vec<u8>)>) {
+    while let Ok((due, frame)) = waiting.recv() {
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            std::thread::sleep(left);
+        }
+        // A frame that cannot leave is lost, as on any line.
+        let _ = to.send(&frame);
+    }
+}
+
+/// A socket for the frames that arrive at `device` (which is promiscuous) and for sending there.
+///
+/// # Errors
+/// When there is no such device, or without CAP_NET_RAW.
+pub fn packet_socket(device: &str) -> Result<Socket> {
+    let doing = || format!("failed to open a packet socket on {device}");
+    let every = (libc::ETH_P_ALL as u16).to_be();
+    let index = nix::net::if_::if_nametoindex(device).with_context(doing)?;
+    let socket =
+        Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(every)))).with_context(doing)?;
+    // Frames of our own would be taken for new ones.
+    switch_on(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING).with_context(doing)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).with_context(doing)?;
+    setsockopt(&socket, sockopt::SndBufForce, &BUFFER).with_context(doing)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: every,
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer is to a whole sockaddr_ll of that family and length, alive during the call.
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
+    bind(socket.as_raw_fd(), &address.context("a link address is one")?).with_context(doing)?;
+    Ok(socket)
+}

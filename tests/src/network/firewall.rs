@@ -1,0 +1,129 @@
+//! nftables rule sets that hosts may have: default-deny with conntrack, and blocked relay ports.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::network::topology::Namespace;
+
+const DEFAULT_DENY: &str = "
+table inet balancer_deny {
+    counter invalid { }
+    counter relayed { }
+    counter refused { }
+    set invalids {
+        typeof tcp sport . tcp dport . tcp flags . tcp sequence . tcp ackseq
+        flags dynamic
+        size 64
+    }
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state invalid add @invalids { tcp sport . tcp dport . tcp flags . tcp sequence . tcp ackseq }
+        ct state invalid counter name invalid drop
+        ct state established,related accept
+        iif lo accept
+        meta l4proto { icmp, ipv6-icmp } accept
+        tcp dport 17070 accept
+        tcp dport 17080-17095 counter name relayed accept
+        udp dport 17078 accept
+        counter name refused
+    }
+}
+";
+
+/// Adds a default-deny input chain with conntrack that lets in what the balancer's documentation asks for:
+/// established and related flows, `lo`, ICMP, the API port, the relay ports and peer sync. What connection tracking
+/// calls invalid is dropped before all else.
+///
+/// # Errors
+/// When nft refuses.
+pub fn default_deny(namespace: &Namespace) -> Result<()> {
+    apply(namespace, DEFAULT_DENY)
+}
+
+/// What the chain of [`default_deny`] has counted, in packets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counted {
+    /// Invalid by connection tracking, and dropped.
+    pub invalid: u64,
+    /// Let in to a relay port, and of no connection known before.
+    pub relayed: u64,
+    /// Let in by no rule, and dropped.
+    pub refused: u64,
+}
+
+/// Reads the counters of a namespace that has [`default_deny`].
+///
+/// # Errors
+/// When nft refuses, also when there is no such chain.
+pub fn counted(namespace: &Namespace) -> Result<Counted> {
+    let text = namespace.exec("nft list counters table inet balancer_deny")?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    // counter NAME { packets NUMBER bytes NUMBER }
+    let counters: BTreeMap<&str, u64> = words
+        .windows(5)
+        .filter(|row| row[0] == "counter" && row[3] == "packets")
+        .filter_map(|row| Some((row[1], row[4].parse().ok()?)))
+        .collect();
+    let of = |name| counters.get(name).copied().with_context(|| format!("no counter {name} in {text}"));
+    Ok(Counted { invalid: of("invalid")?, relayed: of("relayed")?, refused: of("refused")? })
+}
+
+/// TCP packets that the chain of [`default_deny`] has found invalid, 64 of them at most, as nft lists them: source and
+/// destination port, flags, sequence number and acknowledgement.
+///
+/// # Errors
+/// When nft refuses, also when there is no such chain.
+pub fn invalids(namespace: &Namespace) -> Result<String> {
+    let text = namespace.exec("nft list set inet balancer_deny invalids")?;
+    Ok(text.split_once("elements = ").map_or("none of TCP", |(_, listed)| listed).trim().to_owned())
+}
+
+/// Drops TCP to `ports` (such as `17080-17095`) before any other rule can accept it.
+///
+/// # Errors
+/// When nft refuses.
+pub fn drop_ports(namespace: &Namespace, ports: &str) -> Result<()> {
+    apply(
+        namespace,
+        &format!(
+            "table inet balancer_block {{
+                chain input {{ type filter hook input priority filter - 10; tcp dport {ports} drop; }}
+            }}"
+        ),
+    )
+}
+
+/// Ends [`drop_ports`].
+///
+/// # Errors
+/// When nft refuses, also when nothing was dropped.
+pub fn allow_ports(namespace: &Namespace) -> Result<()> {
+    apply(namespace, "delete table inet balancer_block")
+}
+
+/// Removes every rule of the namespace.
+///
+/// # Errors
+/// When nft refuses.
+pub fn remove(namespace: &Namespace) -> Result<()> {
+    apply(namespace, "flush ruleset")
+}
+
+fn apply(namespace: &Namespace, rules: &str) -> Result<()> {
+    let mut nft = namespace
+        .command("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("failed to start nft")?;
+    nft.stdin.take().context("nft has a standard input")?.write_all(rules.as_bytes())?;
+    let output = nft.wait_with_output().context("failed to wait for nft")?;
+    if !output.status.success() {
+        bail!("nft in {}: {}{rules}", namespace.name(), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}

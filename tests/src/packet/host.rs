@@ -1,0 +1,546 @@
+//! The decisions on the host: `Packet` over a vector, `Tables` over hash maps, and the stages called as in the kernel.
+#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use balancer_common::hooks::Packet;
+use balancer_common::hooks::{Exchange, Socket, Tables};
+use balancer_common::policy::pick::Field;
+use balancer_common::records::{
+    Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Traffic, Tuple,
+};
+use balancer_common::stages::{
+    choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore,
+};
+use balancer_common::verdict::{COUNTERS, Event, Pass, Stage, Verdict, names};
+use balancer_common::wire::checksum::Change;
+use balancer_common::wire::{Address, Family, Port};
+use bytemuck::{Pod, Zeroable as _};
+
+/// On to the next program.
+pub const UNSPEC: i32 = -1;
+/// Dropped.
+pub const SHOT: i32 = 2;
+/// Sent out of an interface.
+pub const REDIRECT: i32 = 7;
+
+/// All that a program may look up or change, but for the counters and chance.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Boot clock, nanoseconds.
+    pub now_ns: u64,
+    /// This host's settings.
+    pub settings: Settings,
+    /// Controllers by index.
+    pub controllers: [Controller; MAX_CONTROLLERS],
+    /// Exchanges by controller index.
+    pub traffic: [Traffic; MAX_CONTROLLERS],
+    /// Classes of prefixes.
+    pub members: Vec<(IpAddr, u32, Member)>,
+    /// Devices by interface index.
+    pub devices: HashMap<u32, Device>,
+    /// Live flows.
+    pub live: HashMap<Tuple, Flow>,
+    /// Flows whose handshake is not complete.
+    pub half_open: HashMap<Tuple, Flow>,
+    /// Handshakes with a place.
+    pub reserved: HashMap<Tuple, Reservation>,
+    /// The counts.
+    pub budget: Budget,
+    /// Counts by client address.
+    pub clients: HashMap<Address, Budget>,
+    /// When client addresses were refused for another controller's sake, or might have been; boot clock, nanoseconds.
+    pub spared: HashMap<Address, u64>,
+    /// What the stack has; nothing for other tuples.
+    pub sockets: HashMap<Tuple, Socket>,
+    /// What every draw on the host yields.
+    pub random: u32,
+}
+
+impl World {
+    /// An empty one.
+    pub fn new(now_ns: u64) -> Self {
+        Self {
+            now_ns,
+            settings: Settings::zeroed(),
+            controllers: [Controller::zeroed(); MAX_CONTROLLERS],
+            traffic: [Traffic::default(); MAX_CONTROLLERS],
+            members: Vec::new(),
+            devices: HashMap::new(),
+            live: HashMap::new(),
+            half_open: HashMap::new(),
+            reserved: HashMap::new(),
+            budget: Budget::default(),
+            clients: HashMap::new(),
+            spared: HashMap::new(),
+            sockets: HashMap::new(),
+            random: 0,
+        }
+    }
+
+    /// Boot clock, seconds.
+    pub const fn now_s(&self) -> u32 {
+        (self.now_ns / 1_000_000_000) as u32
+    }
+
+    /// Where it differs from `expected`, in what programs change; times to the second.
+    pub fn differences(&self, expected: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        compare("live", &self.live, &expected.live, show, &mut found);
+        compare("half-open", &self.half_open, &expected.half_open, show, &mut found);
+        compare("reserved", &self.reserved, &expected.reserved, show, &mut found);
+        // A half-held lock is the kernel's business.
+        let unlocked = |budget: &Budget| Budget { lock: Budget::default().lock, ..*budget };
+        let budget = |world: &Self| unlocked(&world.budget);
+        let address = |address: &Address| IpAddr::from(*address).to_string();
+        let clients = |world: &Self| {
+            world
+                .clients
+                .iter()
+                .map(|(&client, budget)| (client, unlocked(budget)))
+                .collect::<HashMap<_, _>>()
+        };
+        compare("clients", &clients(self), &clients(expected), address, &mut found);
+        let spared = |world: &Self| {
+            world
+                .spared
+                .iter()
+                .map(|(&client, at_ns)| (client, at_ns / 1_000_000_000))
+                .collect::<HashMap<_, _>>()
+        };
+        compare("spared", &spared(self), &spared(expected), address, &mut found);
+        if budget(self) != budget(expected) {
+            found.push(format!("budget {:?}, not {:?}", budget(self), budget(expected)));
+        }
+        let coarse = |traffic: &Traffic| {
+            let unreachable_until_ns = traffic.unreachable_until_ns / 1_000_000_000;
+            Traffic { unreachable_until_ns, answered_ns: traffic.answered_ns / 1_000_000_000, ..*traffic }
+        };
+        for (index, (ours, theirs)) in self.traffic.iter().zip(&expected.traffic).enumerate() {
+            if coarse(ours) != coarse(theirs) {
+                found.push(format!("traffic with {index}: {ours:?}, not {theirs:?}"));
+            }
+        }
+        found
+    }
+}
+
+fn compare<K: Eq + std::hash::Hash, V: PartialEq + std::fmt::Debug>(
+    map: &str,
+    ours: &HashMap<K, V>,
+    theirs: &HashMap<K, V>,
+    show: impl Fn(&K) -> String,
+    found: &mut Vec<String>,
+) {
+    for (key, value) in ours {
+        match theirs.get(key) {
+            Some(expected) if expected == value => {}
+            Some(expected) => found.push(format!("{map} {}: {value:?}, not {expected:?}", show(key))),
+            None => found.push(format!("{map} {}: should not be there: {value:?}", show(key))),
+        }
+    }
+    for key in theirs.keys().filter(|key| !ours.contains_key(key)) {
+        found.push(format!("{map} {}: is not there", show(key)));
+    }
+}
+
+/// A tuple for people.
+pub fn show(key: &Tuple) -> String {
+    let (remote, local) = (IpAddr::from(key.remote), IpAddr::from(key.local));
+    format!("{remote} port {} > {local} port {}", key.remote_port.host(), key.local_port.host())
+}
+
+/// A frame on the host.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its octets.
+    pub bytes: Vec<u8>,
+    /// Interface that it came in by or leaves by.
+    pub ifindex: u32,
+    /// A VLAN tag was taken off.
+    pub tagged: bool,
+    /// Its transport checksum is the pseudo header's sum only, for a device to complete (`CHECKSUM_PARTIAL`).
+    pub partial: bool,
+}
+
+impl Frame {
+    /// A frame with all its checksums.
+    pub fn new(bytes: &[u8], ifindex: u32) -> Self {
+        Self { bytes: bytes.to_vec(), ifindex, tagged: false, partial: false }
+    }
+}
+
+impl Packet for Frame {
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn tagged(&self) -> bool {
+        self.tagged
+    }
+
+    fn read<T: Pod>(&self, at: usize) -> Option<T> {
+        self.bytes.get(at..at.checked_add(size_of::<T>())?).map(bytemuck::pod_read_unaligned)
+    }
+
+    fn read_anywhere<T: Pod>(&self, at: usize) -> Option<T> {
+        self.read(at)
+    }
+
+    fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
+        let end = at.checked_add(size_of::<T>())?;
+        self.bytes.get_mut(at..end)?.copy_from_slice(bytemuck::bytes_of(value));
+        Some(())
+    }
+
+    fn write_anywhere<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
+        self.write(at, value)
+    }
+
+    fn resize(&mut self, len: u32) -> Option<()> {
+        self.bytes.resize(len as usize, 0);
+        Some(())
+    }
+
+    // As the kernel's inet_proto_csum_replace_by_diff (net/core/utils.c).
+    fn change_checksum(&mut self, at: usize, change: &Change, _family: Family) -> Option<()> {
+        let field: u16 = self.read(at)?;
+        let (pseudo, segment) = (u64::from(change.pseudo.wsum()), u64::from(change.segment.wsum()));
+        let changed = if self.partial {
+            fold(u64::from(field) + pseudo)
+        } else {
+            !fold(u64::from(!field) + pseudo + segment)
+        };
+        self.write(at, &changed)
+    }
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+type Slots<V> = RefCell<HashMap<Tuple, V>>;
+/// A record in place. Never freed: one that is removed stays valid for whoever holds it, as under RCU. Two holders of
+/// one record are a panic.
+type Slot = &'static RefCell<Flow>;
+
+thread_local! {
+    /// Records of hosts that are gone, for the next ones.
+    static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+    static FIELDS: RefCell<Vec<&'static RefCell<Field>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `Tables` on the host.
+pub struct Host {
+    world: World,
+    traffic: RefCell<[Traffic; MAX_CONTROLLERS]>,
+    live: Slots<Slot>,
+    half_open: Slots<Slot>,
+    reserved: Slots<Reservation>,
+    budget: RefCell<Budget>,
+    clients: RefCell<HashMap<Address, Budget>>,
+    spared: RefCell<HashMap<Address, u64>>,
+    field: &'static RefCell<Field>,
+    /// All records that it has made.
+    slots: RefCell<Vec<Slot>>,
+    new_flows: Cell<(u32, u32)>,
+    counters: RefCell<[u64; COUNTERS]>,
+}
+
+impl Host {
+    /// The tables of `world`.
+    pub fn new(world: &World) -> Self {
+        let mut made = Vec::new();
+        let mut slots = |map: &HashMap<Tuple, Flow>| {
+            RefCell::new(map.iter().map(|(&key, &flow)| (key, slot(flow, &mut made))).collect())
+        };
+        let (live, half_open) = (slots(&world.live), slots(&world.half_open));
+        let field = FIELDS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Box::leak(Box::default()));
+        *field.borrow_mut() = Field::default();
+        Self {
+            world: world.clone(),
+            traffic: RefCell::new(world.traffic),
+            live,
+            half_open,
+            reserved: RefCell::new(world.reserved.clone()),
+            budget: RefCell::new(world.budget),
+            clients: RefCell::new(world.clients.clone()),
+            spared: RefCell::new(world.spared.clone()),
+            field,
+            slots: RefCell::new(made),
+            new_flows: Cell::default(),
+            counters: RefCell::new([0; COUNTERS]),
+        }
+    }
+
+    /// What the tables hold.
+    pub fn world(&self) -> World {
+        let flows = |map: &Slots<Slot>| {
+            map.borrow().iter().map(|(&key, flow)| (key, *flow.borrow())).collect::<HashMap<_, _>>()
+        };
+        World {
+            traffic: *self.traffic.borrow(),
+            live: flows(&self.live),
+            half_open: flows(&self.half_open),
+            reserved: self.reserved.borrow().clone(),
+            budget: *self.budget.borrow(),
+            clients: self.clients.borrow().clone(),
+            spared: self.spared.borrow().clone(),
+            ..self.world.clone()
+        }
+    }
+
+    /// Sets the clock.
+    pub fn set_now_s(&mut self, now_s: u32) {
+        self.world.now_ns = u64::from(now_s) * 1_000_000_000;
+    }
+
+    /// Sets what every draw yields.
+    pub fn set_random(&mut self, random: u32) {
+        self.world.random = random;
+    }
+
+    /// Counts since the start, those that are not 0.
+    pub fn counters(&self) -> HashMap<&'static str, u64> {
+        named(&self.counters.borrow()[..])
+    }
+
+    fn tally(&self, index: u32) {
+        self.counters.borrow_mut()[index as usize] += 1;
+    }
+}
+
+/// Counters by name, those that are not 0.
+pub fn named(counters: &[u64]) -> HashMap<&'static str, u64> {
+    names().into_iter().zip(counters.iter().copied()).filter(|&(_, count)| count != 0).collect()
+}
+
+fn slot(flow: Flow, made: &mut Vec<Slot>) -> Slot {
+    let slot: Slot =
+        SLOTS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Box::leak(Box::new(RefCell::new(flow))));
+    *slot.borrow_mut() = flow;
+    made.push(slot);
+    slot
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        SLOTS.with_borrow_mut(|slots| slots.append(self.slots.get_mut()));
+        FIELDS.with_borrow_mut(|fields| fields.push(self.field));
+    }
+}
+
+impl Tables for Host {
+    type Flow = RefMut<'static, Flow>;
+    type Field = RefMut<'static, Field>;
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.world.settings)
+    }
+
+    fn controller(&self, index: usize) -> Option<&Controller> {
+        self.world.controllers.get(index)
+    }
+
+    fn traffic(&self, index: usize) -> Option<Traffic> {
+        self.traffic.borrow().get(index).copied()
+    }
+
+    fn exchanged(&self, index: usize, exchange: Exchange) {
+        let mut traffic = self.traffic.borrow_mut();
+        let Some(traffic) = traffic.get_mut(index) else { return };
+        match exchange {
+            Exchange::Sent => traffic.sent += 1,
+            Exchange::Received => traffic.received += 1,
+            Exchange::Unanswered(_) => {
+                traffic.unanswered += 1;
+                traffic.strikes += 1;
+            }
+            Exchange::Answered(_) => {}
+        }
+        exchange.conclude(traffic);
+    }
+
+    fn member(&self, address: &Address) -> Member {
+        let bits = |address: Address| match IpAddr::from(address) {
+            IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+            IpAddr::V6(v6) => u128::from(v6),
+        };
+        let matches = |prefix: &&(IpAddr, u32, Member)| {
+            let differ = bits(*address) ^ bits(Address::from(prefix.0));
+            differ.leading_zeros() >= prefix_length(prefix.0, prefix.1)
+        };
+        let longest =
+            self.world.members.iter().filter(matches).max_by_key(|prefix| prefix_length(prefix.0, prefix.1));
+        longest.map_or(Member::CLIENT, |prefix| prefix.2)
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.world.devices.get(&ifindex).copied()
+    }
+
+    fn live(&self, key: &Tuple) -> Option<Self::Flow> {
+        self.live.borrow().get(key).map(|slot| slot.borrow_mut())
+    }
+
+    fn half_open(&self, key: &Tuple) -> Option<Self::Flow> {
+        self.half_open.borrow().get(key).map(|slot| slot.borrow_mut())
+    }
+
+    fn insert_live(&self, key: &Tuple, flow: &Flow) -> bool {
+        let slot = slot(*flow, &mut self.slots.borrow_mut());
+        self.live.borrow_mut().insert(*key, slot);
+        true
+    }
+
+    fn insert_half_open(&self, key: &Tuple, flow: &Flow, replace: bool) -> bool {
+        let mut half_open = self.half_open.borrow_mut();
+        let free = replace || !half_open.contains_key(key);
+        if free {
+            half_open.insert(*key, slot(*flow, &mut self.slots.borrow_mut()));
+        }
+        free
+    }
+
+    fn remove_live(&self, key: &Tuple) {
+        self.live.borrow_mut().remove(key);
+    }
+
+    fn remove_half_open(&self, key: &Tuple) {
+        self.half_open.borrow_mut().remove(key);
+    }
+
+    fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        Some(change(&mut self.budget.borrow_mut()))
+    }
+
+    fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
+        Some(change(self.clients.borrow_mut().entry(*address).or_default()))
+    }
+
+    fn watching(&self, now_s: u32) -> bool {
+        self.budget.borrow().watching(now_s)
+    }
+
+    fn reservation(&self, key: &Tuple) -> Option<Reservation> {
+        self.reserved.borrow().get(key).copied()
+    }
+
+    fn reserve(&self, key: &Tuple, reservation: &Reservation, replace: bool) -> bool {
+        let mut reserved = self.reserved.borrow_mut();
+        let free = replace || !reserved.contains_key(key);
+        if free {
+            reserved.insert(*key, *reservation);
+        }
+        free
+    }
+
+    fn forget(&self, key: &Tuple) -> bool {
+        self.reserved.borrow_mut().remove(key).is_some()
+    }
+
+    fn spared(&self, address: &Address) -> Option<u64> {
+        self.spared.borrow().get(address).copied()
+    }
+
+    fn spare(&self, address: &Address, now_ns: u64) {
+        self.spared.borrow_mut().insert(*address, now_ns);
+    }
+
+    fn socket(&self, key: &Tuple, _family: Family) -> Socket {
+        self.world.sockets.get(key).copied().unwrap_or(Socket::None)
+    }
+
+    fn hand_over(&self, _key: &Tuple, _family: Family, _port: Port) {}
+
+    fn field(&self) -> Option<Self::Field> {
+        Some(self.field.borrow_mut())
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.world.now_ns
+    }
+
+    fn random(&self) -> u32 {
+        self.world.random
+    }
+
+    fn new_flows(&self, now_s: u32) -> u32 {
+        let (second, count) = self.new_flows.get();
+        let count = if second == now_s { count + 1 } else { 1 };
+        self.new_flows.set((now_s, count));
+        count
+    }
+
+    fn count(&self, event: Event) {
+        self.tally(event.index());
+    }
+}
+
+/// The length of a prefix over v4-mapped addresses.
+pub const fn prefix_length(address: IpAddr, length: u32) -> u32 {
+    if address.is_ipv4() { 96 + length } else { length }
+}
+
+/// A packet program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Hook {
+    /// `ingress` and its stages.
+    Ingress,
+    /// `egress`.
+    Egress,
+}
+
+/// What a hook did with a packet: its code, and where the packet leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Action {
+    /// [`UNSPEC`], [`SHOT`] or [`REDIRECT`].
+    pub code: i32,
+    /// Interface of a [`REDIRECT`].
+    pub ifindex: Option<u32>,
+}
+
+/// Runs a hook on the host, stage by stage.
+pub fn run(hook: Hook, frame: &mut Frame, host: &Host) -> Action {
+    let mut verdict = match hook {
+        Hook::Ingress => ingress::ingress(frame, host),
+        Hook::Egress => egress::egress(frame, host),
+    };
+    // The longest way: open, place, settle, reset.
+    for _ in 0..Stage::COUNT {
+        verdict = match verdict {
+            Verdict::Next(Stage::Open) => client_syn::open(frame, host),
+            Verdict::Next(Stage::Place) => choose::place(frame, host),
+            Verdict::Next(Stage::Settle) => commit::settle(frame, host),
+            Verdict::Next(Stage::Dispatch) => relay_syn::dispatch(frame, host),
+            Verdict::Next(Stage::Accept) => owner_syn::accept(frame, host),
+            Verdict::Next(Stage::Deliver) => restore::deliver(frame, host),
+            Verdict::Next(Stage::Icmp) => icmp::icmp(frame, host),
+            Verdict::Next(Stage::Reset) => panic!("the reset stage is called with a reason"),
+            Verdict::Reset(why) => reset::answer(frame, why),
+            Verdict::Pass(Pass::Other) => return Action { code: UNSPEC, ifindex: None },
+            Verdict::Pass(why) => {
+                host.tally(why.index());
+                return Action { code: UNSPEC, ifindex: None };
+            }
+            Verdict::Send(why, ifindex) => {
+                host.tally(why.index());
+                return Action { code: REDIRECT, ifindex: Some(ifindex) };
+            }
+            Verdict::Drop(why) => {
+                host.tally(why.index());
+                return Action { code: SHOT, ifindex: None };
+            }
+        };
+    }
+    panic!("the stages go round in a circle: {verdict:?}");
+}

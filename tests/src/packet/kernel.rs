@@ -1,0 +1,348 @@
+//! The programs in the kernel, one packet at a time: `BPF_PROG_TEST_RUN` on the real object and real maps.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use balancer::datapath::{Kernel as Ability, load_object, place_stages};
+use balancer::host::privileges::raise_limits;
+use balancer_common::hooks::Socket;
+use balancer_common::records::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
+use balancer_common::verdict::COUNTERS;
+use balancer_common::wire::Address;
+use nix::sched::{CloneFlags, unshare};
+use nix::time::{ClockId, clock_gettime};
+use socket2::{Domain, Protocol, Socket as Socket2, Type};
+
+use crate::network::topology::run;
+use crate::packet::host::{Hook, World, named, prefix_length};
+use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
+
+/// The interface that packets come in by, and its peer.
+pub const INTERFACES: [u32; 2] = [7, 8];
+
+/// Tables that have room for more than a row ever has in them.
+const TABLES: [&str; 6] = [map::LIVE, map::HALF_OPEN, map::RESERVED, map::CLIENTS, map::SPARED, map::TRACKED];
+/// Fewer, and those that evict do so early.
+const LEAST: usize = 4096;
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// The kernel empties a program array once nobody in user space holds it.
+    _stages: [ProgramArray<MapData>; 2],
+    room: usize,
+}
+
+/// What a program did with a packet.
+#[derive(Debug)]
+pub struct Ran {
+    /// The TC code.
+    pub code: i32,
+    /// The frame that it left.
+    pub frame: Vec<u8>,
+}
+
+/// What `ingress_xdp` did with a packet.
+#[derive(Debug)]
+pub struct RanXdp {
+    /// Where to.
+    pub left: Left,
+    /// What lies in front of the frame, if the program made room there, and the frame.
+    pub out: Vec<u8>,
+}
+
+/// Where an XDP program has a frame go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Left {
+    /// To the programs behind it and the stack.
+    Up,
+    /// Nowhere.
+    Dropped,
+    /// Out where it came in.
+    Back,
+}
+
+/// Makes the maps, pinned nowhere, and loads all programs.
+///
+/// # Errors
+/// When the verifier refuses one, with its log.
+pub fn load() -> Result<Ebpf> {
+    load_set(|_| {})
+}
+
+fn load_set(set: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Ebpf> {
+    // Linux 5.10 counts maps and programs against it, and gives back what was freed only after a while.
+    raise_limits()?;
+    load_object(&Ability::ask()?, set)
+}
+
+impl Kernel {
+    /// Loads all programs; their maps are not pinned and go with this value. Tables have room for `most` records, and some
+    /// more: for each row they are listed, and the kernel looks into every bucket.
+    ///
+    /// # Errors
+    /// When the verifier refuses one, with its log.
+    pub fn load(most: usize) -> Result<Self> {
+        let room = most.max(LEAST) as u32;
+        let mut ebpf = load_set(|loader| {
+            for name in TABLES {
+                loader.map_max_entries(name, room);
+            }
+        })?;
+        let stages = place_stages(&mut ebpf)?;
+        Ok(Self { ebpf, _stages: stages, room: room as usize })
+    }
+
+    /// How many records its tables have room for.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Makes the maps those of `world`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn fill(&mut self, world: &World) -> Result<()> {
+        self.array(map::SETTINGS)?.set(0, world.settings, 0)?;
+        self.array(map::BUDGET)?.set(0, world.budget, 0)?;
+        self.all(map::CONTROLLERS, &world.controllers)?;
+        self.all(map::TRAFFIC, &world.traffic)?;
+        self.replace(map::LIVE, &world.live)?;
+        self.replace(map::HALF_OPEN, &world.half_open)?;
+        self.replace(map::RESERVED, &world.reserved)?;
+        self.replace(map::CLIENTS, &world.clients)?;
+        self.replace(map::SPARED, &world.spared)?;
+        self.replace(map::DEVICES, &world.devices)?;
+        let mut members: LpmTrie<&mut MapData, [u8; 16], Member> =
+            LpmTrie::try_from(self.map_mut(map::MEMBERS)?)?;
+        let old: Vec<_> = members.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            members.remove(&key)?;
+        }
+        for &(address, length, member) in &world.members {
+            let key = Key::new(prefix_length(address, length), bytemuck::cast(Address::from(address)));
+            members.insert(&key, member, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What the maps hold; the rest is `world`'s.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn world(&mut self, world: &World) -> Result<World> {
+        let traffic: Array<&mut MapData, Traffic> = self.array(map::TRAFFIC)?;
+        let traffic = (0..MAX_CONTROLLERS as u32).map(|index| traffic.get(&index, 0));
+        let traffic: Vec<Traffic> = traffic.collect::<Result<_, _>>()?;
+        Ok(World {
+            traffic: std::array::from_fn(|index| traffic[index]),
+            live: self.contents(map::LIVE)?,
+            half_open: self.contents(map::HALF_OPEN)?,
+            reserved: self.contents::<Tuple, Reservation>(map::RESERVED)?,
+            budget: self.array(map::BUDGET)?.get(&0, 0)?,
+            clients: self.contents(map::CLIENTS)?,
+            spared: self.contents(map::SPARED)?,
+            ..world.clone()
+        })
+    }
+
+    /// Counts since the load, of all CPUs, those that are not 0.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<HashMap<&'static str, u64>> {
+        let counters = self.ebpf.map(map::COUNTERS).context("no map of counters")?;
+        let counters = PerCpuArray::<_, u64>::try_from(counters)?;
+        let sums = (0..COUNTERS as u32).map(|index| Ok(counters.get(&index, 0)?.iter().sum()));
+        Ok(named(&sums.collect::<Result<Vec<u64>, MapError>>()?))
+    }
+
+    /// Runs a program on a frame that comes in by, or leaves by, `ifindex`. `None`: the kernel has no test run for such
+    /// a frame. `summed`: the device has summed it up, and where the kernel can compare (from Linux 6.17 on), that sum
+    /// has to fit afterwards.
+    ///
+    /// # Errors
+    /// The sum does not fit, or the kernel refuses for another reason.
+    pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
+        self.run_program(program_name(hook), frame, ifindex, summed)
+    }
+
+    /// [`Kernel::run`] of a program by its name: a stage by itself.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_program(&self, name: &str, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
+        /// Offset of `ifindex` in `struct __sk_buff`.
+        const IFINDEX_AT: usize = 40;
+        let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
+        let mut context = [0; IFINDEX_AT + 4];
+        context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; 1 << 16];
+        let program = program.fd()?.as_fd();
+        let mut run = |flags| test_run(program, frame, &mut out, &context, flags);
+        let is_invalid = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        let returned = match run(if summed { CHECKSUM_COMPLETE } else { 0 }) {
+            Err(error) if is_invalid(&error) => run(0),
+            result => result,
+        };
+        let returned = match returned {
+            Ok(returned) => returned,
+            Err(error) if is_invalid(&error) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+                bail!("the sum that the device has made of the frame does not fit what is left of it")
+            }
+            Err(error) => return Err(error).context("test run"),
+        };
+        out.truncate(returned.length as usize);
+        Ok(Some(Ran { code: returned.code.cast_signed(), frame: out }))
+    }
+
+    /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such a frame,
+    /// or, before Linux 5.14, none that says by which interface.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason, or the program did what XDP programs do not.
+    pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Option<RanXdp>> {
+        const XDP_DROP: u32 = 1;
+        const XDP_PASS: u32 = 2;
+        const XDP_TX: u32 = 3;
+        let program: &Xdp = self.ebpf.program("ingress_xdp").context("loaded before")?.try_into()?;
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: [u32; 6] = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let mut out = vec![0; 1 << 16];
+        let returned =
+            match test_run(program.fd()?.as_fd(), frame, &mut out, bytemuck::cast_slice(&context), 0) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
+                result => result.context("test run")?,
+            };
+        out.truncate(returned.length as usize);
+        let left = match returned.code {
+            XDP_PASS => Left::Up,
+            XDP_DROP => Left::Dropped,
+            XDP_TX => Left::Back,
+            code => bail!("XDP code {code}"),
+        };
+        Ok(Some(RanXdp { left, out }))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Array::try_from(self.map_mut(name)?).with_context(|| name.to_owned())
+    }
+
+    fn all<V: Pod>(&mut self, name: &str, values: &[V]) -> Result<()> {
+        let mut array = self.array::<V>(name)?;
+        for (index, value) in (0..).zip(values) {
+            array.set(index, value, 0)?;
+        }
+        Ok(())
+    }
+
+    fn replace<K: Pod, V: Pod>(&mut self, name: &str, values: &HashMap<K, V>) -> Result<()> {
+        let mut map: BpfMap<&mut MapData, K, V> = BpfMap::try_from(self.map_mut(name)?)?;
+        let old: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            map.remove(&key)?;
+        }
+        for (key, value) in values {
+            map.insert(key, value, 0).with_context(|| format!("failed to fill {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn contents<K: Pod + Eq + std::hash::Hash, V: Pod>(&mut self, name: &str) -> Result<HashMap<K, V>> {
+        let map: BpfMap<&mut MapData, K, V> = BpfMap::try_from(self.map_mut(name)?)?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+}
+
+const fn program_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Ingress => "ingress",
+        Hook::Egress => "egress",
+    }
+}
+
+/// The boot clock, nanoseconds.
+///
+/// # Errors
+/// When the system has none.
+pub fn boot_clock_ns() -> Result<u64> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+    Ok(u64::try_from(now.as_nanos())?)
+}
+
+/// Calls `work` on a thread in a network namespace of its own, which has [`INTERFACES`] and on its loopback interface
+/// all of `addresses`; gone afterwards.
+///
+/// # Errors
+/// When the namespace cannot be made.
+pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET).context("failed to make a network namespace")?;
+        let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
+        let [near, far] = INTERFACES;
+        ip("link set lo up")?;
+        ip(&format!("link add near index {near} type veth peer name far index {far}"))?;
+        ip("link set near up")?;
+        ip("link set far up")?;
+        for address in addresses {
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            ip(&format!("addr add {address} dev lo{nodad}"))?;
+        }
+        work()
+    };
+    let joined = std::thread::scope(|scope| scope.spawn(inside).join());
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The sockets of `world` in this thread's network namespace, for as long as the result is kept.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn sockets(world: &World) -> Result<Vec<Socket2>> {
+    let mut sockets = Vec::new();
+    for (key, socket) in &world.sockets {
+        let end = |address: Address, port: u16| SocketAddr::new(address.into(), port);
+        let local = end(key.local, key.local_port.host());
+        let remote = end(key.remote, key.remote_port.host());
+        match socket {
+            Socket::None => {}
+            Socket::Listener => sockets.push(listener(local)?),
+            Socket::Connection => {
+                let far = listener(remote)?;
+                let near = bound(local)?;
+                near.connect(&remote.into()).with_context(|| format!("{local} to {remote}"))?;
+                near.set_linger(Some(Duration::ZERO))?;
+                sockets.extend([near, far]);
+            }
+            Socket::Handshake => bail!("a handshake cannot be held still"),
+        }
+    }
+    Ok(sockets)
+}
+
+fn bound(address: SocketAddr) -> Result<Socket2> {
+    let socket = Socket2::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into()).with_context(|| format!("failed to bind {address}"))?;
+    Ok(socket)
+}
+
+fn listener(address: SocketAddr) -> Result<Socket2> {
+    let socket = bound(address)?;
+    socket.listen(8)?;
+    Ok(socket)
+}

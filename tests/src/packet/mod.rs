@@ -1,0 +1,8 @@
+//! One packet: frames, the hosts around it, the decisions on the host and the programs in the kernel.
+
+pub mod cost;
+pub mod frame;
+pub mod host;
+pub mod kernel;
+pub mod scene;
+pub mod testrun;

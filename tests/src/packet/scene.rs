@@ -1,0 +1,318 @@
+//! Who is there when a packet is tried: three controllers, of which A is under test, a client, a stranger.
+//!
+//! ```text
+//!  A as entry   client:5555 → A:17070   becomes   A:40000 → B:17081
+//!  A as owner   B:41000 → A:17082       becomes   client:5555 → A:17082
+//! ```
+
+#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::packet::frame::{KEY, SYN, Segment};
+use crate::packet::host::World;
+use crate::packet::kernel::INTERFACES;
+use balancer_common::records::{
+    Budget, Class, Controller, Device, Flow, Kind, Member, Reservation, Settings, State, Tuple,
+};
+use balancer_common::wire::{Address, Port};
+use bytemuck::Zeroable as _;
+
+/// Interface that everything comes in by.
+pub const CAME_IN: u32 = INTERFACES[0];
+/// Interface towards the other controllers.
+pub const TOWARDS: u32 = INTERFACES[1];
+/// The API port.
+pub const API: u16 = 17070;
+/// Relay port that B and C announced to A.
+pub const OUT: u16 = 17081;
+/// Relay port that A announced to B.
+pub const IN: u16 = 17082;
+/// Relay source port that A draws.
+pub const RELAY: u16 = 40000;
+/// One that it drew before.
+pub const OLD: u16 = 40001;
+/// Relay source port that B drew.
+pub const FAR: u16 = 41000;
+/// Another.
+pub const FAR_OLD: u16 = 41001;
+/// The client's initial sequence number.
+pub const ISN: u32 = 0x1000_0000;
+/// Octets of a trailer.
+pub const TRAILER: u32 = 32;
+/// Most connections of a controller.
+pub const LIMIT: u32 = 1000;
+/// Connections of a controller that relays what it can.
+pub const BUSY: u32 = 900;
+/// Seconds since the flows that are there began.
+pub const AGE_S: u32 = 10;
+
+/// The addresses of one family, and the time.
+pub struct Scene {
+    /// The family's name.
+    pub name: &'static str,
+    /// Boot clock, nanoseconds.
+    pub now_ns: u64,
+    /// Under test.
+    pub a: IpAddr,
+    /// Another controller.
+    pub b: IpAddr,
+    /// A third, absent unless a row says otherwise.
+    pub c: IpAddr,
+    /// A client's.
+    pub client: IpAddr,
+    /// Exempt by its prefix.
+    pub exempt: IpAddr,
+    /// Nobody's.
+    pub elsewhere: IpAddr,
+}
+
+fn parse(address: &str) -> IpAddr {
+    address.parse().expect("an address")
+}
+
+impl Scene {
+    /// With IPv4 addresses.
+    pub fn v4(now_ns: u64) -> Self {
+        Self {
+            name: "IPv4",
+            now_ns,
+            a: parse("10.0.0.11"),
+            b: parse("10.0.0.12"),
+            c: parse("10.0.0.13"),
+            client: parse("10.0.1.101"),
+            exempt: parse("10.9.0.5"),
+            elsewhere: parse("192.0.2.7"),
+        }
+    }
+
+    /// With IPv6 addresses.
+    pub fn v6(now_ns: u64) -> Self {
+        Self {
+            name: "IPv6",
+            now_ns,
+            a: parse("fd00::11"),
+            b: parse("fd00::12"),
+            c: parse("fd00::13"),
+            client: parse("fd01::a:101"),
+            exempt: parse("fd09::5"),
+            elsewhere: parse("2001:db8::7"),
+        }
+    }
+
+    /// All of them, for the sockets of a namespace.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        vec![self.a, self.b, self.client]
+    }
+
+    /// Boot clock, seconds.
+    pub const fn now_s(&self) -> u32 {
+        (self.now_ns / 1_000_000_000) as u32
+    }
+
+    /// When flows that are there began.
+    pub const fn then_s(&self) -> u32 {
+        self.now_s().wrapping_sub(AGE_S)
+    }
+
+    /// The client's end.
+    pub fn dialler(&self) -> SocketAddr {
+        (self.client, 5555).into()
+    }
+
+    /// The end that it dials.
+    pub fn api(&self) -> SocketAddr {
+        (self.a, API).into()
+    }
+
+    /// A's end of a relay to B.
+    pub fn near(&self) -> SocketAddr {
+        (self.a, RELAY).into()
+    }
+
+    /// B's end of a relay from A.
+    pub fn owner(&self) -> SocketAddr {
+        (self.b, OUT).into()
+    }
+
+    /// B's end of a relay to A.
+    pub fn entry(&self) -> SocketAddr {
+        (self.b, FAR).into()
+    }
+
+    /// A's end of a relay from B.
+    pub fn door(&self) -> SocketAddr {
+        (self.a, IN).into()
+    }
+
+    /// The client's SYN.
+    pub fn syn(&self) -> Segment {
+        Segment::new(self.dialler(), self.api()).flags(SYN).seq(ISN).ack(0).syn_options(1400)
+    }
+
+    /// The same, relayed by A.
+    pub fn relayed(&self) -> Segment {
+        self.syn().between(self.near(), self.owner()).trailer(self.dialler())
+    }
+
+    /// The same, relayed by B.
+    pub fn incoming(&self) -> Segment {
+        self.syn().between(self.entry(), self.door()).trailer(self.dialler())
+    }
+
+    /// An ACK of the client to A.
+    pub fn ack(&self) -> Segment {
+        Segment::new(self.dialler(), self.api()).seq(ISN + 1).stamps()
+    }
+
+    /// A and B are ready and empty, C is absent.
+    pub fn world(&self) -> World {
+        let mut world = World::new(self.now_ns);
+        world.random = u32::from(RELAY) - 1024;
+        world.settings = Settings {
+            tag_key: KEY,
+            limit: LIMIT,
+            handshake_cap: LIMIT,
+            flood_per_cpu: 1_000_000,
+            report_ms: 100,
+            api_port: Port::new(API),
+            relay_first: Port::new(17080),
+            relay_last: Port::new(17095),
+            peer_first: Port::new(17080),
+            peer_last: Port::new(17095),
+            active: 1,
+            ..Settings::zeroed()
+        };
+        world.budget = Budget { newest_s: self.now_s(), ..Budget::default() };
+        world.controllers[0] =
+            Controller { relay_in: Port::NONE, relay_out: Port::NONE, ..self.ready(self.a) };
+        world.controllers[1] = self.ready(self.b);
+        let class = |class, index| Member::new(class, index);
+        let full = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        world.members = vec![
+            (self.a, full(self.a), class(Class::Own, 0)),
+            (self.b, full(self.b), class(Class::Controller, 1)),
+            (self.c, full(self.c), class(Class::Controller, 2)),
+            (self.exempt, 16, class(Class::Exempt, 0)),
+        ];
+        world.devices.insert(CAME_IN, Device { mtu: 1500, guarded: 1 });
+        world
+    }
+
+    /// A controller at `address` that can take clients.
+    pub fn ready(&self, address: IpAddr) -> Controller {
+        let own_family =
+            |v4: bool| if address.is_ipv4() == v4 { address.into() } else { Address::UNSPECIFIED };
+        Controller {
+            reported_ns: self.now_ns,
+            name_hash: 1,
+            v4: own_family(true),
+            v6: own_family(false),
+            limit: LIMIT,
+            weight: 1024,
+            ifindex: TOWARDS,
+            relay_out: Port::new(OUT),
+            relay_in: Port::new(IN),
+            state: State::Ready as u8,
+            ..Controller::zeroed()
+        }
+    }
+
+    /// A has much to do and B nothing.
+    pub fn busy(&self) -> World {
+        let mut world = self.world();
+        world.budget.established = BUSY;
+        world
+    }
+
+    /// B has much to do and A nothing.
+    pub fn idle(&self) -> World {
+        let mut world = self.world();
+        world.controllers[1].view_base = BUSY.into();
+        world
+    }
+
+    /// The two records of a relay from A to `owner` by source port `port`, begun in second `at_s`.
+    pub fn out(&self, port: u16, owner: (IpAddr, u8), at_s: u32) -> [(Tuple, Flow); 2] {
+        let (here, there) = ((self.a, port).into(), (owner.0, OUT).into());
+        let flow = |kind, from, to, ifindex| Flow::new(kind, owner.1, end(from), end(to), ifindex, ISN, at_s);
+        [
+            (tuple(self.dialler(), self.api()), flow(Kind::Forward, here, there, TOWARDS)),
+            (tuple(there, here), flow(Kind::Return, self.api(), self.dialler(), CAME_IN)),
+        ]
+    }
+
+    /// The two records of a relay from B by source port `port`.
+    pub fn incoming_flows(&self, port: u16, at_s: u32) -> [(Tuple, Flow); 2] {
+        self.incoming_flows_of(self.dialler(), port, at_s)
+    }
+
+    /// The same for the client at `dialler`.
+    pub fn incoming_flows_of(&self, dialler: SocketAddr, port: u16, at_s: u32) -> [(Tuple, Flow); 2] {
+        let there = (self.b, port).into();
+        let flow = |kind, from, to, ifindex| Flow::new(kind, 1, end(from), end(to), ifindex, ISN, at_s);
+        [
+            (tuple(there, self.door()), flow(Kind::Restore, dialler, self.door(), 0)),
+            (tuple(dialler, self.door()), flow(Kind::Divert, self.door(), there, CAME_IN)),
+        ]
+    }
+
+    /// [`Self::busy`] with a relay to B, live.
+    pub fn relaying(&self) -> World {
+        let mut world = self.busy();
+        world.live.extend(self.out(RELAY, (self.b, 1), self.then_s()));
+        world
+    }
+
+    /// [`Self::busy`] with a relay to B by `port` whose handshake is not complete.
+    pub fn beginning(&self, port: u16) -> World {
+        let mut world = self.busy();
+        world.half_open.extend(self.out(port, (self.b, 1), self.then_s()));
+        world
+    }
+
+    /// [`Self::world`] with a relay from B, live.
+    pub fn owning(&self) -> World {
+        let mut world = self.world();
+        world.live.extend(self.incoming_flows(FAR, self.then_s()));
+        world
+    }
+
+    /// [`Self::world`] with a relay from B whose handshake is not complete and has a place.
+    pub fn accepting(&self) -> World {
+        let mut world = self.world();
+        world.half_open.extend(self.incoming_flows(FAR, self.then_s()));
+        self.reserve(&mut world, tuple(self.dialler(), self.door()));
+        world
+    }
+
+    /// A handshake takes a place.
+    pub fn reserve(&self, world: &mut World, key: Tuple) {
+        world.reserved.insert(key, Reservation { taken_s: self.now_s(), isn: ISN });
+        world.budget.handshakes[self.now_s() as usize % 4] += 1;
+    }
+
+    /// The client's key at the API port.
+    pub fn dialled(&self) -> Tuple {
+        tuple(self.dialler(), self.api())
+    }
+}
+
+/// A key: far end, own end.
+pub fn tuple(remote: SocketAddr, local: SocketAddr) -> Tuple {
+    let ((remote, remote_port), (local, local_port)) = (end(remote), end(local));
+    Tuple { remote, local, remote_port, local_port }
+}
+
+fn end(end: SocketAddr) -> (Address, Port) {
+    (end.ip().into(), Port::new(end.port()))
+}
+
+/// A packet of the flow at `key` has gone by, which acknowledged `ack` and left the marks `state`.
+pub fn gone_by(world: &mut World, key: Tuple, ack: Option<u32>, state: u8) {
+    let now_s = world.now_s();
+    let flow = world.live.get_mut(&key).or(world.half_open.get_mut(&key)).expect("a flow");
+    flow.seen_s = now_s;
+    flow.ack = ack.unwrap_or(flow.ack);
+    flow.state |= state;
+}
