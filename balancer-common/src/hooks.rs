@@ -5,8 +5,8 @@ use core::ops::DerefMut;
 use bytemuck::Pod;
 
 use crate::{
-    policy::pick::Field,
-    records::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
+    policy::pick::PickScratch,
+    records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
     verdict::Event,
     wire::{Address, Family, Port, checksum::Change},
 };
@@ -54,7 +54,7 @@ pub trait Tables {
     /// A flow's record in place.
     type Flow: DerefMut<Target = Flow>;
     /// Room for a pick.
-    type Field: DerefMut<Target = Field>;
+    type Scratch: DerefMut<Target = PickScratch>;
 
     /// This host's settings; `None` before the agent has written them.
     fn settings(&self) -> Option<&Settings>;
@@ -66,7 +66,7 @@ pub trait Tables {
     /// different fields do not disturb each other.
     fn exchanged(&self, index: usize, exchange: Exchange);
     /// Whose address it is.
-    fn member(&self, address: &Address) -> Member;
+    fn class_of(&self, address: &Address) -> AddressClass;
     /// The device at `ifindex`.
     fn device(&self, ifindex: u32) -> Option<Device>;
 
@@ -88,7 +88,7 @@ pub trait Tables {
     /// Runs `change` on the budget of one client address under its lock, making one if there is none.
     fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
     /// Whether last ACKs are to be looked at (read without the lock).
-    fn watching(&self, now_s: u32) -> bool;
+    fn checks_final_ack(&self, now_s: u32) -> bool;
     /// A handshake that was given a place, or noted without one.
     fn reservation(&self, key: &Tuple) -> Option<Reservation>;
     /// Notes a handshake; `replace` or only if there is none. `false`: there is one, or no room.
@@ -98,9 +98,9 @@ pub trait Tables {
 
     /// When a client was last refused for another controller's sake, or served where it might have been (boot clock,
     /// nanoseconds).
-    fn spared(&self, address: &Address) -> Option<u64>;
+    fn recently_refused(&self, address: &Address) -> Option<u64>;
     /// Notes that now.
-    fn spare(&self, address: &Address, now_ns: u64);
+    fn note_refused(&self, address: &Address, now_ns: u64);
 
     /// What this host's stack has for a segment that arrives with `key`.
     fn socket(&self, key: &Tuple, family: Family) -> Socket;
@@ -111,7 +111,7 @@ pub trait Tables {
     fn hand_over(&self, key: &Tuple, family: Family, port: Port);
 
     /// Room to work out a pick in; the caller fills all of it.
-    fn field(&self) -> Option<Self::Field>;
+    fn pick_scratch(&self) -> Option<Self::Scratch>;
     /// Boot clock, nanoseconds.
     fn now_ns(&self) -> u64;
     /// 32 random bits.

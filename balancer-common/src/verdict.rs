@@ -5,15 +5,15 @@
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// On to the next program and the stack.
-    Pass(Pass),
+    Pass(PassReason),
     /// Out of interface `.1`, next hop by the route there.
-    Send(Send, u32),
+    Send(SendReason, u32),
     /// Gone.
-    Drop(Drop),
+    Drop(DropReason),
     /// Decided by another stage.
     Next(Stage),
     /// Answered with RST by [`Stage::Reset`].
-    Reset(Send),
+    Reset(SendReason),
 }
 
 /// The parts of `ingress` that run apart, so that each fits the verifier's stack.
@@ -21,17 +21,17 @@ pub enum Verdict {
 #[repr(u32)]
 pub enum Stage {
     /// [`crate::stages::client_syn`]: a SYN to the API port.
-    Open = 0,
+    ClientSyn = 0,
     /// [`crate::stages::choose`]: a new client.
-    Place = 1,
+    Choose = 1,
     /// [`crate::stages::commit`]: a new client whose controller is picked.
-    Settle = 2,
+    Commit = 2,
     /// [`crate::stages::relay_syn`]: a SYN that is to be relayed.
-    Dispatch = 3,
+    RelaySyn = 3,
     /// [`crate::stages::owner_syn`]: a SYN to a relay port.
-    Accept = 4,
+    OwnerSyn = 4,
     /// [`crate::stages::restore`]: a relayed SYN that was accepted.
-    Deliver = 5,
+    Restore = 5,
     /// [`crate::stages::icmp`]: an ICMP error.
     Icmp = 6,
     /// [`crate::stages::reset`]: answer the segment with RST.
@@ -91,8 +91,8 @@ macro_rules! counters {
 pub const COUNTERS: usize = 64;
 
 counters! {
-    /// Why a packet was passed on. Counted except for [`Pass::Other`], which is no business of ours.
-    Pass from 0 {
+    /// Why a packet was passed on. Counted except for [`PassReason::Other`], which is no business of ours.
+    PassReason from 0 {
         /// Neither the API port nor a relay port of this host (not counted).
         Other = 0,
         /// To the API port, of no relayed flow: a connection served here.
@@ -117,7 +117,7 @@ counters! {
         Socket = 10,
     }
     /// Why a packet was sent on.
-    Send from 16 {
+    SendReason from 16 {
         /// Entry: a SYN, relayed with the client's address.
         Opened = 16,
         /// Entry: client to owner.
@@ -146,7 +146,7 @@ counters! {
         Steered = 28,
     }
     /// Why a packet was dropped.
-    Drop from 32 {
+    DropReason from 32 {
         /// On a relay port, from an address that is no controller's.
         Stranger = 32,
         /// A relayed SYN whose tag is wrong.
@@ -162,7 +162,7 @@ counters! {
         /// RST not sent: to a RST, or to a multicast or own address.
         NoAnswer = 38,
         /// Of no relay or socket, right after the programs were put in the place of another version's: its sender repeats it.
-        Unsettled = 39,
+        GracePeriod = 39,
     }
     /// What happened besides.
     Event from 48 {

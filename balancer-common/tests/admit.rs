@@ -75,7 +75,7 @@ proptest! {
                     let left = held.len();
                     held.retain(|&taken_s| now_s - taken_s < HANDSHAKE_WINDOW_S as u32);
                     if held.len() < left {
-                        prop_assert!(budget.watching(now_s));
+                        prop_assert!(budget.checks_final_ack(now_s));
                     }
                 }
                 Step::Establish(_) | Step::GiveBack(_) | Step::Close => {}

@@ -9,7 +9,7 @@
     reason = "loads and rates are far below 2^52; a certainty is exactly 1; controllers are indices into several tables"
 )]
 
-use balancer_common::policy::pick::{Candidate, DEAD_BAND, Field, MOST, Pick, WEIGHT_ONE, pick};
+use balancer_common::policy::pick::{Candidate, DEAD_BAND, MOST, Pick, PickScratch, WEIGHT_ONE, pick};
 use balancer_common::policy::views::{Ledger, view_base};
 use balancer_common::records::MAX_CONTROLLERS;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ struct Odds {
 }
 
 /// The formula of the module's introduction. `None`: nobody can be picked.
-fn odds(field: &Field) -> Option<Odds> {
+fn odds(field: &PickScratch) -> Option<Odds> {
     let own = field.own as usize;
     let eligible = |candidate: &&Candidate| candidate.eligible == 1;
     let all = &field.candidates;
@@ -68,7 +68,7 @@ fn odds(field: &Field) -> Option<Odds> {
 }
 
 /// How often each is picked over all chances, evenly taken.
-fn frequencies(field: &Field) -> Odds {
+fn frequencies(field: &PickScratch) -> Odds {
     const STEPS: u32 = 256;
     let evenly = |step: u32| (step * 2 + 1) << 23;
     let mut odds = Odds { local: 0.0, relay: [0.0; MAX_CONTROLLERS] };
@@ -85,7 +85,7 @@ fn frequencies(field: &Field) -> Odds {
     odds
 }
 
-fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = Field> {
+fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = PickScratch> {
     let candidate =
         (loads, 1u32..5_000, 512u32..4096, 0u32..2_000_000, prop::bool::weighted(0.8), 0u32..9_000);
     let candidate = candidate.prop_map(|(load, spare, weight, arrivals_milli, eligible, age_ms)| Candidate {
@@ -99,7 +99,8 @@ fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = Field> {
     });
     (prop::collection::vec(candidate, 1..=MAX_CONTROLLERS), any::<prop::sample::Index>(), 50u32..1000)
         .prop_map(|(candidates, own, report_ms)| {
-            let mut field = Field { own: own.index(candidates.len()) as u32, report_ms, ..Field::default() };
+            let mut field =
+                PickScratch { own: own.index(candidates.len()) as u32, report_ms, ..PickScratch::default() };
             field.candidates[..candidates.len()].copy_from_slice(&candidates);
             field.candidates[field.own as usize].age_ms = 0;
             field
@@ -107,8 +108,8 @@ fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = Field> {
 }
 
 /// All alike, each dialled by as many.
-fn even(count: usize, load: u32, arrivals_milli: u32) -> Field {
-    let mut field = Field { report_ms: 100, avoid: u32::MAX, ..Field::default() };
+fn even(count: usize, load: u32, arrivals_milli: u32) -> PickScratch {
+    let mut field = PickScratch { report_ms: 100, avoid: u32::MAX, ..PickScratch::default() };
     field.candidates[..count].fill(Candidate {
         load,
         limit: MOST,

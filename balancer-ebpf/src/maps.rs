@@ -7,13 +7,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use balancer_common::{
-    policy::pick::Field,
+    policy::pick::PickScratch,
     records::{
-        Budget, Controller, Device, Flow, MAX_CLIENTS, MAX_CONTROLLERS, MAX_DEVICES, MAX_FLOWS,
-        MAX_HALF_OPEN, MAX_MEMBERS, MAX_RESERVED, MAX_SPARED, MAX_TRACKED, Member, Reservation, Settings,
-        Tracked, Traffic, Tuple,
+        AddressClass, Budget, Controller, Device, Flow, MAX_ADDRESSES, MAX_CLIENTS, MAX_CONTROLLERS,
+        MAX_DEVICES, MAX_FLOWS, MAX_HALF_OPEN, MAX_RECENTLY_REFUSED, MAX_RESERVED, MAX_TRACKED, Reservation,
+        Settings, Tracked, Traffic, Tuple,
     },
-    verdict::{COUNTERS as COUNTER_SLOTS, Send, Stage},
+    verdict::{COUNTERS as COUNTER_SLOTS, SendReason, Stage},
     wire::{Address, Family},
 };
 
@@ -40,9 +40,9 @@ pub const LISTENER_V6: u32 = 1;
 #[btf_map]
 pub static LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
 #[btf_map]
-pub static MEMBERS: LpmTrie<Address, Member, MAX_MEMBERS> = LpmTrie::new();
+pub static ADDRESSES: LpmTrie<Address, AddressClass, MAX_ADDRESSES> = LpmTrie::new();
 #[btf_map]
-pub static SPARED: LruHashMap<Address, u64, MAX_SPARED> = LruHashMap::new();
+pub static RECENTLY_REFUSED: LruHashMap<Address, u64, MAX_RECENTLY_REFUSED> = LruHashMap::new();
 #[btf_map]
 pub static RESERVED: LruHashMap<Tuple, Reservation, MAX_RESERVED> = LruHashMap::new();
 #[btf_map]
@@ -58,7 +58,7 @@ pub static TRAFFIC: Array<Traffic, MAX_CONTROLLERS> = Array::new();
 
 /// Room for a pick, too large for the stack.
 #[btf_map]
-pub static FIELD: PerCpuArray<Field, 1> = PerCpuArray::new();
+pub static PICK_SCRATCH: PerCpuArray<PickScratch, 1> = PerCpuArray::new();
 /// 1 while one of our programs looks up a socket, so that `admit`, which runs inside, keeps still.
 #[btf_map]
 pub static PROBING: PerCpuArray<u32, 1> = PerCpuArray::new();
@@ -98,7 +98,7 @@ pub fn count(index: u32) {
 
 /// Leaves word for the reset stage.
 #[inline(always)]
-pub fn note_why(why: Send) {
+pub fn note_why(why: SendReason) {
     if let Some(slot) = WHY.get_ptr_mut(0) {
         // SAFETY: a per-CPU slot, and programs of one hook do not nest between here and its reader.
         unsafe { *slot = why.index() };
@@ -107,8 +107,8 @@ pub fn note_why(why: Send) {
 
 /// The word that [`note_why`] left.
 #[inline(always)]
-pub fn why() -> Send {
+pub fn why() -> SendReason {
     // SAFETY: as in `note_why`.
     let index = WHY.get_ptr(0).map_or(0, |slot| unsafe { *slot });
-    Send::at(index).unwrap_or(Send::NoFlow)
+    SendReason::at(index).unwrap_or(SendReason::NoFlow)
 }

@@ -93,10 +93,10 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
     };
     let key = Tuple { remote, local, remote_port: Port::from_ne(remote_port), local_port };
     if tables.reservation(&key).is_none() {
-        if !tables.member(&remote).is(Class::Client) {
+        if !tables.class_of(&remote).is(Class::Client) {
             return SK_PASS;
         }
-        // `ingress` decides for the SYNs on a guarded device; what comes without its decision is most likely a
+        // `ingress` decides for the SYNs on a has_ingress device; what comes without its decision is most likely a
         // stray segment, which is to take no place, except while last ACKs are watched, where it may be a SYN
         // cookie's, and where another `ingress`, or none, may have let it in. It may also be a SYN that `ingress`
         // does not read, or whose port it does not know: one with IP options, or one that the host's own NAT sends
@@ -107,13 +107,13 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
             ifindex = unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() };
         }
         // Nor does `ingress` decide for an address of this host that is not the controller's.
-        let guarded = tables.device(ifindex).is_some_and(|device| device.guarded != 0)
-            && tables.member(&local).is(Class::Own);
+        let has_ingress = tables.device(ifindex).is_some_and(|device| device.has_ingress != 0)
+            && tables.class_of(&local).is(Class::Own);
         let now_s = tables.now_s();
-        let settled = !settings.unsettled(now_s);
+        let settled = !settings.in_grace_period(now_s);
         let admitted = if settled && relayed {
             false
-        } else if settled && guarded && !tables.watching(now_s) {
+        } else if settled && has_ingress && !tables.checks_final_ack(now_s) {
             admission::has_room(&tables, settings)
         } else {
             admission::admit_lookup(&tables, settings, &key)
@@ -185,7 +185,7 @@ fn established(ctx: &SockOpsContext, tables: &Maps, settings: &Settings, port: P
     // The kernel hands the port out as a 32-bit word in network order, in its upper half.
     let key =
         Tuple { remote, local, remote_port: Port::new(u32::from_be(remote_port) as u16), local_port: port };
-    let client = tables.member(&remote).is(Class::Client);
+    let client = tables.class_of(&remote).is(Class::Client);
     // SAFETY: helper calls on the context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let tracked = Tracked { since_s: tables.now_s(), client: u8::from(client), seeded: 0, pad: [0; 2] };

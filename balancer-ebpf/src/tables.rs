@@ -13,8 +13,8 @@ use aya_ebpf::{
 };
 use balancer_common::{
     hooks::{Exchange, Socket, Tables},
-    policy::pick::Field,
-    records::{Budget, Controller, Device, Flow, Member, Reservation, Settings, Traffic, Tuple},
+    policy::pick::PickScratch,
+    records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
     verdict::Event,
     wire::{Address, Family, Port},
 };
@@ -90,7 +90,7 @@ fn locked<R>(budget: *mut Budget, change: impl FnOnce(&mut Budget) -> R) -> R {
 
 impl Tables for Maps {
     type Flow = &'static mut Flow;
-    type Field = &'static mut Field;
+    type Scratch = &'static mut PickScratch;
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
@@ -123,8 +123,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn member(&self, address: &Address) -> Member {
-        maps::MEMBERS.get(&Key::new(128, *address)).copied().unwrap_or(Member::CLIENT)
+    fn class_of(&self, address: &Address) -> AddressClass {
+        maps::ADDRESSES.get(&Key::new(128, *address)).copied().unwrap_or(AddressClass::CLIENT)
     }
 
     #[inline(always)]
@@ -180,8 +180,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn watching(&self, now_s: u32) -> bool {
-        maps::BUDGET.get(0).is_some_and(|budget| budget.watching(now_s))
+    fn checks_final_ack(&self, now_s: u32) -> bool {
+        maps::BUDGET.get(0).is_some_and(|budget| budget.checks_final_ack(now_s))
     }
 
     #[inline(always)]
@@ -203,14 +203,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn spared(&self, address: &Address) -> Option<u64> {
+    fn recently_refused(&self, address: &Address) -> Option<u64> {
         // SAFETY: copied at once.
-        unsafe { maps::SPARED.get(address) }.copied()
+        unsafe { maps::RECENTLY_REFUSED.get(address) }.copied()
     }
 
     #[inline(always)]
-    fn spare(&self, address: &Address, now_ns: u64) {
-        let _: Result<(), i32> = maps::SPARED.insert(address, now_ns, u64::from(BPF_ANY));
+    fn note_refused(&self, address: &Address, now_ns: u64) {
+        let _: Result<(), i32> = maps::RECENTLY_REFUSED.insert(address, now_ns, u64::from(BPF_ANY));
     }
 
     #[inline(always)]
@@ -258,8 +258,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn field(&self) -> Option<Self::Field> {
-        in_place(maps::FIELD.get_ptr_mut(0))
+    fn pick_scratch(&self) -> Option<Self::Scratch> {
+        in_place(maps::PICK_SCRATCH.get_ptr_mut(0))
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use balancer_common::{
     stages::{choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore},
-    verdict::{Pass, Stage, Verdict},
+    verdict::{PassReason, Stage, Verdict},
 };
 
 use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
@@ -17,57 +17,57 @@ use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
 #[classifier]
 pub fn ingress(ctx: TcContext) -> i32 {
     match Handover::take(&ctx) {
-        None => act(&ctx, ingress::ingress(&mut Frame::new(&ctx), &Maps::new(&ctx))),
+        None => act(&ctx, ingress::decide(&mut Frame::new(&ctx), &Maps::new(&ctx))),
         Some(0) => TC_ACT_UNSPEC,
         Some(ifindex) => send(ifindex),
     }
 }
 
-/// [`Stage::Open`].
+/// [`Stage::ClientSyn`].
 #[classifier]
-pub fn ingress_open(ctx: TcContext) -> i32 {
-    act(&ctx, client_syn::open(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_client_syn(ctx: TcContext) -> i32 {
+    act(&ctx, client_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Place`].
+/// [`Stage::Choose`].
 #[classifier]
-pub fn ingress_place(ctx: TcContext) -> i32 {
-    act(&ctx, choose::place(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_choose(ctx: TcContext) -> i32 {
+    act(&ctx, choose::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Settle`].
+/// [`Stage::Commit`].
 #[classifier]
-pub fn ingress_settle(ctx: TcContext) -> i32 {
-    act(&ctx, commit::settle(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_commit(ctx: TcContext) -> i32 {
+    act(&ctx, commit::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Dispatch`].
+/// [`Stage::RelaySyn`].
 #[classifier]
-pub fn ingress_dispatch(ctx: TcContext) -> i32 {
-    act(&ctx, relay_syn::dispatch(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_relay_syn(ctx: TcContext) -> i32 {
+    act(&ctx, relay_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Accept`].
+/// [`Stage::OwnerSyn`].
 #[classifier]
-pub fn ingress_accept(ctx: TcContext) -> i32 {
-    act(&ctx, owner_syn::accept(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_owner_syn(ctx: TcContext) -> i32 {
+    act(&ctx, owner_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Deliver`].
+/// [`Stage::Restore`].
 #[classifier]
-pub fn ingress_deliver(ctx: TcContext) -> i32 {
-    act(&ctx, restore::deliver(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn tc_restore(ctx: TcContext) -> i32 {
+    act(&ctx, restore::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Icmp`].
 #[classifier]
-pub fn ingress_icmp(ctx: TcContext) -> i32 {
-    act(&ctx, icmp::icmp(&mut Frame::with_quote(&ctx), &Maps::new(&ctx)))
+pub fn tc_icmp(ctx: TcContext) -> i32 {
+    act(&ctx, icmp::decide(&mut Frame::with_quote(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Reset`].
 #[classifier]
-pub fn ingress_reset(ctx: TcContext) -> i32 {
+pub fn tc_reset(ctx: TcContext) -> i32 {
     let verdict = reset::answer(&mut Frame::new(&ctx), maps::why());
     act(&ctx, verdict)
 }
@@ -75,7 +75,7 @@ pub fn ingress_reset(ctx: TcContext) -> i32 {
 /// Every packet that leaves.
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
-    act(&ctx, egress::egress(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, egress::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// What a verdict does at a TC hook.
@@ -83,7 +83,7 @@ pub fn egress(ctx: TcContext) -> i32 {
 fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
         // UNSPEC and not OK: programs behind this one run.
-        Verdict::Pass(Pass::Other) => TC_ACT_UNSPEC,
+        Verdict::Pass(PassReason::Other) => TC_ACT_UNSPEC,
         Verdict::Pass(why) => {
             maps::count(why.index());
             TC_ACT_UNSPEC

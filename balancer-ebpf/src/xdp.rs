@@ -15,7 +15,7 @@ use aya_ebpf::{
 use balancer_common::{
     hooks::Packet,
     stages::{choose, client_syn, commit, ingress, relay_syn, reset},
-    verdict::{Pass, Stage, Verdict},
+    verdict::{PassReason, Stage, Verdict},
     wire::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
 };
 
@@ -28,32 +28,32 @@ pub fn ingress_xdp(ctx: XdpContext) -> u32 {
     if !ingress::is_for_entry(&frame, &tables) || frame.make_room().is_none() {
         return XDP_PASS;
     }
-    let verdict = ingress::ingress(&mut frame, &tables);
+    let verdict = ingress::decide(&mut frame, &tables);
     act(&ctx, verdict)
 }
 
-/// [`Stage::Open`].
+/// [`Stage::ClientSyn`].
 #[xdp]
-pub fn xdp_open(ctx: XdpContext) -> u32 {
-    act(&ctx, client_syn::open(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn xdp_client_syn(ctx: XdpContext) -> u32 {
+    act(&ctx, client_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Place`].
+/// [`Stage::Choose`].
 #[xdp]
-pub fn xdp_place(ctx: XdpContext) -> u32 {
-    act(&ctx, choose::place(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn xdp_choose(ctx: XdpContext) -> u32 {
+    act(&ctx, choose::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Settle`].
+/// [`Stage::Commit`].
 #[xdp]
-pub fn xdp_settle(ctx: XdpContext) -> u32 {
-    act(&ctx, commit::settle(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn xdp_commit(ctx: XdpContext) -> u32 {
+    act(&ctx, commit::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
-/// [`Stage::Dispatch`].
+/// [`Stage::RelaySyn`].
 #[xdp]
-pub fn xdp_dispatch(ctx: XdpContext) -> u32 {
-    act(&ctx, relay_syn::dispatch(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+pub fn xdp_relay_syn(ctx: XdpContext) -> u32 {
+    act(&ctx, relay_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
 }
 
 /// [`Stage::Reset`].
@@ -67,7 +67,7 @@ pub fn xdp_reset(ctx: XdpContext) -> u32 {
 fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     let mut frame = Frame::new(ctx);
     match verdict {
-        Verdict::Pass(Pass::Other) => {
+        Verdict::Pass(PassReason::Other) => {
             frame.take_room();
             XDP_PASS
         }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use balancer_common::records::{Flow, Kind, Tuple};
-use balancer_common::verdict::{Drop as Dropped, Pass, Send};
+use balancer_common::verdict::{DropReason as Dropped, PassReason, SendReason};
 use balancer_common::wire::Port;
 use proptest::prelude::*;
 use tests::packet::frame::{ACK, FIN, RST, SYN, Segment, verify};
@@ -223,7 +223,8 @@ fn run(host: &Host, hook: Hook, bytes: &[u8]) -> Result<(i32, Vec<u8>), TestCase
 /// Packets that were passed for a reason, sent or dropped.
 fn outcomes(host: &Host) -> u64 {
     let counters = host.counters();
-    let names = Pass::ALL.iter().map(|why| why.name()).chain(Send::ALL.iter().map(|why| why.name()));
+    let names =
+        PassReason::ALL.iter().map(|why| why.name()).chain(SendReason::ALL.iter().map(|why| why.name()));
     let names = names.chain(Dropped::ALL.iter().map(|why| why.name()));
     names.filter_map(|name| counters.get(name)).sum()
 }

@@ -144,7 +144,7 @@ proptest! {
                 Step::LastAck(client) => {
                     let Client::Shaking { .. } = clients[client] else { continue };
                     let held = host.reservation(&key(client)).unwrap_or(Reservation::NONE);
-                    let refused = host.watching(now_s) && !admission::admit_ack(&host, &settings, &key(client), held);
+                    let refused = host.checks_final_ack(now_s) && !admission::admit_ack(&host, &settings, &key(client), held);
                     clients[client] = if refused {
                         Client::Away
                     } else {

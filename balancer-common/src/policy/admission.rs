@@ -9,7 +9,7 @@
 
 use crate::{
     hooks::Tables,
-    records::{Budget, HANDSHAKE_WINDOW_S, Reservation, Settings, Tuple, WATCH_S},
+    records::{Budget, CHECK_FINAL_ACK_S, HANDSHAKE_WINDOW_S, Reservation, Settings, Tuple},
     verdict::Event,
     wire::Address,
 };
@@ -47,8 +47,8 @@ impl Budget {
 
     /// Whether last ACKs must be looked at.
     #[inline(always)]
-    pub fn watching(&self, now_s: u32) -> bool {
-        now_s < self.watch_until_s
+    pub fn checks_final_ack(&self, now_s: u32) -> bool {
+        now_s < self.check_final_ack_until_s
     }
 
     /// Empties the buckets that have fallen out of the window by `now_s`.
@@ -72,7 +72,7 @@ impl Budget {
         }
         self.newest_s = now_s;
         if outlived != 0 {
-            self.watch_until_s = now_s.wrapping_add(WATCH_S);
+            self.check_final_ack_until_s = now_s.wrapping_add(CHECK_FINAL_ACK_S);
         }
     }
 
@@ -83,7 +83,7 @@ impl Budget {
         self.advance(now_s);
         let in_progress = self.in_progress();
         if !proven && in_progress >= settings.handshake_cap {
-            self.watch_until_s = now_s.wrapping_add(WATCH_S);
+            self.check_final_ack_until_s = now_s.wrapping_add(CHECK_FINAL_ACK_S);
             return Place::Later;
         }
         if self.load(settings.adjust) >= settings.limit {

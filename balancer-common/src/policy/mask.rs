@@ -12,7 +12,7 @@ pub fn if_below(a: u64, b: u64) -> u64 {
         let mut mask = a;
         // Written out: LLVM makes a comparison of the same in Rust, and a branch of that. Behind `black_box`
         // it did not, but that goes through the stack, and a verifier before 6.2 then no longer forgets what
-        // it knew of the mask: it followed 860,000 instructions of `ingress_place`, and 16,000 of this.
+        // it knew of the mask: it followed 860,000 instructions of `tc_choose`, and 16,000 of this.
         // SAFETY: two instructions on one register.
         unsafe {
             core::arch::asm!(

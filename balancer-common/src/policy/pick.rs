@@ -58,7 +58,7 @@ pub struct Candidate {
 /// All that a pick goes by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Field {
+pub struct PickScratch {
     /// By controller index; those that are not there are not eligible.
     pub candidates: [Candidate; MAX_CONTROLLERS],
     /// Index of the controller that picks.
@@ -90,7 +90,7 @@ pub enum Pick {
 
 /// Picks a controller for a new connection. `random`: 32 random bits for either choice.
 #[inline(always)]
-pub fn pick(field: &mut Field, random: (u32, u32)) -> Pick {
+pub fn pick(field: &mut PickScratch, random: (u32, u32)) -> Pick {
     let own_index = u64::from(field.own);
     let Arrivals { expected, total, own: own_rate } = arrivals(field);
     let level = water_level(field, expected);
@@ -134,7 +134,7 @@ struct Arrivals {
 }
 
 #[inline(always)]
-fn arrivals(field: &Field) -> Arrivals {
+fn arrivals(field: &PickScratch) -> Arrivals {
     let own_index = u64::from(field.own);
     let (mut total, mut own, mut eligible) = (0u64, 0u64, 0u64);
     let mut staleness_ms = u64::from(field.report_ms);
@@ -164,7 +164,7 @@ fn arrivals(field: &Field) -> Arrivals {
 ///
 /// Found from above: pour onto all, take out those that stand above the level, pour again.
 #[inline(always)]
-fn water_level(field: &Field, expected: u64) -> u64 {
+fn water_level(field: &PickScratch, expected: u64) -> u64 {
     let mut level = HIGHEST;
     let mut pass = 0;
     while pass < MAX_CONTROLLERS {
@@ -195,7 +195,7 @@ fn water_level(field: &Field, expected: u64) -> u64 {
 
 /// The candidate under whose share of all shares `drawn` falls.
 #[inline(always)]
-fn draw(field: &Field, by_room: u64, drawn: u64) -> usize {
+fn draw(field: &PickScratch, by_room: u64, drawn: u64) -> usize {
     let (mut passed, mut picked) = (0u64, 0u64);
     let mut index = 0;
     while index < MAX_CONTROLLERS {

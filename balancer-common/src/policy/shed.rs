@@ -3,7 +3,7 @@
 //! Closed clients come back elsewhere, because a pick ([`crate::policy::pick`]) sends them to whoever has the
 //! most room. Only a controller above its target closes any, never below it, and never faster than
 //! the others can log the clients in. A client that was closed and has not come back is in nobody's
-//! count for a while: it counts into the mean by the report of who closed it ([`Standing::closing`])
+//! count for a while: it counts into the mean by the report of who closed it ([`ControllerLoad::closing`])
 //! for [`RETURN_MS`], so that no delay up to that makes a controller shed below the mean.
 //!
 //! Rates are in 1/1000 connection a second.
@@ -50,7 +50,7 @@ impl Default for Rules {
 
 /// A controller, as shedding sees it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Standing {
+pub struct ControllerLoad {
     /// Its client connections.
     pub load: u64,
     /// Most that it admits.
@@ -69,11 +69,11 @@ pub struct Standing {
 
 /// All that is decided by.
 #[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
+pub struct ShedInput<'a> {
     /// This controller.
-    pub own: &'a Standing,
+    pub own: &'a ControllerLoad,
     /// Every other one that is not absent.
-    pub others: &'a [Standing],
+    pub others: &'a [ControllerLoad],
     /// Milliseconds since a controller last came, went or changed its readiness.
     pub settled_ms: u64,
     /// This controller is being emptied.
@@ -110,7 +110,7 @@ pub enum Rest {
     /// A controller's report is too old.
     StaleView,
     /// A controller came, went or changed its readiness less than [`SETTLED_MS`] ago.
-    Unsettled,
+    MembershipChanged,
     /// No other controller has room.
     NoRoom,
 }
@@ -161,7 +161,7 @@ impl Shedder {
     }
 
     /// How many connections to close at `now_ms`, and the plan behind it.
-    pub fn step(&mut self, now_ms: u64, scene: &Scene, rules: &Rules) -> (u64, Plan) {
+    pub fn step(&mut self, now_ms: u64, scene: &ShedInput, rules: &Rules) -> (u64, Plan) {
         let plan = plan(scene, rules, self.sheds);
         let begun = plan.because.is_ok();
         // A pause is no end: it may come below the threshold.
@@ -181,7 +181,7 @@ impl Shedder {
 }
 
 /// What to do in `scene`; `sheds`: it is shedding already.
-pub fn plan(scene: &Scene, rules: &Rules, sheds: bool) -> Plan {
+pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     let own = scene.own;
     let drains = scene.drain.is_some();
     let over_limit = own.load > own.limit;
@@ -205,7 +205,7 @@ pub fn plan(scene: &Scene, rules: &Rules, sheds: bool) -> Plan {
         (false, true, false) => own.limit,
         (false, ..) => fair.min(own.limit),
     };
-    let room_of = |taker: &Standing| share(taker.weight).min(taker.limit).saturating_sub(taker.load);
+    let room_of = |taker: &ControllerLoad| share(taker.weight).min(taker.limit).saturating_sub(taker.load);
     let on_their_way = clients - own.load - takers().map(|taker| taker.load).sum::<u64>();
     let anywhere = drains || target == own.limit;
     let room = if anywhere {
@@ -230,13 +230,13 @@ pub fn plan(scene: &Scene, rules: &Rules, sheds: bool) -> Plan {
         return rest(Rest::StaleView);
     }
     if scene.settled_ms < SETTLED_MS && !drains && !scene.now {
-        return rest(Rest::Unsettled);
+        return rest(Rest::MembershipChanged);
     }
     if excess == 0 {
         return rest(Rest::NoRoom);
     }
     // Picks fill the emptiest first: only those about as empty share the logins.
-    let filled = |taker: &Standing| taker.load * 1_024 / taker.weight.max(1);
+    let filled = |taker: &ControllerLoad| taker.load * 1_024 / taker.weight.max(1);
     let open = || takers().filter(|taker| taker.load < taker.limit);
     let emptiest = open().map(filled).min().unwrap_or(0);
     let alike = emptiest + LEVEL;
@@ -279,7 +279,9 @@ impl fmt::Display for Rest {
             Self::Balanced => "this controller has no more than its share",
             Self::Returning => "those that were closed are not back yet",
             Self::StaleView => "another controller's report is too old to go by",
-            Self::Unsettled => "a controller came, went or changed its readiness within the last minute",
+            Self::MembershipChanged => {
+                "a controller came, went or changed its readiness within the last minute"
+            }
             Self::NoRoom => "no other controller has room",
         })
     }
@@ -305,12 +307,12 @@ mod tests {
 
     use super::*;
 
-    fn standing(load: u64) -> Standing {
-        Standing { load, limit: 10_000, weight: 1_024, takes: true, ..Standing::default() }
+    fn standing(load: u64) -> ControllerLoad {
+        ControllerLoad { load, limit: 10_000, weight: 1_024, takes: true, ..ControllerLoad::default() }
     }
 
-    fn scene<'a>(own: &'a Standing, others: &'a [Standing]) -> Scene<'a> {
-        Scene { own, others, settled_ms: SETTLED_MS, drain: None, now: false }
+    fn scene<'a>(own: &'a ControllerLoad, others: &'a [ControllerLoad]) -> ShedInput<'a> {
+        ShedInput { own, others, settled_ms: SETTLED_MS, drain: None, now: false }
     }
 
     #[test]
@@ -318,7 +320,7 @@ mod tests {
         let rules = Rules::default();
         let empty = [standing(0), standing(0)];
         let (few, many) = (standing(40), standing(3_000));
-        let lone = Scene { now: true, ..scene(&few, &[]) };
+        let lone = ShedInput { now: true, ..scene(&few, &[]) };
         let rows = [
             // own, others, sheds already, excess, rate, because
             (standing(3_000), empty.to_vec(), false, 2_000, 4_000, Ok(Bound::Logins)),
@@ -330,16 +332,23 @@ mod tests {
             (standing(0), vec![standing(300), standing(300)], true, 0, 0, Err(Rest::Balanced)),
             (
                 standing(3_000),
-                vec![Standing { age_ms: 1_001, ..standing(0) }],
+                vec![ControllerLoad { age_ms: 1_001, ..standing(0) }],
                 false,
                 1_500,
                 0,
                 Err(Rest::StaleView),
             ),
-            (standing(3_000), vec![Standing { limit: 100, ..standing(100) }], false, 0, 0, Err(Rest::NoRoom)),
             (
                 standing(3_000),
-                vec![Standing { takes: false, ..standing(0) }],
+                vec![ControllerLoad { limit: 100, ..standing(100) }],
+                false,
+                0,
+                0,
+                Err(Rest::NoRoom),
+            ),
+            (
+                standing(3_000),
+                vec![ControllerLoad { takes: false, ..standing(0) }],
                 false,
                 0,
                 0,
@@ -350,7 +359,7 @@ mod tests {
             // Another donor takes its part of the logins.
             (
                 standing(1_500),
-                vec![standing(0), Standing { sheds: true, ..standing(1_500) }],
+                vec![standing(0), ControllerLoad { sheds: true, ..standing(1_500) }],
                 false,
                 500,
                 1_000,
@@ -358,7 +367,7 @@ mod tests {
             ),
             // What is on its way counts into the mean.
             (
-                Standing { closing: 100, ..standing(1_060) },
+                ControllerLoad { closing: 100, ..standing(1_060) },
                 vec![standing(970), standing(970)],
                 true,
                 26,
@@ -367,7 +376,7 @@ mod tests {
             ),
             // Over its limit: shed to there though it is no donor.
             (
-                Standing { limit: 900, ..standing(1_000) },
+                ControllerLoad { limit: 900, ..standing(1_000) },
                 vec![standing(1_000), standing(1_000)],
                 false,
                 100,
@@ -375,7 +384,7 @@ mod tests {
                 Ok(Bound::Logins),
             ),
             (
-                Standing { limit: 900, ..standing(1_000) },
+                ControllerLoad { limit: 900, ..standing(1_000) },
                 vec![standing(850), standing(850)],
                 false,
                 100,
@@ -392,9 +401,9 @@ mod tests {
             );
         }
         assert_eq!(plan(&lone, &rules, false).because, Err(Rest::Balanced), "nobody else");
-        let unsettled = Scene { settled_ms: SETTLED_MS - 1, ..scene(&many, &empty) };
-        assert_eq!(plan(&unsettled, &rules, false).because, Err(Rest::Unsettled));
-        assert!(plan(&Scene { now: true, ..unsettled }, &rules, false).because.is_ok());
+        let changed = ShedInput { settled_ms: SETTLED_MS - 1, ..scene(&many, &empty) };
+        assert_eq!(plan(&changed, &rules, false).because, Err(Rest::MembershipChanged));
+        assert!(plan(&ShedInput { now: true, ..changed }, &rules, false).because.is_ok());
         let capped = Rules { max_rate_milli: 700, ..rules };
         assert_eq!(plan(&scene(&many, &empty), &capped, false).because, Ok(Bound::MaxRate));
         assert_eq!(Rest::NoRoom.to_string(), "no other controller has room");
@@ -408,7 +417,7 @@ mod tests {
         for second in 0..=60_u64 {
             let own = standing(load);
             let drain = Drain { from_load: 1_000, within_ms: 60_000, left_ms: 60_000 - second * 1_000 };
-            let scene = Scene { drain: Some(drain), ..scene(&own, &others) };
+            let scene = ShedInput { drain: Some(drain), ..scene(&own, &others) };
             let (close, _) = shedder.step(second * 1_000, &scene, &rules);
             // Half of them take another one with them.
             let gone = (close + close / 2).min(load);
@@ -419,7 +428,7 @@ mod tests {
         assert!(curve[2..60].iter().all(|gone| (12..=22).contains(gone)), "{curve:?}");
         let own = standing(1_000);
         let drain = Drain { from_load: 1_000, within_ms: 60_000, left_ms: 60_000 };
-        let slow = plan(&Scene { drain: Some(drain), ..scene(&own, &others) }, &Rules::default(), false);
+        let slow = plan(&ShedInput { drain: Some(drain), ..scene(&own, &others) }, &Rules::default(), false);
         assert_eq!((slow.rate_milli, slow.because), (8_000, Ok(Bound::Logins)));
     }
 
@@ -430,7 +439,7 @@ mod tests {
         shedders: Vec<Shedder>,
         closed: Vec<VecDeque<(u64, u64)>>,
         away: VecDeque<(u64, usize)>,
-        history: VecDeque<Vec<Standing>>,
+        history: VecDeque<Vec<ControllerLoad>>,
         given: Vec<u64>,
         received: Vec<u64>,
         /// Most logins of one controller within ten seconds.
@@ -454,10 +463,10 @@ mod tests {
             }
         }
 
-        fn standing(&mut self, index: usize, now_ms: u64) -> Standing {
+        fn standing(&mut self, index: usize, now_ms: u64) -> ControllerLoad {
             self.closed[index].retain(|&(at, _)| now_ms - at < RETURN_MS);
             let closing = self.closed[index].iter().map(|&(_, closed)| closed).sum();
-            Standing { closing, sheds: self.shedders[index].sheds(), ..standing(self.loads[index]) }
+            ControllerLoad { closing, sheds: self.shedders[index].sheds(), ..standing(self.loads[index]) }
         }
 
         /// One second: clients return, controllers decide on reports `lag` seconds old.
@@ -484,7 +493,8 @@ mod tests {
             for (index, own) in now.iter().enumerate() {
                 let mut others = seen.clone();
                 others.remove(index);
-                let scene = Scene { own, others: &others, settled_ms: SETTLED_MS, drain: None, now: false };
+                let scene =
+                    ShedInput { own, others: &others, settled_ms: SETTLED_MS, drain: None, now: false };
                 let (close, plan) = self.shedders[index].step(now_ms, &scene, rules);
                 if close > 0 {
                     assert!(close * 1_000 <= plan.rate_milli * 2 + 1_000, "faster than planned: {plan:?}");

@@ -6,7 +6,7 @@ use crate::{
     hooks::Tables,
     policy::{
         mask::{if_below, if_equal},
-        pick::Field,
+        pick::PickScratch,
     },
     records::{MAX_CONTROLLERS, Settings, Steer},
     wire::Address,
@@ -15,7 +15,7 @@ use crate::{
 /// Whether the client that another controller is to serve is relayed there, or refused here so that
 /// it finds it by itself: as configured, or because none can be relayed to.
 #[inline(always)]
-pub fn apply<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, client: &Address) {
+pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, client: &Address) {
     let client = hashed(client);
     let own = u64::from(field.own);
     let (mut open, mut reachable, mut highest, mut home) = (0u64, 0u64, 0u64, own);
@@ -55,7 +55,7 @@ pub fn apply<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, clie
 /// Whether a client that is not refused is relayed to who was picked: not where that cannot be, nor
 /// where it was picked by lot only.
 #[inline(always)]
-pub fn conclude(field: &mut Field, settings: &Settings) {
+pub fn conclude(field: &mut PickScratch, settings: &Settings) {
     let (mut relayable, mut here) = (0u64, 0u64);
     let mut index = 0;
     while index < MAX_CONTROLLERS {
@@ -65,13 +65,13 @@ pub fn conclude(field: &mut Field, settings: &Settings) {
         }
         index += 1;
     }
-    let by_lot = !if_equal(u64::from(settings.refuse_share), 0) & here;
-    field.relays = (relayable & !by_lot) as u32 & 1;
+    let random_refusal = !if_equal(u64::from(settings.refuse_share), 0) & here;
+    field.relays = (relayable & !random_refusal) as u32 & 1;
 }
 
 /// The picked one where newcomers are refused at random: another that has room, or this controller.
 #[inline(always)]
-pub fn by_lot(field: &Field, share: u32, random: u32) -> u32 {
+pub fn random_refusal(field: &PickScratch, share: u32, random: u32) -> u32 {
     let own = u64::from(field.own);
     let (mut another, mut own_eligible) = (own, 0u64);
     let mut index = 0;

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 pub const HANDSHAKE_WINDOW_S: usize = 4;
 /// Seconds for which last ACKs are looked at after a handshake has outlived its place: longer than
 /// any handshake (Linux gives up after 127 s of SYN retransmissions, tcp(7) `tcp_syn_retries`).
-pub const WATCH_S: u32 = 130;
+pub const CHECK_FINAL_ACK_S: u32 = 130;
 
 /// The kernel's `struct bpf_spin_lock`, found by its name in the object's type information.
 #[cfg(not(target_arch = "bpf"))]
@@ -41,7 +41,7 @@ pub struct Budget {
     /// Boot clock, seconds: the newest bucket.
     pub newest_s: u32,
     /// Boot clock, seconds: until then last ACKs are looked at.
-    pub watch_until_s: u32,
+    pub check_final_ack_until_s: u32,
     /// Handshakes begun in second `s`, at `s % 4`, for the last four seconds.
     pub handshakes: [u32; HANDSHAKE_WINDOW_S],
 }

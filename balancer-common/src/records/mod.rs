@@ -8,17 +8,17 @@ mod controller;
 mod flow;
 mod settings;
 
-pub use budget::{Budget, HANDSHAKE_WINDOW_S, Lock, Reservation, Tracked, WATCH_S};
+pub use budget::{Budget, CHECK_FINAL_ACK_S, HANDSHAKE_WINDOW_S, Lock, Reservation, Tracked};
 pub use controller::{Controller, State, Traffic};
 pub use flow::{Flow, Kind, Tuple};
-pub use settings::{Class, Device, Member, Settings, Steer};
+pub use settings::{AddressClass, Class, Device, Settings, Steer};
 
 /// Changes whenever a map's key, value or meaning does. Pins live in a directory of this name, so
 /// that an agent never takes over maps that it would misread. It copies flows, controllers and settings of another
 /// layout (the agent's `datapath/upgrade.rs`), so that relayed connections outlive an upgrade. For that, [`Tuple`]
 /// stays as it is, and [`Flow`], [`Controller`] and [`Settings`] grow at their ends only, by fields whose zero stands for
 /// what was so before.
-pub const LAYOUT: &str = "v1";
+pub const LAYOUT: &str = "v2";
 
 /// Controllers in a cluster at most: the bound of every loop over them.
 pub const MAX_CONTROLLERS: usize = 16;
@@ -31,11 +31,11 @@ pub const MAX_RESERVED: usize = 65_536;
 /// Client addresses whose connections are counted, where there is a limit for each.
 pub const MAX_CLIENTS: usize = 65_536;
 /// Client addresses that are not refused for another controller's sake for now; the oldest give way.
-pub const MAX_SPARED: usize = 16_384;
+pub const MAX_RECENTLY_REFUSED: usize = 16_384;
 /// Established API sockets known by cookie.
 pub const MAX_TRACKED: usize = 131_072;
 /// Prefixes and addresses with a class of their own.
-pub const MAX_MEMBERS: usize = 1_024;
+pub const MAX_ADDRESSES: usize = 1_024;
 /// Network devices.
 pub const MAX_DEVICES: usize = 1_024;
 
@@ -62,15 +62,15 @@ pub mod map {
     pub const LISTENERS: &str = "LISTENERS";
     /// [`super::Tuple`] → [`super::Flow`], live.
     pub const LIVE: &str = "LIVE";
-    /// Prefix of a v4-mapped address → [`super::Member`].
-    pub const MEMBERS: &str = "MEMBERS";
+    /// Prefix of a v4-mapped address → [`super::AddressClass`].
+    pub const ADDRESSES: &str = "ADDRESSES";
     /// [`super::Tuple`] → [`super::Reservation`].
     pub const RESERVED: &str = "RESERVED";
     /// [`super::Settings`], one.
     pub const SETTINGS: &str = "SETTINGS";
     /// Client's address → `u64`, boot clock, nanoseconds: when it was refused for another controller's sake, or served
     /// where it might have been.
-    pub const SPARED: &str = "SPARED";
+    pub const RECENTLY_REFUSED: &str = "RECENTLY_REFUSED";
     /// The stages that `ingress` calls.
     pub const STAGES: &str = "STAGES";
     /// Those that `ingress_xdp` calls.
@@ -101,7 +101,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Member {}
+    unsafe impl aya::Pod for super::AddressClass {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Reservation {}
     // SAFETY: as above.

@@ -55,7 +55,7 @@ pub struct Settings {
     pub pad: [u8; 2],
     /// Boot clock, seconds: until then there may be handshakes that these programs do not know, as they have just been put
     /// in the place of none or of another version's, and relays too then.
-    pub unsettled_until_s: u32,
+    pub grace_until_s: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 88);
@@ -75,14 +75,14 @@ pub enum Steer {
 impl Settings {
     /// Whether there may be handshakes that the programs do not know.
     #[inline(always)]
-    pub fn unsettled(&self, now_s: u32) -> bool {
-        now_s < self.unsettled_until_s
+    pub fn in_grace_period(&self, now_s: u32) -> bool {
+        now_s < self.grace_until_s
     }
 
     /// Whether there may be relays that the programs do not know.
     #[inline(always)]
     pub fn upgrading(&self, now_s: u32) -> bool {
-        self.upgraded != 0 && self.unsettled(now_s)
+        self.upgraded != 0 && self.in_grace_period(now_s)
     }
 
     /// Whether `port` is one of this host's relay ports.
@@ -117,14 +117,14 @@ pub enum Class {
 /// Class of a prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
-pub struct Member {
+pub struct AddressClass {
     class: u8,
     /// The controller's index, where [`Class::Controller`] or [`Class::Own`].
     pub controller: u8,
     pad: [u8; 2],
 }
 
-impl Member {
+impl AddressClass {
     /// Anybody not listed.
     pub const CLIENT: Self = Self { class: Class::Client as u8, controller: 0, pad: [0; 2] };
 
@@ -147,5 +147,5 @@ pub struct Device {
     /// Largest IP packet, octets.
     pub mtu: u32,
     /// 1: `ingress` runs there, so that clients' SYNs have been decided before the socket look-up.
-    pub guarded: u32,
+    pub has_ingress: u32,
 }

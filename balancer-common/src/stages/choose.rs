@@ -6,11 +6,11 @@ use crate::{
     hooks::{Packet, Tables},
     policy::{
         mask::{if_below, if_equal, lacking},
-        pick::{Candidate, Field, MOST, Pick, pick},
+        pick::{Candidate, MOST, Pick, PickScratch, pick},
         steer,
     },
     records::{Controller, MAX_CONTROLLERS, Settings, State, Steer},
-    verdict::{Pass, Stage, Verdict},
+    verdict::{PassReason, Stage, Verdict},
     wire::{
         Address, Family,
         segment::{Parsed, parse},
@@ -22,13 +22,13 @@ const STALE_NS: u64 = 10_000_000_000;
 
 /// Decides for the SYN of a client that [`crate::stages::client_syn`] found to be new.
 #[inline(always)]
-pub fn place<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
-    if let Some(mut field) = tables.field() {
-        let field: &mut Field = &mut field;
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
+    if let Some(mut field) = tables.pick_scratch() {
+        let field: &mut PickScratch = &mut field;
         if fill(field, tables, settings, segment.family).is_none() {
-            return Verdict::Pass(Pass::Other);
+            return Verdict::Pass(PassReason::Other);
         }
         steer::apply(field, tables, settings, &segment.source);
         let random = (tables.random(), tables.random());
@@ -38,19 +38,19 @@ pub fn place<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             Pick::Local | Pick::Nobody => field.own,
         };
         if settings.refuse_share != 0 {
-            field.picked = steer::by_lot(field, settings.refuse_share, tables.random());
+            field.picked = steer::random_refusal(field, settings.refuse_share, tables.random());
         }
         if settings.steer == Steer::Off as u8 {
             field.picked = field.own;
         }
         steer::conclude(field, settings);
     }
-    Verdict::Next(Stage::Settle)
+    Verdict::Next(Stage::Commit)
 }
 
 /// Fills in the field of a pick for a client of `family`. `None`: a controller's slot is missing, which no map's is.
 #[inline(always)]
-fn fill<T: Tables>(field: &mut Field, tables: &T, settings: &Settings, family: Family) -> Option<()> {
+fn fill<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, family: Family) -> Option<()> {
     let now_ns = tables.now_ns();
     let mut index = 0;
     while index < MAX_CONTROLLERS {

@@ -6,21 +6,21 @@ use crate::{
     hooks::{Exchange, Packet, Socket, Tables},
     records::{Class, Flow, MAX_CONTROLLERS},
     stages::{commit::serve, flow, ingress::arriving},
-    verdict::{Event, Pass, Stage, Verdict},
+    verdict::{Event, PassReason, Stage, Verdict},
     wire::segment::{Parsed, parse},
 };
 
 /// Decides for a SYN to the API port.
 #[inline(always)]
-pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let segment = &segment;
-    if !tables.member(&segment.destination).is(Class::Own) {
-        return Verdict::Pass(Pass::Other);
+    if !tables.class_of(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(PassReason::Other);
     }
-    if !tables.member(&segment.source).is(Class::Client) {
-        return Verdict::Pass(Pass::Exempt);
+    if !tables.class_of(&segment.source).is(Class::Client) {
+        return Verdict::Pass(PassReason::Exempt);
     }
     let key = arriving(segment);
     if let Some(mut flow) = tables.live(&key) {
@@ -38,7 +38,7 @@ pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             tables.half_open(&opposite).is_some_and(|opposite| opposite.state & Flow::ANSWERED != 0);
         if flow.isn == segment.seq {
             if answered {
-                return Verdict::Next(Stage::Dispatch);
+                return Verdict::Next(Stage::RelaySyn);
             }
             // Repeated, and never an answer: another controller serves this client.
             avoid = flow.controller as usize;
@@ -48,19 +48,21 @@ pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         flow::remove(tables, &key, &opposite);
     }
     match tables.socket(&key, segment.family) {
-        Socket::Connection | Socket::Handshake => return Verdict::Pass(Pass::Sticky),
+        Socket::Connection | Socket::Handshake => return Verdict::Pass(PassReason::Sticky),
         Socket::None | Socket::Listener => {}
     }
     if segment.payload() != 0 {
-        return serve(tables, settings, segment, &key, Pass::FastOpen);
+        return serve(tables, settings, segment, &key, PassReason::FastOpen);
     }
     if avoid == MAX_CONTROLLERS && tables.reservation(&key).is_none() {
         tables.count(Event::Arrived);
         if tables.new_flows(tables.now_s()) > settings.flood_per_cpu {
-            return serve(tables, settings, segment, &key, Pass::Flood);
+            return serve(tables, settings, segment, &key, PassReason::Flood);
         }
     }
-    let Some(mut field) = tables.field() else { return serve(tables, settings, segment, &key, Pass::Chosen) };
+    let Some(mut field) = tables.pick_scratch() else {
+        return serve(tables, settings, segment, &key, PassReason::Chosen);
+    };
     field.avoid = avoid as u32;
-    Verdict::Next(Stage::Place)
+    Verdict::Next(Stage::Choose)
 }

@@ -7,7 +7,7 @@ use crate::{
     policy::admission::{self, Place},
     records::{Flow, Kind, Settings, Tuple},
     stages::{choose::relay_address, ingress::arriving},
-    verdict::{Pass, Send, Stage, Verdict},
+    verdict::{PassReason, SendReason, Stage, Verdict},
     wire::{
         Port,
         segment::{Parsed, Segment, parse},
@@ -24,16 +24,16 @@ const DRAWS: u32 = 16;
 
 /// Decides for the SYN of a client for whom [`crate::stages::choose`] has picked a controller.
 #[inline(always)]
-pub fn settle<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let key = arriving(&segment);
     let own = u32::from(settings.own);
-    let (picked, relays) = tables.field().map_or((own, 0), |field| (field.picked, field.relays));
+    let (picked, relays) = tables.pick_scratch().map_or((own, 0), |field| (field.picked, field.relays));
     if refuses(tables, &segment) {
-        Verdict::Reset(Send::Steered)
+        Verdict::Reset(SendReason::Steered)
     } else if picked == own || relays == 0 {
-        serve(tables, settings, &segment, &key, Pass::Chosen)
+        serve(tables, settings, &segment, &key, PassReason::Chosen)
     } else {
         relay_to(packet.ifindex(), tables, settings, &segment, &key, picked as usize)
     }
@@ -45,16 +45,17 @@ pub fn settle<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 #[inline(always)]
 fn refuses<T: Tables>(tables: &T, segment: &Segment) -> bool {
     let Some((elsewhere, home)) = tables
-        .field()
+        .pick_scratch()
         .filter(|field| field.refuses != 0)
         .map(|field| (field.picked != field.own, field.home == field.own))
     else {
         return false;
     };
     let now_ns = tables.now_ns();
-    let is_spared = tables.spared(&segment.source).is_some_and(|at| now_ns.wrapping_sub(at) < BACK_OFF_NS);
+    let is_spared =
+        tables.recently_refused(&segment.source).is_some_and(|at| now_ns.wrapping_sub(at) < BACK_OFF_NS);
     if !is_spared {
-        tables.spare(&segment.source, now_ns);
+        tables.note_refused(&segment.source, now_ns);
     }
     elsewhere && !home && !is_spared
 }
@@ -66,11 +67,11 @@ pub fn serve<T: Tables>(
     settings: &Settings,
     segment: &Segment,
     key: &Tuple,
-    why: Pass,
+    why: PassReason,
 ) -> Verdict {
     match admission::admit_syn(tables, settings, key, segment.seq) {
         Place::Taken | Place::Later => Verdict::Pass(why),
-        Place::Full => Verdict::Reset(Send::Full),
+        Place::Full => Verdict::Reset(SendReason::Full),
     }
 }
 
@@ -86,7 +87,7 @@ fn relay_to<T: Tables>(
 ) -> Verdict {
     let (Some(owner), Some(own)) = (tables.controller(index), tables.controller(settings.own as usize))
     else {
-        return serve(tables, settings, segment, key, Pass::NoRoom);
+        return serve(tables, settings, segment, key, PassReason::NoRoom);
     };
     let now_s = tables.now_s();
     let (here, there) = (relay_address(own, segment.family), relay_address(owner, segment.family));
@@ -110,9 +111,9 @@ fn relay_to<T: Tables>(
                 break;
             }
             tables.exchanged(index, Exchange::Sent);
-            return Verdict::Next(Stage::Dispatch);
+            return Verdict::Next(Stage::RelaySyn);
         }
         draw += 1;
     }
-    serve(tables, settings, segment, key, Pass::NoRoom)
+    serve(tables, settings, segment, key, PassReason::NoRoom)
 }

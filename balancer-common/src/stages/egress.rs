@@ -5,7 +5,7 @@ use crate::{
     records::{Class, Flow, Kind, Tuple},
     rewrite,
     stages::flow,
-    verdict::{Drop, Pass, Send, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Tcp,
         checksum::Change,
@@ -16,14 +16,14 @@ use crate::{
 /// Decides for a packet that leaves by any interface. It may come by a second time, towards the
 /// entry; then it matches no [`Kind::Divert`].
 #[inline(always)]
-pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     if settings.active == 0 {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     if !settings.is_relay_port(segment.source_port) {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     let key = Tuple {
         remote: segment.destination,
@@ -34,23 +34,23 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
         // It would reach the client from a port that it never dialled.
         return if settings.upgrading(tables.now_s())
-            && tables.member(&segment.source).is(Class::Own)
-            && tables.member(&segment.destination).is(Class::Client)
+            && tables.class_of(&segment.source).is(Class::Own)
+            && tables.class_of(&segment.destination).is(Class::Client)
         {
-            Verdict::Drop(Drop::Unsettled)
+            Verdict::Drop(DropReason::GracePeriod)
         } else {
-            Verdict::Pass(Pass::Other)
+            Verdict::Pass(PassReason::Other)
         };
     };
     if !flow.is(Kind::Divert) {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     flow::note(&mut flow, &segment, tables.now_s());
     if segment.has(Tcp::SYN | Tcp::ACK) {
         flow.state |= Flow::ANSWERED;
     }
     if rewrite::readdress(packet, &segment, &flow, segment.length, Change::default()).is_none() {
-        return Verdict::Drop(Drop::Unwritable);
+        return Verdict::Drop(DropReason::Unwritable);
     }
-    Verdict::Send(Send::Diverted, flow.ifindex)
+    Verdict::Send(SendReason::Diverted, flow.ifindex)
 }

@@ -13,7 +13,7 @@ use crate::{
     policy::admission,
     records::{Flow, Kind, Reservation, Settings, State, Tuple},
     rewrite,
-    verdict::{Drop, Event, Pass, Send, Verdict},
+    verdict::{DropReason, Event, PassReason, SendReason, Verdict},
     wire::{Tcp, checksum::Change, segment::Segment, trailer::Trailer},
 };
 
@@ -22,9 +22,9 @@ use crate::{
 pub fn live<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, flow: &mut Flow) -> Verdict {
     if flow.is(Kind::Forward) && owner_is_dead(tables, flow) {
         return if segment.has(Tcp::RST) {
-            Verdict::Drop(Drop::NoAnswer)
+            Verdict::Drop(DropReason::NoAnswer)
         } else {
-            Verdict::Reset(Send::OwnerDead)
+            Verdict::Reset(SendReason::OwnerDead)
         };
     }
     note(flow, segment, tables.now_s());
@@ -46,9 +46,9 @@ pub fn half_open<P: Packet, T: Tables>(
         // Pushed out by a flood of newer ones, or picked anew.
         tables.remove_half_open(key);
         return if segment.has(Tcp::RST) {
-            Verdict::Drop(Drop::NoAnswer)
+            Verdict::Drop(DropReason::NoAnswer)
         } else {
-            Verdict::Reset(Send::Superseded)
+            Verdict::Reset(SendReason::Superseded)
         };
     };
     note(flow, segment, tables.now_s());
@@ -57,9 +57,9 @@ pub fn half_open<P: Packet, T: Tables>(
             // A late answer to a SYN that has been picked anew.
             tables.remove_half_open(key);
             return if segment.has(Tcp::RST) {
-                Verdict::Drop(Drop::NoAnswer)
+                Verdict::Drop(DropReason::NoAnswer)
             } else {
-                Verdict::Reset(Send::Superseded)
+                Verdict::Reset(SendReason::Superseded)
             };
         }
         return answer(packet, tables, segment, flow);
@@ -71,7 +71,7 @@ pub fn half_open<P: Packet, T: Tables>(
     } else if opposite.state & Flow::ANSWERED != 0 {
         let held = tables.reservation(&opposite_key).unwrap_or(Reservation::NONE);
         if flow.is(Kind::Restore) && !admission::admit_ack(tables, settings, &opposite_key, held) {
-            return Verdict::Reset(Send::Late);
+            return Verdict::Reset(SendReason::Late);
         }
         // The handshake is complete: out of reach of a flood.
         if tables.insert_live(key, flow) && tables.insert_live(&opposite_key, &opposite) {
@@ -97,7 +97,7 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, f
         // It acknowledges the trailer, of which the client knows nothing (RFC 9293, 3.10.7.3).
         let client_ack = flow.isn.wrapping_add(1);
         if packet.write(segment.family.l4() + 8, &client_ack.to_be_bytes()).is_none() {
-            return Verdict::Drop(Drop::Unwritable);
+            return Verdict::Drop(DropReason::Unwritable);
         }
         change.segment = change.segment.word(native(segment.ack), native(client_ack));
     }
@@ -108,14 +108,14 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, f
 #[inline(always)]
 fn carry<P: Packet>(packet: &mut P, segment: &Segment, flow: &Flow, change: Change) -> Verdict {
     if rewrite::readdress(packet, segment, flow, segment.length, change).is_none() {
-        return Verdict::Drop(Drop::Unwritable);
+        return Verdict::Drop(DropReason::Unwritable);
     }
     if flow.is(Kind::Forward) {
-        Verdict::Send(Send::Forwarded, flow.ifindex)
+        Verdict::Send(SendReason::Forwarded, flow.ifindex)
     } else if flow.is(Kind::Return) {
-        Verdict::Send(Send::Returned, flow.ifindex)
+        Verdict::Send(SendReason::Returned, flow.ifindex)
     } else {
-        Verdict::Pass(Pass::Restored)
+        Verdict::Pass(PassReason::Restored)
     }
 }
 

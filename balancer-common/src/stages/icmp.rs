@@ -10,7 +10,7 @@ use crate::{
     hooks::{Packet, Tables},
     records::{Flow, Kind, Tuple},
     rewrite,
-    verdict::{Drop, Pass, Send, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Address, Family, Ipv4, Ipv6, Port,
         checksum::{Change, Delta},
@@ -35,13 +35,13 @@ struct Quoted {
 
 /// Decides for an ICMP error.
 #[inline(always)]
-pub fn icmp<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Parsed::Icmp(family) = parse(packet) else { return Verdict::Pass(Pass::Other) };
-    let Some(quoted) = quoted(packet, family) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Parsed::Icmp(family) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
+    let Some(quoted) = quoted(packet, family) else { return Verdict::Pass(PassReason::Other) };
     // Cut short, or over before the quote is: the stack's to judge.
     let least = (HEADER + family.header() + size_of::<[Port; 2]>()) as u32;
     if quoted.outer_length < least || quoted.outer_length > packet.len().wrapping_sub(family.l4() as u32) {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     let [source_port, destination_port] = quoted.ports;
     let key = Tuple {
@@ -51,21 +51,21 @@ pub fn icmp<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         local_port: source_port,
     };
     let Some(flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     };
     if flow.is(Kind::Divert) {
         // No packet of that tuple leaves this host, so no router quotes one.
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     if translate(packet, family, &quoted, &flow).is_none() {
-        return Verdict::Drop(Drop::Unwritable);
+        return Verdict::Drop(DropReason::Unwritable);
     }
     if flow.is(Kind::Forward) {
-        Verdict::Send(Send::IcmpToOwner, flow.ifindex)
+        Verdict::Send(SendReason::IcmpToOwner, flow.ifindex)
     } else if flow.is(Kind::Return) {
-        Verdict::Send(Send::IcmpToClient, flow.ifindex)
+        Verdict::Send(SendReason::IcmpToClient, flow.ifindex)
     } else {
-        Verdict::Pass(Pass::IcmpRestored)
+        Verdict::Pass(PassReason::IcmpRestored)
     }
 }
 

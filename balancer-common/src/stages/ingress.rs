@@ -5,7 +5,7 @@ use crate::{
     policy::admission,
     records::{Class, Reservation, Settings, Tuple},
     stages::flow,
-    verdict::{Drop, Pass, Send, Stage, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Stage, Verdict},
     wire::{
         Ethernet, Family, Ipv4, Ipv6, Port, Tcp,
         segment::{Parsed, Segment, parse},
@@ -14,15 +14,15 @@ use crate::{
 
 /// Decides for a packet that arrived on an API-facing interface.
 #[inline(always)]
-pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     if settings.active == 0 {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     match parse(packet) {
         Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
         Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
-        Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(Pass::Other),
+        Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(PassReason::Other),
     }
 }
 
@@ -58,10 +58,10 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
     let to_api = segment.destination_port == settings.api_port;
     let to_relay = settings.is_relay_port(segment.destination_port);
     if !to_api && !to_relay && !settings.is_peer_port(segment.source_port) {
-        return Verdict::Pass(Pass::Other);
+        return Verdict::Pass(PassReason::Other);
     }
     if segment.opens() && (to_api || to_relay) {
-        return Verdict::Next(if to_api { Stage::Open } else { Stage::Accept });
+        return Verdict::Next(if to_api { Stage::ClientSyn } else { Stage::OwnerSyn });
     }
     let key = arriving(segment);
     if let Some(mut flow) = tables.live(&key) {
@@ -73,18 +73,18 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
     if to_api {
         return local(tables, settings, segment, &key);
     }
-    if !tables.member(&segment.destination).is(Class::Own) {
-        return Verdict::Pass(Pass::Other);
+    if !tables.class_of(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(PassReason::Other);
     }
     if to_relay {
         homeless(tables, settings, segment, &key)
-    } else if tables.member(&segment.source).is(Class::Controller)
+    } else if tables.class_of(&segment.source).is(Class::Controller)
         && tables.socket(&key, segment.family) == Socket::None
     {
         // An owner's answer, and this entry knows nothing of it.
         refuse(tables, settings, segment)
     } else {
-        Verdict::Pass(Pass::Socket)
+        Verdict::Pass(PassReason::Socket)
     }
 }
 
@@ -93,29 +93,29 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
 fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if segment.has(Tcp::RST) {
         admission::abandon(tables, settings, key, segment.seq);
-        return Verdict::Pass(Pass::Local);
+        return Verdict::Pass(PassReason::Local);
     }
     let now_s = tables.now_s();
-    if (settings.unsettled(now_s) || tables.watching(now_s))
-        && tables.member(&segment.source).is(Class::Client)
+    if (settings.in_grace_period(now_s) || tables.checks_final_ack(now_s))
+        && tables.class_of(&segment.source).is(Class::Client)
     {
         let held = tables.reservation(key).unwrap_or(Reservation::NONE);
         let socket =
             if held == Reservation::NONE { tables.socket(key, segment.family) } else { Socket::Handshake };
         match socket {
             Socket::Handshake if !admission::admit_ack(tables, settings, key, held) => {
-                return Verdict::Reset(Send::Late);
+                return Verdict::Reset(SendReason::Late);
             }
             // It may be a relay's, and the stack would reset it.
             Socket::None | Socket::Listener
-                if settings.upgrading(now_s) && tables.member(&segment.destination).is(Class::Own) =>
+                if settings.upgrading(now_s) && tables.class_of(&segment.destination).is(Class::Own) =>
             {
-                return Verdict::Drop(Drop::Unsettled);
+                return Verdict::Drop(DropReason::GracePeriod);
             }
             Socket::None | Socket::Listener | Socket::Handshake | Socket::Connection => {}
         }
     }
-    Verdict::Pass(Pass::Local)
+    Verdict::Pass(PassReason::Local)
 }
 
 /// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own connection to elsewhere,
@@ -123,22 +123,22 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
 #[inline(always)]
 fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if tables.socket(key, segment.family) == Socket::Connection {
-        Verdict::Pass(Pass::Socket)
-    } else if tables.member(&segment.source).is(Class::Controller) {
+        Verdict::Pass(PassReason::Socket)
+    } else if tables.class_of(&segment.source).is(Class::Controller) {
         refuse(tables, settings, segment)
     } else {
-        Verdict::Drop(Drop::Stranger)
+        Verdict::Drop(DropReason::Stranger)
     }
 }
 
 #[inline(always)]
 fn refuse<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
     if settings.upgrading(tables.now_s()) {
-        Verdict::Drop(Drop::Unsettled)
+        Verdict::Drop(DropReason::GracePeriod)
     } else if segment.has(Tcp::RST) {
-        Verdict::Drop(Drop::NoAnswer)
+        Verdict::Drop(DropReason::NoAnswer)
     } else {
-        Verdict::Reset(Send::NoFlow)
+        Verdict::Reset(SendReason::NoFlow)
     }
 }
 

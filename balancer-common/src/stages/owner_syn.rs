@@ -7,7 +7,7 @@ use crate::{
     policy::admission::{self, Place},
     records::{Class, Flow, Kind, Tuple},
     stages::{flow, ingress::arriving},
-    verdict::{Drop, Pass, Send, Stage, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Stage, Verdict},
     wire::{
         Port,
         segment::{Parsed, parse},
@@ -17,36 +17,36 @@ use crate::{
 
 /// Decides for a SYN to a relay port.
 #[inline(always)]
-pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let segment = &segment;
-    if !tables.member(&segment.destination).is(Class::Own) {
-        return Verdict::Pass(Pass::Other);
+    if !tables.class_of(&segment.destination).is(Class::Own) {
+        return Verdict::Pass(PassReason::Other);
     }
-    let member = tables.member(&segment.source);
+    let member = tables.class_of(&segment.source);
     if !member.is(Class::Controller) {
-        return Verdict::Drop(Drop::Stranger);
+        return Verdict::Drop(DropReason::Stranger);
     }
     let entry = member.controller;
     let given = tables.controller(entry as usize).map_or(Port::NONE, |controller| controller.relay_in);
     if segment.destination_port != given {
-        return Verdict::Reset(Send::NoFlow);
+        return Verdict::Reset(SendReason::NoFlow);
     }
     let key = arriving(segment);
     if segment.payload() == 0 {
         return match tables.live(&key) {
             Some(mut flow) => flow::live(packet, tables, segment, &mut flow),
             // A probe whether this host is alive.
-            None => Verdict::Reset(Send::NoFlow),
+            None => Verdict::Reset(SendReason::NoFlow),
         };
     }
     if segment.payload() != Trailer::LEN {
-        return Verdict::Drop(Drop::BadTrailer);
+        return Verdict::Drop(DropReason::BadTrailer);
     }
     let at = (segment.family.l4() as u32).wrapping_add(segment.header);
     let Some(trailer) = packet.read_anywhere::<Trailer>(at as usize) else {
-        return Verdict::Drop(Drop::BadTrailer);
+        return Verdict::Drop(DropReason::BadTrailer);
     };
     let hop = Hop {
         source: segment.source,
@@ -57,8 +57,8 @@ pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     };
     let client = match trailer.open(&hop, settings.tag_key) {
         Ok(client) => client,
-        Err(Reject::Form) => return Verdict::Drop(Drop::BadTrailer),
-        Err(Reject::Tag) => return Verdict::Drop(Drop::BadTag),
+        Err(Reject::Form) => return Verdict::Drop(DropReason::BadTrailer),
+        Err(Reject::Tag) => return Verdict::Drop(DropReason::BadTag),
     };
     let now_s = tables.now_s();
     let here = (segment.destination, segment.destination_port);
@@ -68,7 +68,7 @@ pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         known.is_some_and(|known| known.isn == segment.seq && known.opposite(&key) == back_key)
     };
     if repeated(tables.half_open(&key)) || repeated(tables.live(&key)) {
-        return Verdict::Next(Stage::Deliver);
+        return Verdict::Next(Stage::Restore);
     }
     // By a tag that only it can make, the entry says that what it relayed from this port is over.
     if let Some(stale) = tables.live(&key).or_else(|| tables.half_open(&key)) {
@@ -78,7 +78,7 @@ pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         let known = back.opposite(&back_key);
         let forward = tables.live(&known).map_or(Flow::RST, |forward| forward.state);
         if known != key && !Flow::over(forward, back.state) {
-            return Verdict::Drop(Drop::Conflict);
+            return Verdict::Drop(DropReason::Conflict);
         }
         flow::remove(tables, &known, &back_key);
     }
@@ -87,12 +87,12 @@ pub fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
     tables.exchanged(entry as usize, Exchange::Received);
     if admission::admit_syn(tables, settings, &back_key, segment.seq) == Place::Full {
-        return Verdict::Reset(Send::RelayFull);
+        return Verdict::Reset(SendReason::RelayFull);
     }
     let entry_end = (segment.source, segment.source_port);
     let back = Flow::new(Kind::Divert, entry, here, entry_end, packet.ifindex(), segment.seq, now_s);
     if !tables.insert_half_open(&key, &flow, true) || !tables.insert_half_open(&back_key, &back, true) {
-        return Verdict::Drop(Drop::NoRecord);
+        return Verdict::Drop(DropReason::NoRecord);
     }
-    Verdict::Next(Stage::Deliver)
+    Verdict::Next(Stage::Restore)
 }

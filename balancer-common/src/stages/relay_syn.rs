@@ -4,7 +4,7 @@ use crate::{
     hooks::{Packet, Tables},
     rewrite,
     stages::ingress::arriving,
-    verdict::{Drop, Pass, Send, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         checksum::Change,
         segment::{Parsed, parse},
@@ -14,15 +14,17 @@ use crate::{
 
 /// Sends a SYN along the flow that [`crate::stages::client_syn`] has set up for it.
 #[inline(always)]
-pub fn dispatch<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     // The trailer's place is taken, and the owner would take neither. Stacks repeat a SYN without its data.
     if segment.payload() != 0 {
-        return Verdict::Drop(Drop::Unwritable);
+        return Verdict::Drop(DropReason::Unwritable);
     }
     // Gone already: pushed out by a flood. The client repeats its SYN.
-    let Some(flow) = tables.half_open(&arriving(&segment)) else { return Verdict::Drop(Drop::NoRecord) };
+    let Some(flow) = tables.half_open(&arriving(&segment)) else {
+        return Verdict::Drop(DropReason::NoRecord);
+    };
     let mut change = Change::default();
     if let Some(device) = tables.device(packet.ifindex()) {
         rewrite::clamp_mss(packet, &segment, device.mtu, &mut change);
@@ -45,7 +47,7 @@ pub fn dispatch<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         .and_then(|()| packet.write_anywhere(at as usize, &trailer))
         .and_then(|()| rewrite::readdress(packet, &segment, &flow, length, change));
     match written {
-        Some(()) => Verdict::Send(Send::Opened, flow.ifindex),
-        None => Verdict::Drop(Drop::Unwritable),
+        Some(()) => Verdict::Send(SendReason::Opened, flow.ifindex),
+        None => Verdict::Drop(DropReason::Unwritable),
     }
 }

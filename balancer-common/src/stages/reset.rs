@@ -2,7 +2,7 @@
 
 use crate::{
     hooks::Packet,
-    verdict::{Drop, Pass, Send, Verdict},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Family, Ipv4, Ipv6, Tcp,
         checksum::{Change, Delta},
@@ -12,14 +12,14 @@ use crate::{
 
 /// Turns a segment into the RST that answers it, back out where it came in.
 #[inline(always)]
-pub fn answer<P: Packet>(packet: &mut P, why: Send) -> Verdict {
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn answer<P: Packet>(packet: &mut P, why: SendReason) -> Verdict {
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     if segment.has(Tcp::RST) {
-        return Verdict::Drop(Drop::NoAnswer);
+        return Verdict::Drop(DropReason::NoAnswer);
     }
     match turn(packet, &segment) {
         Some(()) => Verdict::Send(why, packet.ifindex()),
-        None => Verdict::Drop(Drop::Unwritable),
+        None => Verdict::Drop(DropReason::Unwritable),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     hooks::{Packet, Tables},
     rewrite,
     stages::ingress::arriving,
-    verdict::{Drop, Pass, Verdict},
+    verdict::{DropReason, PassReason, Verdict},
     wire::{
         checksum::Change,
         segment::{Parsed, parse},
@@ -14,14 +14,14 @@ use crate::{
 
 /// Delivers a SYN of the flow that [`crate::stages::owner_syn`] has set up for it.
 #[inline(always)]
-pub fn deliver<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Pass::Other) };
-    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(Pass::Other) };
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
+    let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let key = arriving(&segment);
     let flow = tables.half_open(&key).or_else(|| tables.live(&key));
     let at = (segment.family.l4() as u32).wrapping_add(segment.header);
     let (Some(flow), Some(trailer)) = (flow, packet.read_anywhere::<Trailer>(at as usize)) else {
-        return Verdict::Drop(Drop::NoRecord);
+        return Verdict::Drop(DropReason::NoRecord);
     };
     let mut change = Change::default();
     for word in trailer.words() {
@@ -31,8 +31,8 @@ pub fn deliver<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     {
         Some(()) => {
             tables.hand_over(&flow.opposite(&key), segment.family, settings.api_port);
-            Verdict::Pass(Pass::Restored)
+            Verdict::Pass(PassReason::Restored)
         }
-        None => Verdict::Drop(Drop::Unwritable),
+        None => Verdict::Drop(DropReason::Unwritable),
     }
 }

@@ -59,8 +59,8 @@ impl Agent {
         let usage = gauge.read();
         let before = guard.stage();
         let stage = guard.update(now_ms, &usage.reading, &thresholds(&self.config.policy));
-        let guarded = guard.limit(configured, load, now_ms);
-        *limits = if stage == Stage::Normal { free } else { guarded };
+        let has_ingress = guard.limit(configured, load, now_ms);
+        *limits = if stage == Stage::Normal { free } else { has_ingress };
         *words = usage.words;
         if stage != before {
             warn!(

@@ -41,14 +41,14 @@ use crate::{
     },
     config::{Cluster, Config, Source},
     count::{
-        audit::Census,
+        audit::Audit,
         sock_diag::{Listener, SockDiag},
     },
-    datapath::{self, DataPath, Found, Hooked},
+    datapath::{self, DataPath, PreviousDataPath, TcHook},
     host::{
         interfaces::{self, Changes, Interface, Interfaces},
         notify, privileges,
-        rst::{ResetSender, Sign},
+        rst::{ProbeResult, ResetSender},
     },
     juju::{
         agent_conf::Follow,
@@ -85,7 +85,7 @@ const HANDSHAKES: u32 = 256;
 /// Attaching everything takes no longer than this, seconds.
 const ATTACH_S: u32 = 30;
 /// For so many seconds afterwards there are handshakes that the programs did not see begin.
-const UNSETTLED_S: u32 = HANDSHAKE_WINDOW_S as u32 + 1;
+const GRACE_S: u32 = HANDSHAKE_WINDOW_S as u32 + 1;
 
 /// `balancer run`.
 ///
@@ -148,9 +148,9 @@ impl Started {
 }
 
 /// tcx where the kernel has it. `BALANCER_HOOK=clsact` asks for what older kernels get. (`xdp`: see [`crate::host::xdp_support`].)
-fn hook_here() -> Hooked {
+fn hook_here() -> TcHook {
     if std::env::var_os("BALANCER_HOOK").is_some_and(|hook| hook == "clsact") {
-        return Hooked::Clsact;
+        return TcHook::Clsact;
     }
     datapath::hook_of_this_kernel("lo")
 }
@@ -161,7 +161,7 @@ fn hook_here() -> Hooked {
 /// Says what could not be started; a data path that was not there before is removed again.
 pub async fn run(started: Started, shutdown: impl Future<Output = ()>) -> Result<()> {
     let pins = started.config.paths.pins.clone();
-    let fresh = started.data_path.found == Found::Nothing;
+    let fresh = started.data_path.found == PreviousDataPath::Nothing;
     let agent = match Agent::start(started).await {
         Ok(agent) => agent,
         Err(error) => {
@@ -198,9 +198,9 @@ struct Agent {
     gossip: Peers,
     resets: ResetSender,
     sockets: SockDiag,
-    census: Census,
+    census: Audit,
     adjust: i64,
-    unsettled_until_s: u32,
+    grace_until_s: u32,
     upgraded: bool,
     seeded: (u32, u32),
     drift: u64,
@@ -213,8 +213,8 @@ struct Agent {
     tag_key: [u64; 2],
     netns: u64,
     relays: Relays,
-    probe_results: mpsc::Sender<(String, Sign)>,
-    probed: mpsc::Receiver<(String, Sign)>,
+    probe_results: mpsc::Sender<(String, ProbeResult)>,
+    probed: mpsc::Receiver<(String, ProbeResult)>,
     asked: mpsc::Receiver<Asked>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -285,9 +285,9 @@ impl Agent {
             gossip,
             resets,
             sockets,
-            census: Census::default(),
+            census: Audit::default(),
             adjust: 0,
-            unsettled_until_s: 0,
+            grace_until_s: 0,
             upgraded: false,
             seeded: (0, 0),
             drift: 0,
@@ -322,16 +322,16 @@ impl Agent {
         // Checked before anything is attached.
         let api = self.api_interfaces()?;
         let found = self.data_path.found;
-        let first = found != Found::Same;
-        if found != Found::Nothing {
+        let first = found != PreviousDataPath::Same;
+        if found != PreviousDataPath::Nothing {
             let settings = self.data_path.maps.settings()?;
             self.operator = Operator::of(&settings);
             self.adjust = if first { 0 } else { settings.adjust };
-            (self.unsettled_until_s, self.upgraded) = (settings.unsettled_until_s, settings.upgraded != 0);
+            (self.grace_until_s, self.upgraded) = (settings.grace_until_s, settings.upgraded != 0);
         }
         if first {
-            self.upgraded = found == Found::Older;
-            self.unsettled_until_s = boot_s() + ATTACH_S;
+            self.upgraded = found == PreviousDataPath::Older;
+            self.grace_until_s = boot_s() + ATTACH_S;
         }
         self.apply_configuration()?;
         self.write_devices(&api)?;
@@ -352,7 +352,7 @@ impl Agent {
         self.write_devices(&api)?;
         self.data_path.finish_upgrade()?;
         if first {
-            self.unsettled_until_s = boot_s() + UNSETTLED_S;
+            self.grace_until_s = boot_s() + GRACE_S;
             self.write_settings()?;
         }
         // A new agent finds its predecessor's data path at work; else all that came in before the

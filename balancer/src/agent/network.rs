@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use balancer_common::{
-    records::{Class, Device, Member},
+    records::{AddressClass, Class, Device},
     wire::Address,
 };
 use log::{info, warn};
@@ -21,8 +21,8 @@ use crate::{
 impl Agent {
     /// Puts what the configuration says of addresses and controllers into the maps.
     pub(super) fn apply_configuration(&mut self) -> Result<()> {
-        let mut classes: Vec<(IpAddr, u8, Member)> = Vec::new();
-        let exempt = Member::new(Class::Exempt, 0);
+        let mut classes: Vec<(IpAddr, u8, AddressClass)> = Vec::new();
+        let exempt = AddressClass::new(Class::Exempt, 0);
         for loopback in ["127.0.0.0/8", "::1/128"] {
             let network: ipnet::IpNet = loopback.parse().context("a constant")?;
             classes.push((network.addr(), network.prefix_len(), exempt));
@@ -36,14 +36,18 @@ impl Agent {
         }
         let this = self.config.cluster.this().clone();
         for address in &this.addresses {
-            classes.push((*address, bits(*address), Member::new(Class::Own, self.own_slot as u8)));
+            classes.push((*address, bits(*address), AddressClass::new(Class::Own, self.own_slot as u8)));
         }
         for peer in &self.peers {
             for address in &peer.addresses {
-                classes.push((*address, bits(*address), Member::new(Class::Controller, peer.slot as u8)));
+                classes.push((
+                    *address,
+                    bits(*address),
+                    AddressClass::new(Class::Controller, peer.slot as u8),
+                ));
             }
         }
-        self.data_path.maps.set_members(&classes)?;
+        self.data_path.maps.set_address_classes(&classes)?;
         let mut own = self.data_path.maps.controller(self.own_slot)?;
         (own.v4, own.v6) = relay_addresses(&this.addresses);
         self.data_path.maps.set_controller(self.own_slot, &own)?;
@@ -69,12 +73,12 @@ impl Agent {
         let mut devices: Vec<_> = self
             .devices
             .iter()
-            .map(|device| (device.index, Device { mtu: device.mtu, guarded: guards(device).into() }))
+            .map(|device| (device.index, Device { mtu: device.mtu, has_ingress: guards(device).into() }))
             .collect();
         if !self.data_path.kernel.knows_interface() {
             // Index 0 is any: a stray segment is told from a newcomer only where no interface but `lo` goes unguarded.
             let all = self.devices.iter().filter(|device| device.name != "lo").all(guards);
-            devices.push((0, Device { mtu: 0, guarded: all.into() }));
+            devices.push((0, Device { mtu: 0, has_ingress: all.into() }));
         }
         self.data_path.maps.set_devices(&devices)
     }

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use balancer_common::{
     policy::{
         memory_guard::Limits,
-        shed::{self, Drain, MIN_AGE_S, Plan, RETURN_MS, Rules, Scene, Shedder, Standing},
+        shed::{self, ControllerLoad, Drain, MIN_AGE_S, Plan, RETURN_MS, Rules, ShedInput, Shedder},
     },
     records::{Settings, State, Steer as Steered},
 };
@@ -169,7 +169,12 @@ impl Agent {
         }
     }
 
-    fn scene<'a>(&self, now: Instant, own: &'a Standing, others: &'a [Standing]) -> Scene<'a> {
+    fn scene<'a>(
+        &self,
+        now: Instant,
+        own: &'a ControllerLoad,
+        others: &'a [ControllerLoad],
+    ) -> ShedInput<'a> {
         let settled = now.duration_since(self.keeper.unsettled_at);
         let Operator { drain_from_s, drain_until_s, .. } = self.operator;
         let drain = (drain_until_s != 0).then(|| {
@@ -180,13 +185,13 @@ impl Agent {
             Drain { from_load, within_ms: within_s * 1_000, left_ms: left_s * 1_000 }
         });
         let settled_ms = settled.as_millis() as u64;
-        Scene { own, others, settled_ms, drain, now: self.keeper.asked }
+        ShedInput { own, others, settled_ms, drain, now: self.keeper.asked }
     }
 
     /// This controller and the others as shedding sees them.
-    fn standings(&self, now: Instant) -> (Standing, Vec<Standing>) {
+    fn standings(&self, now: Instant) -> (ControllerLoad, Vec<ControllerLoad>) {
         let limits = self.limits();
-        let own = Standing {
+        let own = ControllerLoad {
             load: u64::from(self.load()),
             limit: u64::from(limits.admit),
             weight: u64::from(fixed_weight(self.own_weight(now))),
@@ -199,7 +204,7 @@ impl Agent {
         let others = others.filter_map(|peer| {
             let report = peer.report.as_ref()?;
             let age = peer.reported_at.map_or(Duration::MAX, |at| now.duration_since(at));
-            Some(Standing {
+            Some(ControllerLoad {
                 load: report.connections + report.handshakes,
                 limit: report.limit,
                 weight: u64::from(fixed_weight(report.weight)),
@@ -232,7 +237,7 @@ impl Agent {
                 Ok(was_there) => {
                     closed += u64::from(was_there);
                     // A client that is refused as it comes back may be gone for good: python-libjuju is.
-                    if let Err(error) = self.data_path.maps.spare(socket.remote.ip(), boot_ns()) {
+                    if let Err(error) = self.data_path.maps.note_refused(socket.remote.ip(), boot_ns()) {
                         warn!("{error:#}");
                     }
                 }
@@ -335,7 +340,7 @@ impl Agent {
     fn explain(&self, asked: bool) -> String {
         let now = Instant::now();
         let (own, others) = self.standings(now);
-        let scene = Scene { now: asked || self.keeper.asked, ..self.scene(now, &own, &others) };
+        let scene = ShedInput { now: asked || self.keeper.asked, ..self.scene(now, &own, &others) };
         let rules = rules(&self.config.policy);
         let plan = shed::plan(&scene, &rules, self.keeper.sheds());
         let mut text = format!(

@@ -17,7 +17,7 @@ use crate::{
         views::{fixed_rate, fixed_weight},
     },
     config::Source,
-    host::rst::{self, Sign},
+    host::rst::{self, ProbeResult},
 };
 
 impl Agent {
@@ -188,10 +188,10 @@ impl Agent {
                 .collect();
             let (name, answer) = (peer.name.clone(), self.probe_results.clone());
             tokio::spawn(async move {
-                let mut sign = Sign::Silent;
+                let mut sign = ProbeResult::Silent;
                 for address in addresses {
-                    if rst::probe(address, PROBE).await == Sign::Alive {
-                        sign = Sign::Alive;
+                    if rst::probe(address, PROBE).await == ProbeResult::Alive {
+                        sign = ProbeResult::Alive;
                         break;
                     }
                 }
@@ -201,7 +201,7 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn probed(&mut self, name: &str, sign: Sign) {
+    pub(super) fn probed(&mut self, name: &str, sign: ProbeResult) {
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
             peer.probing = false;
             peer.liveness.probed(sign);
@@ -233,7 +233,7 @@ impl Agent {
             tag_key: self.tag_key,
             netns: self.netns,
             adjust: self.adjust,
-            unsettled_until_s: self.unsettled_until_s,
+            grace_until_s: self.grace_until_s,
             upgraded: self.upgraded.into(),
             handshake_cap: (limit / 4).max(HANDSHAKES),
             flood_per_cpu: FLOOD_PER_CPU,

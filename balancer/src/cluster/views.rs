@@ -13,7 +13,7 @@ use balancer_common::{
     records::State,
 };
 
-use crate::{cluster::peers::Report, host::rst::Sign};
+use crate::{cluster::peers::Report, host::rst::ProbeResult};
 
 /// How far back a relayed SYN that a report does not count is still on its way.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
@@ -68,10 +68,10 @@ impl Liveness {
     }
 
     /// A probe's outcome.
-    pub fn probed(&mut self, sign: Sign) {
+    pub fn probed(&mut self, sign: ProbeResult) {
         match sign {
-            Sign::Alive => (self.unanswered, self.dead) = (0, false),
-            Sign::Silent => {
+            ProbeResult::Alive => (self.unanswered, self.dead) = (0, false),
+            ProbeResult::Silent => {
                 self.unanswered = self.unanswered.saturating_add(1);
                 self.dead |= self.unanswered >= PROBES;
             }

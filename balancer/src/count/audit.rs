@@ -38,7 +38,7 @@ pub struct Findings {
 
 /// Compares the kernel's list with the notes, and finds what has differed twice.
 #[derive(Debug, Default)]
-pub struct Census {
+pub struct Audit {
     /// Differences that the last audit saw: one may be a socket that opens or closes just then.
     missing: HashSet<u64>,
     surplus: HashSet<u64>,
@@ -46,7 +46,7 @@ pub struct Census {
     corrected: i64,
 }
 
-impl Census {
+impl Audit {
     /// One audit. `first`: nothing was counted before, so all that is present and not noted is seeded.
     pub fn audit(&mut self, present: &[Present], noted: &HashMap<u64, Tracked>, first: bool) -> Findings {
         let mut findings = Findings::default();
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_was_there_before_is_seeded_until_it_closes() {
-        let mut census = Census::default();
+        let mut census = Audit::default();
         let exempt = Present { cookie: 3, client: false };
         let found = census.audit(&[socket(1), socket(2), exempt], &HashMap::new(), true);
         assert_eq!((found.seed.len(), found.seeded_clients, found.seeded_exempt, found.drift), (3, 2, 1, 0));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_difference_counts_when_it_is_seen_twice() {
-        let mut census = Census::default();
+        let mut census = Audit::default();
         let noted = HashMap::from([(1, note(0))]);
         let found = census.audit(&[socket(2)], &noted, false);
         assert_eq!((found.drift, found.seed.len(), found.forget.len()), (0, 0, 0));

@@ -12,8 +12,8 @@ use aya::{
 };
 use balancer_common::{
     records::{
-        Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Tracked, Traffic,
-        Tuple, map,
+        AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked,
+        Traffic, Tuple, map,
     },
     verdict,
     wire::Address,
@@ -33,8 +33,8 @@ pub const PINNED: [&str; 16] = [
     map::HALF_OPEN,
     map::LISTENERS,
     map::LIVE,
-    map::MEMBERS,
-    map::SPARED,
+    map::ADDRESSES,
+    map::RECENTLY_REFUSED,
     map::RESERVED,
     map::SETTINGS,
     map::STAGES,
@@ -56,7 +56,7 @@ pub struct Maps {
     /// Flows, live and half-open.
     pub flows: Flows,
     listeners: SockMap<MapData>,
-    members: LpmTrie<MapData, [u8; 16], Member>,
+    members: LpmTrie<MapData, [u8; 16], AddressClass>,
     settings: Array<MapData, Settings>,
     spared: HashMap<MapData, Address, u64>,
     tracked: HashMap<MapData, u64, Tracked>,
@@ -79,9 +79,9 @@ impl Maps {
             devices: map(map::DEVICES)?.try_into()?,
             flows: Flows::new(map(map::LIVE)?.try_into()?, map(map::HALF_OPEN)?.try_into()?),
             listeners: map(map::LISTENERS)?.try_into()?,
-            members: map(map::MEMBERS)?.try_into()?,
+            members: map(map::ADDRESSES)?.try_into()?,
             settings: map(map::SETTINGS)?.try_into()?,
-            spared: map(map::SPARED)?.try_into()?,
+            spared: map(map::RECENTLY_REFUSED)?.try_into()?,
             tracked: map(map::TRACKED)?.try_into()?,
             traffic: map(map::TRAFFIC)?.try_into()?,
         })
@@ -168,7 +168,7 @@ impl Maps {
     ///
     /// # Errors
     /// The kernel refused, or there are too many.
-    pub fn set_members(&mut self, wanted: &[(IpAddr, u8, Member)]) -> Result<()> {
+    pub fn set_address_classes(&mut self, wanted: &[(IpAddr, u8, AddressClass)]) -> Result<()> {
         let mut keys = Vec::with_capacity(wanted.len());
         for &(address, bits, member) in wanted {
             // Bits count from the start of the v4-mapped address.
@@ -248,7 +248,7 @@ impl Maps {
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn spare(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
+    pub fn note_refused(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
         self.spared.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
     }
 
@@ -288,8 +288,8 @@ pub fn check_shapes(directory: &Path) -> Result<()> {
         (map::HALF_OPEN, size_of::<Tuple>(), size_of::<Flow>()),
         (map::LISTENERS, 4, 4),
         (map::LIVE, size_of::<Tuple>(), size_of::<Flow>()),
-        (map::MEMBERS, 20, size_of::<Member>()),
-        (map::SPARED, size_of::<Address>(), 8),
+        (map::ADDRESSES, 20, size_of::<AddressClass>()),
+        (map::RECENTLY_REFUSED, size_of::<Address>(), 8),
         (map::RESERVED, size_of::<Tuple>(), size_of::<Reservation>()),
         (map::SETTINGS, 4, size_of::<Settings>()),
         (map::STAGES, 4, 4),

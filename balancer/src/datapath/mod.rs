@@ -51,21 +51,21 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BALANCER_EBPF"));
 
 /// Programs behind `ingress`, by stage.
 const STAGES: [(Stage, &str); Stage::COUNT as usize] = [
-    (Stage::Open, "ingress_open"),
-    (Stage::Place, "ingress_place"),
-    (Stage::Settle, "ingress_settle"),
-    (Stage::Dispatch, "ingress_dispatch"),
-    (Stage::Accept, "ingress_accept"),
-    (Stage::Deliver, "ingress_deliver"),
-    (Stage::Icmp, "ingress_icmp"),
-    (Stage::Reset, "ingress_reset"),
+    (Stage::ClientSyn, "tc_client_syn"),
+    (Stage::Choose, "tc_choose"),
+    (Stage::Commit, "tc_commit"),
+    (Stage::RelaySyn, "tc_relay_syn"),
+    (Stage::OwnerSyn, "tc_owner_syn"),
+    (Stage::Restore, "tc_restore"),
+    (Stage::Icmp, "tc_icmp"),
+    (Stage::Reset, "tc_reset"),
 ];
 /// Programs behind `ingress_xdp`.
 const STAGES_XDP: [(Stage, &str); 5] = [
-    (Stage::Open, "xdp_open"),
-    (Stage::Place, "xdp_place"),
-    (Stage::Settle, "xdp_settle"),
-    (Stage::Dispatch, "xdp_dispatch"),
+    (Stage::ClientSyn, "xdp_client_syn"),
+    (Stage::Choose, "xdp_choose"),
+    (Stage::Commit, "xdp_commit"),
+    (Stage::RelaySyn, "xdp_relay_syn"),
     (Stage::Reset, "xdp_reset"),
 ];
 /// clsact filters' priority and handle: fixed, so that a new agent finds an old one's.
@@ -74,14 +74,14 @@ const HANDLE: u32 = 1;
 
 /// How a program hangs on an interface.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Hooked {
+pub enum TcHook {
     /// A tcx link, kernel 6.6 and later.
     Tcx,
     /// A filter of the clsact queueing discipline.
     Clsact,
 }
 
-impl Hooked {
+impl TcHook {
     /// Its name in `status`.
     pub fn name(self) -> &'static str {
         match self {
@@ -93,16 +93,16 @@ impl Hooked {
 
 /// What hangs on an API-facing interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Attached {
+pub struct AttachedHooks {
     /// The interface's number.
     pub index: u32,
     /// How `ingress` does.
-    pub tc: Hooked,
+    pub tc: TcHook,
     /// Why `ingress_xdp` does not.
     pub without_xdp: Option<String>,
 }
 
-impl Attached {
+impl AttachedHooks {
     /// Its name in `status`.
     pub fn name(&self) -> String {
         let xdp = if self.without_xdp.is_none() { "xdp+" } else { "" };
@@ -116,20 +116,20 @@ pub struct DataPath {
     /// Typed maps.
     pub maps: Maps,
     /// API-facing interfaces that `ingress` is attached to, by name.
-    pub hooks: BTreeMap<String, Attached>,
+    pub hooks: BTreeMap<String, AttachedHooks>,
     egresses: BTreeMap<u32, String>,
     layout: PathBuf,
-    hook: Hooked,
+    hook: TcHook,
     /// What this kernel can do.
     pub kernel: Kernel,
     /// What an earlier agent left.
-    pub found: Found,
+    pub found: PreviousDataPath,
     older: Vec<Older>,
 }
 
 /// What an agent finds when it starts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Found {
+pub enum PreviousDataPath {
     /// Nothing of ours.
     Nothing,
     /// The data path of another version: its relays go on, connections are counted anew.
@@ -143,15 +143,15 @@ impl DataPath {
     ///
     /// # Errors
     /// No BPF file system, maps of another shape, or a program that the kernel refuses.
-    pub fn load(pins: &Path, hook: Hooked) -> Result<Self> {
+    pub fn load(pins: &Path, hook: TcHook) -> Result<Self> {
         prepare(pins)?;
         let layout = pins.join(LAYOUT);
         let known = upgrade::was_active(&layout)?;
         let older = Older::all(pins, &layout)?;
         let found = match (older.is_empty(), known) {
-            (false, _) => Found::Older,
-            (true, true) => Found::Same,
-            (true, false) => Found::Nothing,
+            (false, _) => PreviousDataPath::Older,
+            (true, true) => PreviousDataPath::Same,
+            (true, false) => PreviousDataPath::Nothing,
         };
         Self::load_into(&layout, hook, found, older).inspect_err(|_| {
             if !known {
@@ -162,7 +162,12 @@ impl DataPath {
         })
     }
 
-    fn load_into(layout: &Path, hook: Hooked, found: Found, mut older: Vec<Older>) -> Result<Self> {
+    fn load_into(
+        layout: &Path,
+        hook: TcHook,
+        found: PreviousDataPath,
+        mut older: Vec<Older>,
+    ) -> Result<Self> {
         let (map_pins, link_pins) = (layout.join("maps"), layout.join("links"));
         for directory in [&map_pins, &link_pins] {
             // Nobody else's to look into.
@@ -276,7 +281,7 @@ impl DataPath {
     pub fn attach_ingress(&mut self, name: &str, index: u32) -> Result<()> {
         let tc = self.attach("ingress", name, index, TcAttachType::Ingress)?;
         let without_xdp = Some("not attached yet".into());
-        self.hooks.insert(name.to_owned(), Attached { index, tc, without_xdp });
+        self.hooks.insert(name.to_owned(), AttachedHooks { index, tc, without_xdp });
         Ok(())
     }
 
@@ -330,7 +335,7 @@ impl DataPath {
     pub fn retain(&mut self, present: impl Fn(u32) -> bool) {
         let hooks = self.hooks.extract_if(.., |_, attached| !present(attached.index));
         let egresses = self.egresses.extract_if(.., |&index, _| !present(index));
-        let gone = hooks.flat_map(|(_, Attached { index, .. })| [("xdp", index), ("ingress", index)]);
+        let gone = hooks.flat_map(|(_, AttachedHooks { index, .. })| [("xdp", index), ("ingress", index)]);
         let gone: Vec<_> = gone.chain(egresses.map(|(index, _)| ("egress", index))).collect();
         for (program, index) in gone {
             self.unpin(program, index);
@@ -339,11 +344,11 @@ impl DataPath {
 
     /// Detaches `ingress` from an interface that is API-facing no more.
     pub fn detach_ingress(&mut self, name: &str) {
-        let Some(Attached { index, tc, .. }) = self.hooks.remove(name) else { return };
+        let Some(AttachedHooks { index, tc, .. }) = self.hooks.remove(name) else { return };
         self.unpin("xdp", index);
         match tc {
-            Hooked::Tcx => self.unpin("ingress", index),
-            Hooked::Clsact => {
+            TcHook::Tcx => self.unpin("ingress", index),
+            TcHook::Clsact => {
                 let direction = TcAttachType::Ingress;
                 let filter =
                     SchedClassifierLink::attached(name, direction, PRIORITY, TcHandle::from(HANDLE), None);
@@ -358,20 +363,20 @@ impl DataPath {
         let _: std::io::Result<()> = fs::remove_file(self.layout.join(format!("links/{program}-{index}")));
     }
 
-    fn attach(&mut self, program: &str, name: &str, index: u32, direction: TcAttachType) -> Result<Hooked> {
+    fn attach(&mut self, program: &str, name: &str, index: u32, direction: TcAttachType) -> Result<TcHook> {
         let failed = || format!("failed to attach {program} to {name}");
         let pin = self.layout.join(format!("links/{program}-{index}"));
         let classifier: &mut SchedClassifier =
             self.ebpf.program_mut(program).with_context(failed)?.try_into().with_context(failed)?;
-        if self.hook == Hooked::Tcx {
+        if self.hook == TcHook::Tcx {
             if links::replace(&pin, classifier.fd()?.as_fd()).with_context(failed)? {
-                return Ok(Hooked::Tcx);
+                return Ok(TcHook::Tcx);
             }
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
             let link = classifier.attach_with_options(name, direction, order).with_context(failed)?;
             let link: FdLink = classifier.take_link(link)?.try_into()?;
             link.pin(&pin).with_context(|| format!("failed to pin {}", pin.display()))?;
-            return Ok(Hooked::Tcx);
+            return Ok(TcHook::Tcx);
         }
         // Fails when there is one already, which is as good.
         let _: Result<(), tc::TcError> = tc::qdisc_add_clsact(name);
@@ -387,7 +392,7 @@ impl DataPath {
         let link = classifier.take_link(link.with_context(failed)?)?;
         // Dropping it would take the filter away; it stays until `uninstall`.
         std::mem::forget(link);
-        Ok(Hooked::Clsact)
+        Ok(TcHook::Clsact)
     }
 }
 
@@ -451,11 +456,11 @@ fn place(ebpf: &mut Ebpf, map: &str, programs: &[(Stage, &str)]) -> Result<Progr
 
 /// Which hook this kernel has: tcx from 6.6 on.
 ///
-/// Found by asking an interface for its tcx programs, as loading with the attach type proves nothing.
-pub fn hook_of_this_kernel(interface: &str) -> Hooked {
+/// PreviousDataPath by asking an interface for its tcx programs, as loading with the attach type proves nothing.
+pub fn hook_of_this_kernel(interface: &str) -> TcHook {
     match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
-        Ok(_) => Hooked::Tcx,
-        Err(_) => Hooked::Clsact,
+        Ok(_) => TcHook::Tcx,
+        Err(_) => TcHook::Clsact,
     }
 }
 

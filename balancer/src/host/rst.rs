@@ -80,7 +80,7 @@ fn reset(from: SocketAddr, to: SocketAddr, seq: u32) -> Result<Vec<u8>> {
 
 /// Whether a host's kernel answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum ProbeResult {
     /// It accepted a connection or refused it: it lives, whatever its daemons do.
     Alive,
     /// No answer in time, or no way there.
@@ -88,18 +88,18 @@ pub enum Sign {
 }
 
 /// Connects to `address` by plain TCP and hangs up with a reset, so that nothing lingers at either end.
-pub async fn probe(address: SocketAddr, timeout: Duration) -> Sign {
+pub async fn probe(address: SocketAddr, timeout: Duration) -> ProbeResult {
     match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
             // Without it the connection would linger in TIME_WAIT; failing to set it harms nobody.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-            Sign::Alive
+            ProbeResult::Alive
         }
         Ok(Err(error)) => match error.raw_os_error() {
-            Some(libc::ECONNREFUSED | libc::ECONNRESET) => Sign::Alive,
-            _ => Sign::Silent,
+            Some(libc::ECONNREFUSED | libc::ECONNRESET) => ProbeResult::Alive,
+            _ => ProbeResult::Silent,
         },
-        Err(_) => Sign::Silent,
+        Err(_) => ProbeResult::Silent,
     }
 }
 
@@ -235,12 +235,12 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let limit = Duration::from_millis(300);
             let look = |address: &str| runtime.block_on(probe(address.parse().unwrap(), limit));
-            assert_eq!(look("127.0.0.1:17070"), Sign::Alive, "accepted");
-            assert_eq!(look("127.0.0.1:17071"), Sign::Alive, "refused");
+            assert_eq!(look("127.0.0.1:17070"), ProbeResult::Alive, "accepted");
+            assert_eq!(look("127.0.0.1:17071"), ProbeResult::Alive, "refused");
             let started = Instant::now();
-            assert_eq!(look("10.0.0.12:17070"), Sign::Silent, "nobody there");
+            assert_eq!(look("10.0.0.12:17070"), ProbeResult::Silent, "nobody there");
             assert!(started.elapsed() < Duration::from_secs(1));
-            assert_eq!(look("192.0.2.1:17070"), Sign::Silent, "no route");
+            assert_eq!(look("192.0.2.1:17070"), ProbeResult::Silent, "no route");
             let (mut accepted, _) = listener.accept().unwrap();
             assert_eq!(
                 accepted.read(&mut [0]).unwrap_err().kind(),

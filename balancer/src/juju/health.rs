@@ -39,7 +39,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// What one look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
+pub enum HealthCheck {
     /// It serves; how it said so.
     Ready(String),
     /// Nobody listens.
@@ -48,7 +48,7 @@ pub enum Look {
     Failed(String),
 }
 
-impl fmt::Display for Look {
+impl fmt::Display for HealthCheck {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready(reason) | Self::Failed(reason) => formatter.write_str(reason),
@@ -90,22 +90,22 @@ impl Readiness {
     }
 
     /// Takes a look into account. `true`: the verdict or its reason changed.
-    pub fn observe(&mut self, look: &Look, now: Instant) -> bool {
+    pub fn observe(&mut self, look: &HealthCheck, now: Instant) -> bool {
         let ready = match look {
-            Look::Ready(_) => {
+            HealthCheck::Ready(_) => {
                 self.failures = 0;
                 true
             }
-            Look::Refused => {
+            HealthCheck::Refused => {
                 self.failures = Self::FAILURES;
                 false
             }
-            Look::Failed(_) => {
+            HealthCheck::Failed(_) => {
                 self.failures = self.failures.saturating_add(1);
                 self.health.ready && self.failures < Self::FAILURES
             }
         };
-        let tolerated = ready && !matches!(look, Look::Ready(_));
+        let tolerated = ready && !matches!(look, HealthCheck::Ready(_));
         let reason = look.to_string();
         if tolerated || (ready == self.health.ready && reason == self.health.reason) {
             return false;
@@ -147,24 +147,24 @@ impl Prober {
     }
 
     /// One look, which takes a second at most.
-    pub async fn look(&self) -> Look {
+    pub async fn look(&self) -> HealthCheck {
         let looking = async {
             match self.mode {
-                Mode::None => Ok(Look::Ready("not asked (health = \"none\")".into())),
+                Mode::None => Ok(HealthCheck::Ready("not asked (health = \"none\")".into())),
                 Mode::Tcp => self.connect().await.map(|stream| match stream {
-                    Some(_) => Look::Ready("the port accepts connections".into()),
-                    None => Look::Refused,
+                    Some(_) => HealthCheck::Ready("the port accepts connections".into()),
+                    None => HealthCheck::Refused,
                 }),
                 Mode::Https => match self.connect().await? {
                     Some(stream) => self.ask(stream).await,
-                    None => Ok(Look::Refused),
+                    None => Ok(HealthCheck::Refused),
                 },
             }
         };
         match timeout(LIMIT, looking).await {
             Ok(Ok(look)) => look,
-            Ok(Err(reason)) => Look::Failed(reason),
-            Err(_) => Look::Failed(format!("no answer within {} s", LIMIT.as_secs())),
+            Ok(Err(reason)) => HealthCheck::Failed(reason),
+            Err(_) => HealthCheck::Failed(format!("no answer within {} s", LIMIT.as_secs())),
         }
     }
 
@@ -180,7 +180,7 @@ impl Prober {
         Ok(None)
     }
 
-    async fn ask(&self, stream: TcpStream) -> Result<Look, String> {
+    async fn ask(&self, stream: TcpStream) -> Result<HealthCheck, String> {
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| format!("{SERVER_NAME}: {error}"))?;
         let stream = self
             .tls
@@ -216,7 +216,7 @@ impl Prober {
             hear_out(answer.into_body(), rest).await;
         }));
         let reason = format!("GET /health answered {}", status.as_u16());
-        Ok(if status == StatusCode::OK { Look::Ready(reason) } else { Look::Failed(reason) })
+        Ok(if status == StatusCode::OK { HealthCheck::Ready(reason) } else { HealthCheck::Failed(reason) })
     }
 
     /// Looks until nobody listens to the receiver any more; logs and publishes changes only.
@@ -335,13 +335,13 @@ mod tests {
     use crate::count::sock_diag::testing::{in_namespace, ip};
 
     /// Name, then looks in order, each with the verdict after it and whether that was news.
-    type Row = (&'static str, Vec<(Look, bool, bool)>);
+    type Row = (&'static str, Vec<(HealthCheck, bool, bool)>);
 
     #[test]
     fn verdicts_follow_the_looks() {
-        let ok = || Look::Ready("GET /health answered 200".into());
-        let bad = || Look::Failed("GET /health answered 503".into());
-        let slow = || Look::Failed("no answer within 1 s".into());
+        let ok = || HealthCheck::Ready("GET /health answered 200".into());
+        let bad = || HealthCheck::Failed("GET /health answered 503".into());
+        let slow = || HealthCheck::Failed("no answer within 1 s".into());
         let rows: [Row; 6] = [
             ("one success is enough", vec![(ok(), true, true), (ok(), true, false)]),
             ("two failures in a row", vec![(ok(), true, true), (bad(), true, false), (bad(), false, true)]),
@@ -353,8 +353,14 @@ mod tests {
                 "failures of different kinds",
                 vec![(ok(), true, true), (slow(), true, false), (bad(), false, true), (slow(), false, true)],
             ),
-            ("one refusal", vec![(ok(), true, true), (Look::Refused, false, true), (ok(), true, true)]),
-            ("a bad start", vec![(bad(), false, true), (bad(), false, false), (Look::Refused, false, true)]),
+            (
+                "one refusal",
+                vec![(ok(), true, true), (HealthCheck::Refused, false, true), (ok(), true, true)],
+            ),
+            (
+                "a bad start",
+                vec![(bad(), false, true), (bad(), false, false), (HealthCheck::Refused, false, true)],
+            ),
         ];
         for (name, looks) in rows {
             let start = Instant::now();
@@ -382,7 +388,7 @@ mod tests {
             let server = Server::start("127.0.0.1:17070", 200).await;
             let prober = Prober::new(Mode::Https, 17070, &[]);
             for look in 1..=20 {
-                assert!(matches!(prober.look().await, Look::Ready(_)));
+                assert!(matches!(prober.look().await, HealthCheck::Ready(_)));
                 let closed = timeout(LIMIT * 2, server.closed.acquire()).await;
                 closed.unwrap_or_else(|_| panic!("look {look} was ended by RST")).unwrap().forget();
             }
@@ -461,22 +467,22 @@ mod tests {
     fn the_server_is_asked_over_tls() {
         run(async || {
             let prober = Prober::new(Mode::Https, 17070, &[]);
-            assert_eq!(prober.look().await, Look::Refused);
+            assert_eq!(prober.look().await, HealthCheck::Refused);
             let server = Server::start("127.0.0.1:17070", 200).await;
-            assert_eq!(prober.look().await, Look::Ready("GET /health answered 200".into()));
+            assert_eq!(prober.look().await, HealthCheck::Ready("GET /health answered 200".into()));
             server.status.store(503, Ordering::Relaxed);
-            assert_eq!(prober.look().await, Look::Failed("GET /health answered 503".into()));
+            assert_eq!(prober.look().await, HealthCheck::Failed("GET /health answered 503".into()));
             server.status.store(0, Ordering::Relaxed);
             let started = Instant::now();
-            assert_eq!(prober.look().await, Look::Failed("no answer within 1 s".into()));
+            assert_eq!(prober.look().await, HealthCheck::Failed("no answer within 1 s".into()));
             assert!(started.elapsed() < 2 * LIMIT);
             server.task.abort();
             assert_eq!(server.requests.load(Ordering::Relaxed), 3);
 
             let _garbage = TcpListener::bind("127.0.0.1:17071").await.unwrap();
             let look = Prober::new(Mode::Tcp, 17071, &[]).look().await;
-            assert_eq!(look, Look::Ready("the port accepts connections".into()));
-            assert!(matches!(Prober::new(Mode::None, 17072, &[]).look().await, Look::Ready(_)));
+            assert_eq!(look, HealthCheck::Ready("the port accepts connections".into()));
+            assert!(matches!(Prober::new(Mode::None, 17072, &[]).look().await, HealthCheck::Ready(_)));
         });
     }
 
@@ -490,7 +496,7 @@ mod tests {
             });
             let look = Prober::new(Mode::Https, 17070, &[]).look().await;
             assert!(
-                matches!(&look, Look::Failed(reason) if reason.contains("TLS handshake failed")),
+                matches!(&look, HealthCheck::Failed(reason) if reason.contains("TLS handshake failed")),
                 "{look:?}"
             );
         });
@@ -506,9 +512,9 @@ mod tests {
             for address in ["127.0.0.1:17070", "[::1]:17070", "10.0.0.11:17070"] {
                 let listener = TcpListener::bind(address).await.unwrap();
                 let prober = Prober::new(Mode::Tcp, 17070, &["10.0.0.11".parse().unwrap()]);
-                assert!(matches!(prober.look().await, Look::Ready(_)), "{address}");
+                assert!(matches!(prober.look().await, HealthCheck::Ready(_)), "{address}");
                 drop(listener);
-                assert_eq!(prober.look().await, Look::Refused, "{address}");
+                assert_eq!(prober.look().await, HealthCheck::Refused, "{address}");
             }
         });
     }

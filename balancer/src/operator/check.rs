@@ -18,7 +18,7 @@ use crate::{
     host::{
         interfaces::{self, Interfaces},
         privileges,
-        rst::{self, Sign},
+        rst::{self, ProbeResult},
         xdp_support,
     },
     juju::{
@@ -303,8 +303,8 @@ async fn peers(config: &Config, links: &Interfaces) -> Vec<Finding> {
             }
             let api = SocketAddr::new(address, config.api.port);
             findings.push(match rst::probe(api, PROBE).await {
-                Sign::Alive => Finding::good("peer", format!("{} answers at {address}", peer.name)),
-                Sign::Silent => Finding::doubtful(
+                ProbeResult::Alive => Finding::good("peer", format!("{} answers at {address}", peer.name)),
+                ProbeResult::Silent => Finding::doubtful(
                     "peer",
                     format!(
                         "{} does not answer at {api}; is it down, or does a firewall block it?",

@@ -6,19 +6,18 @@
 
 mod entry;
 mod error;
+mod grace_period;
 mod open;
 mod owner;
 mod row;
 mod steer;
 mod strange;
-mod unsettled;
 
 use std::collections::HashSet;
 
 use anyhow::{Result, ensure};
-use balancer_common::stages::relay_syn::dispatch;
-use balancer_common::stages::restore::deliver;
-use balancer_common::verdict::{Drop, Pass, Send, Verdict};
+use balancer_common::stages::{relay_syn, restore};
+use balancer_common::verdict::{DropReason, PassReason, SendReason, Verdict};
 use tests::packet::host::{self, Action, Frame, Host, SHOT, UNSPEC};
 use tests::packet::kernel::{Kernel, Left, apart, boot_clock_ns};
 use tests::packet::scene;
@@ -108,7 +107,7 @@ fn errors_are_reported() -> Result<()> {
 
 #[test]
 fn programs_have_taken_the_place_of_others() -> Result<()> {
-    prove(unsettled::rows)
+    prove(grace_period::rows)
 }
 
 #[test]
@@ -116,11 +115,12 @@ fn whatever_may_become_of_a_packet_is_in_a_row() {
     let scene = Scene::v4(ANY_TIME);
     let rows = [all(&scene), open::exhausted(&scene)].concat();
     let counted: HashSet<_> = rows.iter().flat_map(Row::counted).collect();
-    let reasons = Pass::ALL.iter().map(|pass| pass.name()).chain(Send::ALL.iter().map(|send| send.name()));
-    let reasons = reasons.chain(Drop::ALL.iter().map(|drop| drop.name()));
+    let reasons =
+        PassReason::ALL.iter().map(|pass| pass.name()).chain(SendReason::ALL.iter().map(|send| send.name()));
+    let reasons = reasons.chain(DropReason::ALL.iter().map(|drop| drop.name()));
     let missing: Vec<_> = reasons.filter(|name| !counted.contains(name)).collect();
     // What is none of ours is not counted; the other is the next test's.
-    assert_eq!(missing, [Pass::Other.name(), Drop::NoRecord.name()]);
+    assert_eq!(missing, [PassReason::Other.name(), DropReason::NoRecord.name()]);
 }
 
 #[test]
@@ -130,13 +130,13 @@ fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
             let (mut kernel, scene) = (Kernel::load(0)?, scene(boot_clock_ns()?));
             let world = scene.world();
             kernel.fill(&world)?;
-            let (host, gone) = (Host::new(&world), Verdict::Drop(Drop::NoRecord));
+            let (host, gone) = (Host::new(&world), Verdict::Drop(DropReason::NoRecord));
             let (syn, relayed) = (scene.syn().frame(), scene.incoming().frame());
-            ensure!(dispatch(&mut Frame::new(&syn, CAME_IN), &host) == gone, "host: dispatch");
-            ensure!(deliver(&mut Frame::new(&relayed, CAME_IN), &host) == gone, "host: deliver");
+            ensure!(relay_syn::decide(&mut Frame::new(&syn, CAME_IN), &host) == gone, "host: relay_syn");
+            ensure!(restore::decide(&mut Frame::new(&relayed, CAME_IN), &host) == gone, "host: restore");
             let counted =
                 |kernel: &Kernel| anyhow::Ok(kernel.counters()?.get("no_record").copied().unwrap_or(0));
-            for (stage, frame) in [("ingress_dispatch", syn), ("ingress_deliver", relayed)] {
+            for (stage, frame) in [("tc_relay_syn", syn), ("tc_restore", relayed)] {
                 let before = counted(&kernel)?;
                 let ran = kernel.run_program(stage, &frame, CAME_IN, false)?;
                 ensure!(ran.is_some_and(|ran| ran.code == SHOT), "kernel: {stage}");
@@ -166,7 +166,7 @@ fn all(scene: &Scene) -> Vec<Row> {
         owner::restored,
         owner::diverted,
         error::rows,
-        unsettled::rows,
+        grace_period::rows,
     ];
     groups.iter().flat_map(|group: &fn(&Scene) -> Vec<Row>| group(scene)).collect()
 }

@@ -1,7 +1,7 @@
 //! A client dials: who serves it?
 
 use balancer_common::hooks::Socket;
-use balancer_common::records::{Flow, Reservation, State, Traffic, WATCH_S};
+use balancer_common::records::{CHECK_FINAL_ACK_S, Flow, Reservation, State, Traffic};
 use balancer_common::wire::{Address, Port};
 use tests::packet::frame::{ACK, Segment};
 use tests::packet::host::World;
@@ -91,7 +91,7 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
         .also("unreserved")
         .then(|world| {
             world.reserved.insert(dialled, Reservation { taken_s: 0, isn: ISN });
-            world.budget.watch_until_s = scene.now_s() + WATCH_S;
+            world.budget.check_final_ack_until_s = scene.now_s() + CHECK_FINAL_ACK_S;
         }),
         arrives(
             "connections from before count against the limit",
@@ -340,7 +340,7 @@ pub fn served(scene: &Scene) -> Vec<Row> {
         world.budget.handshakes = [0; 4];
     };
     let watched = |mut world: World| {
-        world.budget.watch_until_s = world.now_s() + 5;
+        world.budget.check_final_ack_until_s = world.now_s() + 5;
         world
     };
     let mut late = watched(world.clone());

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::{Flow, Reservation, State, Steer, Traffic};
-use balancer_common::verdict::{Drop, Pass, Send};
+use balancer_common::verdict::{DropReason, PassReason, SendReason};
 use balancer_common::wire::Port;
 
 use super::bytes::Bytes;
@@ -57,12 +57,13 @@ fn judge(hook: Hook, before: &Frame, host: &Host) {
     let mut rose = host.counters();
     rose.retain(|name, count| counted.get(name) != Some(count));
     let told = |names: &[&str]| names.iter().any(|name| rose.contains_key(name));
-    let verdicts = Pass::ALL.iter().map(|pass| pass.name()).chain(Send::ALL.iter().map(|send| send.name()));
-    let verdicts = verdicts.chain(Drop::ALL.iter().map(|drop| drop.name()));
+    let verdicts =
+        PassReason::ALL.iter().map(|pass| pass.name()).chain(SendReason::ALL.iter().map(|send| send.name()));
+    let verdicts = verdicts.chain(DropReason::ALL.iter().map(|drop| drop.name()));
     let verdicts = verdicts.filter(|name| rose.contains_key(name)).count();
     let at = || format!("{hook:?} of {before:02x?}: {action:?}, {rose:?}, {:02x?}", frame.bytes);
     assert!(verdicts == 1 || (verdicts == 0 && action.code == UNSPEC), "uncounted: {}", at());
-    let translated = [Pass::Restored, Pass::IcmpRestored].map(Pass::name);
+    let translated = [PassReason::Restored, PassReason::IcmpRestored].map(PassReason::name);
     if action.code == UNSPEC && !told(&translated) {
         assert!(frame.bytes == before.bytes, "changed: {}", at());
     }
@@ -87,7 +88,7 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
             7 => world.settings.own = value as u8,
             8 => {
                 world.settings.report_ms = value;
-                world.settings.unsettled_until_s = world.now_s().wrapping_add(value % 2);
+                world.settings.grace_until_s = world.now_s().wrapping_add(value % 2);
                 world.settings.upgraded = (value >> 1) as u8 & 1;
             }
             9 => world.random = value,

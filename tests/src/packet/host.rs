@@ -7,14 +7,14 @@ use std::net::IpAddr;
 
 use balancer_common::hooks::Packet;
 use balancer_common::hooks::{Exchange, Socket, Tables};
-use balancer_common::policy::pick::Field;
+use balancer_common::policy::pick::PickScratch;
 use balancer_common::records::{
-    Budget, Controller, Device, Flow, MAX_CONTROLLERS, Member, Reservation, Settings, Traffic, Tuple,
+    AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Traffic, Tuple,
 };
 use balancer_common::stages::{
     choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore,
 };
-use balancer_common::verdict::{COUNTERS, Event, Pass, Stage, Verdict, names};
+use balancer_common::verdict::{COUNTERS, Event, PassReason, Stage, Verdict, names};
 use balancer_common::wire::checksum::Change;
 use balancer_common::wire::{Address, Family, Port};
 use bytemuck::{Pod, Zeroable as _};
@@ -38,7 +38,7 @@ pub struct World {
     /// Exchanges by controller index.
     pub traffic: [Traffic; MAX_CONTROLLERS],
     /// Classes of prefixes.
-    pub members: Vec<(IpAddr, u32, Member)>,
+    pub members: Vec<(IpAddr, u32, AddressClass)>,
     /// Devices by interface index.
     pub devices: HashMap<u32, Device>,
     /// Live flows.
@@ -236,7 +236,7 @@ type Slot = &'static RefCell<Flow>;
 thread_local! {
     /// Records of hosts that are gone, for the next ones.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
-    static FIELDS: RefCell<Vec<&'static RefCell<Field>>> = const { RefCell::new(Vec::new()) };
+    static FIELDS: RefCell<Vec<&'static RefCell<PickScratch>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// `Tables` on the host.
@@ -249,7 +249,7 @@ pub struct Host {
     budget: RefCell<Budget>,
     clients: RefCell<HashMap<Address, Budget>>,
     spared: RefCell<HashMap<Address, u64>>,
-    field: &'static RefCell<Field>,
+    field: &'static RefCell<PickScratch>,
     /// All records that it has made.
     slots: RefCell<Vec<Slot>>,
     new_flows: Cell<(u32, u32)>,
@@ -265,7 +265,7 @@ impl Host {
         };
         let (live, half_open) = (slots(&world.live), slots(&world.half_open));
         let field = FIELDS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Box::leak(Box::default()));
-        *field.borrow_mut() = Field::default();
+        *field.borrow_mut() = PickScratch::default();
         Self {
             world: world.clone(),
             traffic: RefCell::new(world.traffic),
@@ -341,7 +341,7 @@ impl Drop for Host {
 
 impl Tables for Host {
     type Flow = RefMut<'static, Flow>;
-    type Field = RefMut<'static, Field>;
+    type Scratch = RefMut<'static, PickScratch>;
 
     fn settings(&self) -> Option<&Settings> {
         Some(&self.world.settings)
@@ -370,18 +370,18 @@ impl Tables for Host {
         exchange.conclude(traffic);
     }
 
-    fn member(&self, address: &Address) -> Member {
+    fn class_of(&self, address: &Address) -> AddressClass {
         let bits = |address: Address| match IpAddr::from(address) {
             IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
             IpAddr::V6(v6) => u128::from(v6),
         };
-        let matches = |prefix: &&(IpAddr, u32, Member)| {
+        let matches = |prefix: &&(IpAddr, u32, AddressClass)| {
             let differ = bits(*address) ^ bits(Address::from(prefix.0));
             differ.leading_zeros() >= prefix_length(prefix.0, prefix.1)
         };
         let longest =
             self.world.members.iter().filter(matches).max_by_key(|prefix| prefix_length(prefix.0, prefix.1));
-        longest.map_or(Member::CLIENT, |prefix| prefix.2)
+        longest.map_or(AddressClass::CLIENT, |prefix| prefix.2)
     }
 
     fn device(&self, ifindex: u32) -> Option<Device> {
@@ -427,8 +427,8 @@ impl Tables for Host {
         Some(change(self.clients.borrow_mut().entry(*address).or_default()))
     }
 
-    fn watching(&self, now_s: u32) -> bool {
-        self.budget.borrow().watching(now_s)
+    fn checks_final_ack(&self, now_s: u32) -> bool {
+        self.budget.borrow().checks_final_ack(now_s)
     }
 
     fn reservation(&self, key: &Tuple) -> Option<Reservation> {
@@ -448,11 +448,11 @@ impl Tables for Host {
         self.reserved.borrow_mut().remove(key).is_some()
     }
 
-    fn spared(&self, address: &Address) -> Option<u64> {
+    fn recently_refused(&self, address: &Address) -> Option<u64> {
         self.spared.borrow().get(address).copied()
     }
 
-    fn spare(&self, address: &Address, now_ns: u64) {
+    fn note_refused(&self, address: &Address, now_ns: u64) {
         self.spared.borrow_mut().insert(*address, now_ns);
     }
 
@@ -462,7 +462,7 @@ impl Tables for Host {
 
     fn hand_over(&self, _key: &Tuple, _family: Family, _port: Port) {}
 
-    fn field(&self) -> Option<Self::Field> {
+    fn pick_scratch(&self) -> Option<Self::Scratch> {
         Some(self.field.borrow_mut())
     }
 
@@ -512,22 +512,22 @@ pub struct Action {
 /// Runs a hook on the host, stage by stage.
 pub fn run(hook: Hook, frame: &mut Frame, host: &Host) -> Action {
     let mut verdict = match hook {
-        Hook::Ingress => ingress::ingress(frame, host),
-        Hook::Egress => egress::egress(frame, host),
+        Hook::Ingress => ingress::decide(frame, host),
+        Hook::Egress => egress::decide(frame, host),
     };
     // The longest way: open, place, settle, reset.
     for _ in 0..Stage::COUNT {
         verdict = match verdict {
-            Verdict::Next(Stage::Open) => client_syn::open(frame, host),
-            Verdict::Next(Stage::Place) => choose::place(frame, host),
-            Verdict::Next(Stage::Settle) => commit::settle(frame, host),
-            Verdict::Next(Stage::Dispatch) => relay_syn::dispatch(frame, host),
-            Verdict::Next(Stage::Accept) => owner_syn::accept(frame, host),
-            Verdict::Next(Stage::Deliver) => restore::deliver(frame, host),
-            Verdict::Next(Stage::Icmp) => icmp::icmp(frame, host),
+            Verdict::Next(Stage::ClientSyn) => client_syn::decide(frame, host),
+            Verdict::Next(Stage::Choose) => choose::decide(frame, host),
+            Verdict::Next(Stage::Commit) => commit::decide(frame, host),
+            Verdict::Next(Stage::RelaySyn) => relay_syn::decide(frame, host),
+            Verdict::Next(Stage::OwnerSyn) => owner_syn::decide(frame, host),
+            Verdict::Next(Stage::Restore) => restore::decide(frame, host),
+            Verdict::Next(Stage::Icmp) => icmp::decide(frame, host),
             Verdict::Next(Stage::Reset) => panic!("the reset stage is called with a reason"),
             Verdict::Reset(why) => reset::answer(frame, why),
-            Verdict::Pass(Pass::Other) => return Action { code: UNSPEC, ifindex: None },
+            Verdict::Pass(PassReason::Other) => return Action { code: UNSPEC, ifindex: None },
             Verdict::Pass(why) => {
                 host.tally(why.index());
                 return Action { code: UNSPEC, ifindex: None };

@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
 use balancer::host::privileges::raise_limits;
 use balancer_common::hooks::Socket;
-use balancer_common::records::{MAX_CONTROLLERS, Member, Reservation, Traffic, Tuple, map};
+use balancer_common::records::{AddressClass, MAX_CONTROLLERS, Reservation, Traffic, Tuple, map};
 use balancer_common::verdict::COUNTERS;
 use balancer_common::wire::Address;
 use nix::sched::{CloneFlags, unshare};
@@ -30,7 +30,8 @@ use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
 pub const INTERFACES: [u32; 2] = [7, 8];
 
 /// Tables that have room for more than a row ever has in them.
-const TABLES: [&str; 6] = [map::LIVE, map::HALF_OPEN, map::RESERVED, map::CLIENTS, map::SPARED, map::TRACKED];
+const TABLES: [&str; 6] =
+    [map::LIVE, map::HALF_OPEN, map::RESERVED, map::CLIENTS, map::RECENTLY_REFUSED, map::TRACKED];
 /// Fewer, and those that evict do so early.
 const LEAST: usize = 4096;
 
@@ -120,10 +121,10 @@ impl Kernel {
         self.replace(map::HALF_OPEN, &world.half_open)?;
         self.replace(map::RESERVED, &world.reserved)?;
         self.replace(map::CLIENTS, &world.clients)?;
-        self.replace(map::SPARED, &world.spared)?;
+        self.replace(map::RECENTLY_REFUSED, &world.spared)?;
         self.replace(map::DEVICES, &world.devices)?;
-        let mut members: LpmTrie<&mut MapData, [u8; 16], Member> =
-            LpmTrie::try_from(self.map_mut(map::MEMBERS)?)?;
+        let mut members: LpmTrie<&mut MapData, [u8; 16], AddressClass> =
+            LpmTrie::try_from(self.map_mut(map::ADDRESSES)?)?;
         let old: Vec<_> = members.keys().collect::<Result<_, _>>()?;
         for key in old {
             members.remove(&key)?;
@@ -150,7 +151,7 @@ impl Kernel {
             reserved: self.contents::<Tuple, Reservation>(map::RESERVED)?,
             budget: self.array(map::BUDGET)?.get(&0, 0)?,
             clients: self.contents(map::CLIENTS)?,
-            spared: self.contents(map::SPARED)?,
+            spared: self.contents(map::RECENTLY_REFUSED)?,
             ..world.clone()
         })
     }

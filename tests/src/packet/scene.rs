@@ -13,7 +13,7 @@ use crate::packet::frame::{KEY, SYN, Segment};
 use crate::packet::host::World;
 use crate::packet::kernel::INTERFACES;
 use balancer_common::records::{
-    Budget, Class, Controller, Device, Flow, Kind, Member, Reservation, Settings, State, Tuple,
+    AddressClass, Budget, Class, Controller, Device, Flow, Kind, Reservation, Settings, State, Tuple,
 };
 use balancer_common::wire::{Address, Port};
 use bytemuck::Zeroable as _;
@@ -187,7 +187,7 @@ impl Scene {
         world.controllers[0] =
             Controller { relay_in: Port::NONE, relay_out: Port::NONE, ..self.ready(self.a) };
         world.controllers[1] = self.ready(self.b);
-        let class = |class, index| Member::new(class, index);
+        let class = |class, index| AddressClass::new(class, index);
         let full = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         world.members = vec![
             (self.a, full(self.a), class(Class::Own, 0)),
@@ -195,7 +195,7 @@ impl Scene {
             (self.c, full(self.c), class(Class::Controller, 2)),
             (self.exempt, 16, class(Class::Exempt, 0)),
         ];
-        world.devices.insert(CAME_IN, Device { mtu: 1500, guarded: 1 });
+        world.devices.insert(CAME_IN, Device { mtu: 1500, has_ingress: 1 });
         world
     }
 

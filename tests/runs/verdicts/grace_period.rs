@@ -13,7 +13,7 @@ use crate::scene::{FAR, ISN, LIMIT, Scene};
 pub fn rows(scene: &Scene) -> Vec<Row> {
     let until = |until_s: u32| {
         let mut world = scene.world();
-        (world.settings.unsettled_until_s, world.settings.upgraded) = (until_s, 1);
+        (world.settings.grace_until_s, world.settings.upgraded) = (until_s, 1);
         world
     };
     let (world, settled) = (until(scene.now_s() + 1), until(scene.now_s()));
@@ -34,18 +34,18 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
     let renewed = |world: &mut World| scene.reserve(world, scene.dialled());
     let going = Segment::new(scene.door(), scene.dialler()).flags(SYN | ACK).stamps();
     vec![
-        arrives("an entry's segment of no relay", &world, to_owner.clone()).dropped("unsettled"),
-        arrives("its RST", &world, to_owner.clone().flags(RST)).dropped("unsettled"),
+        arrives("an entry's segment of no relay", &world, to_owner.clone()).dropped("grace_period"),
+        arrives("its RST", &world, to_owner.clone().flags(RST)).dropped("grace_period"),
         arrives(
             "a stranger's",
             &world,
             to_owner.clone().between((scene.elsewhere, FAR).into(), scene.door()),
         )
         .dropped("stranger"),
-        arrives("an owner's answer to nothing", &world, answer.clone()).dropped("unsettled"),
+        arrives("an owner's answer to nothing", &world, answer.clone()).dropped("grace_period"),
         arrives("a client's segment that no socket would take", &world, scene.ack().payload(b"GET"))
-            .dropped("unsettled"),
-        arrives("that a listener would reset", &with(Socket::Listener), scene.ack()).dropped("unsettled"),
+            .dropped("grace_period"),
+        arrives("that a listener would reset", &with(Socket::Listener), scene.ack()).dropped("grace_period"),
         arrives("that a connection takes", &with(Socket::Connection), scene.ack().payload(b"GET"))
             .passes("local"),
         arrives(
@@ -60,7 +60,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         arrives("a last ACK that had no place, and all are taken: RST", &full, scene.ack())
             .answered("late", rst(&scene.ack(), scene.ack().ack, None))
             .then(|world| world.reserved.clear()),
-        leaves("to a client, of no relay", &world, going.clone()).dropped("unsettled"),
+        leaves("to a client, of no relay", &world, going.clone()).dropped("grace_period"),
         leaves(
             "to a client, from somebody else",
             &world,
