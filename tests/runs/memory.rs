@@ -107,12 +107,12 @@ fn a_lone_controller_refuses_before_it_is_killed_and_recovers() -> Result<()> {
     let status = cluster.daemons[0].status()?;
     let memory = status["balance"]["memory"].as_str().context("what memory allows")?;
     ensure!(
-        memory.starts_with("newcomers are refused (") && memory.contains("of 512 MiB"),
+        memory.starts_with("new clients are refused (") && memory.contains("of 512 MiB"),
         "status says so: {memory}"
     );
     for (words, times) in [
-        ("newcomers go to other controllers that have room; it runs short", 1),
-        ("newcomers are refused; it runs short", 1),
+        ("new clients go to other controllers that have room; it runs short", 1),
+        ("new clients are refused; it runs short", 1),
     ] {
         let said = cluster.daemons[0].log_lines().iter().filter(|line| line.contains(words)).count();
         ensure!(said == times, "logged once: {words} {said} times");

@@ -4,19 +4,19 @@ use std::fs;
 
 /// jujud's descriptor limit (its unit's `LimitNOFILE`), where it cannot be read.
 const DESCRIPTORS: u64 = 64_000;
-/// Descriptors that jujud needs for all else.
+/// Descriptors that jujud needs for everything but its API's connections.
 const RESERVED: u64 = 4_000;
-/// jujud's memory for a connection, octets (the only figure known, measured by its authors).
+/// jujud's memory for a connection, bytes (the only figure known, measured by its authors in 2013).
 const PER_CONNECTION: u64 = 400_000;
 
-/// A limit that neither descriptors nor memory of this host make a lie, and why it is that.
+/// A limit that this host's descriptors and memory can hold, and the reason for it.
 pub fn derive() -> (u32, String) {
     let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory(&text)).unwrap_or(0);
     let (limit, reason) = choose(DESCRIPTORS, memory);
     (limit, format!("{limit} client connections ({reason}); set api.hard_limit to choose another"))
 }
 
-/// Half of the memory, or the descriptors that are left, whichever is less.
+/// The connections that half of the memory holds, or the descriptors, whichever is less.
 fn choose(descriptors: u64, memory: u64) -> (u32, &'static str) {
     let by_descriptors = descriptors.saturating_sub(RESERVED).max(1);
     let by_memory = memory / 2 / PER_CONNECTION;
@@ -27,7 +27,7 @@ fn choose(descriptors: u64, memory: u64) -> (u32, &'static str) {
     }
 }
 
-/// `MemTotal` of /proc/meminfo, octets.
+/// `MemTotal` of /proc/meminfo, bytes.
 fn total_memory(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)

@@ -1,3 +1,334 @@
-//! The limits that this host's descriptors and memory allow.
+//! What this controller does about the balance: the limit in force, shedding, draining, and the guard of the memory.
+//!
+//! [`Balance`] owns the state. Its steps decide from [`Inputs`] alone and return [`Effect`]s, which the agent carries
+//! out; they read no clock and no map.
 
+mod explain;
 pub mod limits;
+mod memory;
+mod orders;
+mod ramp;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use balancer_common::{
+    policy::{
+        memory_guard::Limits,
+        shed::{self, ControllerLoad, Drain, MIN_AGE_S, Plan, RETURN_MS, Rules, ShedInput, Shedder},
+    },
+    records::State,
+};
+use log::Level;
+
+pub use self::orders::Orders;
+use self::{memory::Memory, ramp::Ramp};
+use crate::{
+    cluster::views::fixed_weight,
+    config::{Config, Policy, Rebalance, Steer},
+    host::pressure::Usage,
+};
+
+/// The balance of this controller.
+#[derive(Debug)]
+pub struct Balance {
+    started: Instant,
+    limit: Limit,
+    orders: Orders,
+    ramp: Ramp,
+    memory: Memory,
+    shedder: Shedder,
+    /// The shedder's plan is carried out, and not only told.
+    may_close: bool,
+    plan: Option<Plan>,
+    said: String,
+    /// When connections were closed, and how many, within [`RETURN_MS`].
+    closed: VecDeque<(Instant, u64)>,
+    closed_in_all: u64,
+    /// When a controller last came, went or changed its readiness.
+    changed_at: Instant,
+    /// `rebalance --now`: shed although the load is below the threshold.
+    asked: bool,
+    /// No other controller can be relayed to.
+    falls_back: bool,
+    /// Load at the beginning of a drain.
+    drained_from: Option<u64>,
+}
+
+/// The limit without an order of the operator's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limit {
+    /// Client connections.
+    pub connections: u32,
+    /// Whether the configuration sets it; else it is derived from this host's resources.
+    pub is_set: bool,
+}
+
+/// All that a step decides by.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Boot clock, seconds.
+    pub boot_s: u32,
+    /// `[policy]`.
+    pub policy: &'a Policy,
+    /// This controller's configured weight.
+    pub weight: f64,
+    /// Clients' connections and handshakes here.
+    pub load: u32,
+    /// jujud is ready.
+    pub ready: bool,
+    /// The other controllers that are heard.
+    pub others: &'a [ControllerLoad],
+}
+
+impl<'a> Inputs<'a> {
+    /// Those that `config` names, with what was measured.
+    pub fn new(
+        config: &'a Config,
+        boot_s: u32,
+        load: u32,
+        ready: bool,
+        others: &'a [ControllerLoad],
+    ) -> Self {
+        let weight = config.cluster.this().weight;
+        Self { boot_s, policy: &config.policy, weight, load, ready, others }
+    }
+}
+
+/// What a step asks the agent to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Close clients' connections at random, none younger than a number of seconds; see [`Balance::note_closed`].
+    Close {
+        /// How many.
+        count: usize,
+        /// Least age, seconds.
+        youngest_s: u32,
+    },
+    /// Tell the operator.
+    Say(Level, String),
+}
+
+impl Balance {
+    /// At the agent's start.
+    pub fn new(now: Instant, limit: Limit) -> Self {
+        Self {
+            started: now,
+            limit,
+            orders: Orders::default(),
+            ramp: Ramp::default(),
+            memory: Memory::default(),
+            shedder: Shedder::default(),
+            may_close: false,
+            plan: None,
+            said: String::new(),
+            closed: VecDeque::new(),
+            closed_in_all: 0,
+            changed_at: now,
+            asked: false,
+            falls_back: false,
+            drained_from: None,
+        }
+    }
+
+    /// Goes on with the orders that the operator gave an earlier agent.
+    pub fn resume_orders(&mut self, orders: Orders) {
+        self.orders = orders;
+    }
+
+    /// The operator's orders.
+    pub fn orders(&self) -> Orders {
+        self.orders
+    }
+
+    /// Takes another configured limit.
+    pub fn set_limit(&mut self, limit: Limit) {
+        self.limit = limit;
+    }
+
+    /// A controller came, went or changed its readiness.
+    pub fn membership_changed(&mut self, now: Instant) {
+        self.changed_at = now;
+    }
+
+    /// This controller's state, where jujud is or is not `ready`.
+    pub fn state(&self, ready: bool) -> State {
+        match (ready, self.orders.drain_until_s) {
+            (false, _) => State::NotReady,
+            (true, 0) => State::Ready,
+            (true, _) => State::Draining,
+        }
+    }
+
+    /// This controller's weight: the `configured` one, or a part of it while it ramps up.
+    pub fn weight(&self, now: Instant, configured: f64) -> f64 {
+        configured * self.ramp.part(now)
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        let configured = self.configured_limit();
+        let Limits { admit, pick } = self.memory.limits();
+        Limits { admit: admit.min(configured), pick: pick.min(configured) }
+    }
+
+    fn configured_limit(&self) -> u32 {
+        if self.orders.limit == 0 { self.limit.connections } else { self.orders.limit }
+    }
+
+    /// Whether it is closing connections.
+    pub fn sheds(&self) -> bool {
+        self.shedder.sheds() && self.may_close
+    }
+
+    /// Connections closed within [`RETURN_MS`], whose clients may not be back.
+    pub fn closing(&self, now: Instant) -> u64 {
+        self.closed.iter().filter(|(at, _)| is_away(now, *at)).map(|(_, closed)| closed).sum()
+    }
+
+    /// Takes in how many connections were closed after [`Effect::Close`].
+    pub fn note_closed(&mut self, now: Instant, closed: u64) {
+        self.closed.push_back((now, closed));
+        self.closed_in_all += closed;
+    }
+
+    /// Several times a second: takes in whether jujud is ready and how much memory is used; `usage` is `None` where the
+    /// memory guard is off.
+    pub fn watch(
+        &mut self,
+        now: Instant,
+        ready: bool,
+        load: u32,
+        usage: Option<Usage>,
+        policy: &Policy,
+    ) -> Option<Effect> {
+        if self.ramp.note_ready(now, ready) {
+            self.changed_at = now;
+        }
+        let now_ms = self.since_start_ms(now);
+        let configured = self.configured_limit();
+        let said = self.memory.update(now_ms, usage, configured, load, policy)?;
+        Some(Effect::Say(Level::Warn, said))
+    }
+
+    /// Once a second: decides how many connections to close, and why not more.
+    pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Vec<Effect> {
+        let own = self.own_load(now, inputs);
+        let input = self.shed_input(now, &own, inputs);
+        let draining = input.drain.is_some();
+        let over_limit = own.load.saturating_sub(own.limit);
+        let starved = self.memory.starves();
+        // A limit that nobody set refuses new clients, and closes nothing.
+        let is_set = self.limit.is_set || self.orders.limit != 0;
+        let may =
+            inputs.policy.rebalance == Rebalance::On || draining || starved || (is_set && over_limit > 0);
+        if draining && self.drained_from.is_none() {
+            self.drained_from = input.drain.map(|drain| drain.from_load);
+        }
+        let (close, plan) = self.shedder.step(self.since_start_ms(now), &input, &rules(inputs.policy));
+        (self.may_close, self.plan) = (may, Some(plan));
+        if plan.because.is_err() {
+            self.asked = false;
+        }
+        let mut effects = Vec::new();
+        if !starved {
+            effects.extend(self.say_plan(&plan, may, inputs.load));
+        }
+        // Without memory the excess goes even where no other controller has room: the kernel would end jujud, and with
+        // it every connection.
+        let close = if starved { close.max(over_limit) } else { close };
+        if close > 0 && may && self.state(inputs.ready) != State::NotReady {
+            let youngest_s = if draining || starved { 0 } else { MIN_AGE_S };
+            effects.push(Effect::Close { count: close as usize, youngest_s });
+        }
+        self.closed.retain(|(at, _)| is_away(now, *at));
+        effects
+    }
+
+    /// Notes whether clients can be relayed to no other controller, although some would take them.
+    pub fn note_relayable(&mut self, none_relayable: bool, policy: &Policy) -> Option<Effect> {
+        let falls_back = policy.steer == Steer::Relay && none_relayable;
+        if falls_back == self.falls_back {
+            return None;
+        }
+        self.falls_back = falls_back;
+        Some(if falls_back {
+            let text = "no other controller can be relayed to, so some clients are refused here and find another by \
+                        themselves";
+            Effect::Say(Level::Warn, text.into())
+        } else {
+            Effect::Say(Level::Info, "clients are relayed to other controllers again".into())
+        })
+    }
+
+    fn say_plan(&mut self, plan: &Plan, may: bool, load: u32) -> Option<Effect> {
+        let said = match plan.because {
+            Ok(_) if !may => "too many connections here; policy.rebalance closes none".to_owned(),
+            Ok(_) => "closing connections, so that their clients go to other controllers".to_owned(),
+            Err(shed::Rest::Balanced) => String::new(),
+            // Still the same shedding.
+            Err(shed::Rest::Returning) => return None,
+            Err(rest) => format!("too many connections here, but none is closed: {rest}"),
+        };
+        if said == self.said {
+            return None;
+        }
+        let text = if said.is_empty() {
+            format!("balanced: {load} connections here, {} closed so far", self.closed_in_all)
+        } else {
+            format!("{said} ({load} here, {} would be its share)", plan.target)
+        };
+        self.said = said;
+        Some(Effect::Say(Level::Info, text))
+    }
+
+    /// This controller as shedding sees it.
+    fn own_load(&self, now: Instant, inputs: &Inputs) -> ControllerLoad {
+        ControllerLoad {
+            load: u64::from(inputs.load),
+            limit: u64::from(self.limits().admit),
+            weight: u64::from(fixed_weight(self.weight(now, inputs.weight))),
+            takes: self.state(inputs.ready) == State::Ready,
+            age_ms: 0,
+            closing: self.closing(now),
+            sheds: self.sheds(),
+        }
+    }
+
+    fn shed_input<'a>(&self, now: Instant, own: &'a ControllerLoad, inputs: &'a Inputs) -> ShedInput<'a> {
+        let Orders { drain_from_s, drain_until_s, .. } = self.orders;
+        let drain = (drain_until_s != 0).then(|| {
+            let within_s = u64::from(drain_until_s.saturating_sub(drain_from_s)).max(1);
+            let left_s = u64::from(drain_until_s.saturating_sub(inputs.boot_s));
+            // An agent that finds a drain under way goes on as if it had gone evenly so far.
+            let from_load = self.drained_from.unwrap_or(own.load * within_s / left_s.max(1));
+            Drain { from_load, within_ms: within_s * 1_000, left_ms: left_s * 1_000 }
+        });
+        let settled_ms = now.duration_since(self.changed_at).as_millis() as u64;
+        ShedInput { own, others: inputs.others, settled_ms, drain, now: self.asked }
+    }
+
+    fn since_start_ms(&self, now: Instant) -> u64 {
+        now.duration_since(self.started).as_millis() as u64
+    }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "validated to be positive")]
+fn rules(policy: &Policy) -> Rules {
+    let milli = |value: f64| (value * 1_000.0).round() as u64;
+    Rules {
+        threshold_permille: milli(policy.threshold),
+        min_excess: u64::from(policy.min_excess),
+        max_rate_milli: policy.max_rate.map_or(0, milli),
+        login_rate_milli: milli(policy.login_rate),
+    }
+}
+
+/// Whether a client whose connection was closed at `closed_at` may not be back.
+fn is_away(now: Instant, closed_at: Instant) -> bool {
+    now.duration_since(closed_at) < Duration::from_millis(RETURN_MS)
+}

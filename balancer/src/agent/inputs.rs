@@ -1,0 +1,144 @@
+//! Gathering what the steps decide by, and publishing this controller's report.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
+
+use anyhow::Result;
+use balancer_common::records::{Budget, State, Tracked};
+use log::warn;
+
+use super::{Agent, boot_ns, boot_s};
+use crate::{
+    balance,
+    cluster::peers::Report,
+    cluster::{self, Record, membership},
+    count::{self, audit::Present, sock_diag::Socket, sock_diag::State as TcpState},
+};
+
+impl Agent {
+    /// Brings the records of all controllers, and the settings, up to date.
+    pub(super) fn write_views(&mut self) {
+        let now = Instant::now();
+        let inputs = self.cluster_inputs();
+        let effects = self.cluster.step(now, &inputs);
+        self.carry_out_cluster(now, effects);
+        if let Err(error) = self.write_own(now).and_then(|()| self.write_settings()) {
+            warn!("failed to write the settings: {error:#}");
+        }
+    }
+
+    fn cluster_inputs(&self) -> cluster::Inputs {
+        let views = self.gossip.views().into_iter().map(|view| (view.name.clone(), view)).collect();
+        let maps = &self.programs.data_path.maps;
+        let record = |slot| -> Result<Record> {
+            Ok(Record { controller: maps.controller(slot)?, traffic: maps.traffic(slot)? })
+        };
+        let mut records = BTreeMap::new();
+        for slot in self.cluster.peers().iter().map(|peer| peer.slot) {
+            match record(slot) {
+                Ok(record) => drop(records.insert(slot, record)),
+                Err(error) => warn!("failed to read the record of the controller in slot {slot}: {error:#}"),
+            }
+        }
+        cluster::Inputs { boot_ns: boot_ns(), views, records }
+    }
+
+    /// Audits the count against the kernel's list of sockets. `first`: nothing was counted before.
+    pub(super) fn audit(&mut self, first: bool) -> Result<()> {
+        let listed = self.api_sockets()?;
+        let present =
+            |socket: &Socket| Present { cookie: socket.cookie, client: self.is_client(socket.remote.ip()) };
+        let present: Vec<Present> = listed.iter().map(present).collect();
+        let noted = self.programs.data_path.maps.tracked()?;
+        let effects = self.count.audit(boot_s(), &present, &noted, first);
+        self.carry_out_count(effects)
+    }
+
+    /// Removes the records of connections that are over, and counts the relays.
+    pub(super) fn collect(&mut self) -> Result<()> {
+        let now_s = boot_s();
+        let maps = &mut self.programs.data_path.maps;
+        for pair in self.count.collect(now_s, maps.flows.pairs()?) {
+            maps.flows.remove(&pair);
+        }
+        if self.config.running.policy.per_client_limit.is_some() {
+            maps.forget_idle_clients(now_s)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at jujud's readiness and at the memory.
+    pub(super) fn watch_host(&mut self, now: Instant) {
+        let policy = &self.config.running.policy;
+        let usage = policy.memory_guard.then(|| self.jujud.memory.read());
+        let (ready, load) = (self.is_ready(), self.load());
+        let effect = self.balance.watch(now, ready, load, usage, policy);
+        self.carry_out_balance(now, effect);
+    }
+
+    /// Closes connections, or says why none is closed.
+    pub(super) fn keep_balance(&mut self, now: Instant) {
+        let others = self.cluster.loads(now);
+        let (load, ready) = (self.load(), self.is_ready());
+        let inputs = balance::Inputs::new(&self.config.running, boot_s(), load, ready, &others);
+        let mut effects = self.balance.step(now, &inputs);
+        let maps = &self.programs.data_path.maps;
+        let none = self.cluster.none_relayable(|slot| Some(maps.controller(slot).ok()?.relay_out));
+        effects.extend(self.balance.note_relayable(none, &self.config.running.policy));
+        self.carry_out_balance(now, effects);
+    }
+
+    /// Established connections of the API, direct and relayed, of clients and others.
+    pub(super) fn api_sockets(&mut self) -> Result<Vec<Socket>> {
+        let config = &self.config.running;
+        let (port, relay) = (config.api.port, config.cluster.relay_ports);
+        self.sockets.dump(&[port..=port, relay.first..=relay.last], &TcpState::IN_USE)
+    }
+
+    pub(super) fn is_client(&self, address: IpAddr) -> bool {
+        membership::is_client(&self.config.running, address)
+    }
+
+    /// Tells the other controllers what they pick by.
+    pub(super) fn publish(&mut self) {
+        let Ok((mut budget, received)) = self.read_load() else { return };
+        budget.advance(boot_s());
+        self.schedule.published = budget.load(self.count.adjust());
+        let now = Instant::now();
+        let state = self.balance.state(self.is_ready());
+        let this = self.config.running.cluster.this();
+        let maps = &self.programs.data_path.maps;
+        let relay_port = |peer: &cluster::Peer| {
+            Some((peer.name.clone(), maps.controller(peer.slot).ok()?.relay_in.host()))
+        };
+        self.gossip.publish(Report {
+            ready: state != State::NotReady,
+            draining: state == State::Draining,
+            connections: self.count.connections(&budget),
+            handshakes: u64::from(budget.in_progress()),
+            limit: u64::from(self.balance.limits().pick),
+            weight: self.balance.weight(now, this.weight),
+            arrivals_per_s: self.count.arrivals_per_s(),
+            received,
+            relay_ports: self.cluster.peers().iter().filter_map(relay_port).collect(),
+            addresses: this.addresses.clone(),
+            closing: self.balance.closing(now),
+            sheds: self.balance.sheds(),
+        });
+    }
+
+    fn read_load(&self) -> Result<(Budget, BTreeMap<String, u64>)> {
+        let maps = &self.programs.data_path.maps;
+        let received = || {
+            let peers = self.cluster.peers().iter();
+            peers.map(|peer| Ok((peer.name.clone(), maps.traffic(peer.slot)?.received))).collect()
+        };
+        count::of_one_moment(|| maps.budget(), received)
+    }
+
+    /// The sockets and the programs' notes of them.
+    pub(super) fn tracked_sockets(
+        &mut self,
+    ) -> Result<(Vec<Socket>, std::collections::HashMap<u64, Tracked>)> {
+        Ok((self.api_sockets()?, self.programs.data_path.maps.tracked()?))
+    }
+}

@@ -1,0 +1,216 @@
+//! The programs, and the interfaces that they are attached to.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use anyhow::{Context, Result};
+use balancer_common::records::Device;
+use log::{info, warn};
+
+use super::Agent;
+use crate::{
+    cluster::membership::{address_classes, relay_addresses},
+    config::{Config, Hook},
+    datapath::DataPath,
+    host::{
+        interfaces::{self, Interface, Interfaces},
+        xdp_support,
+    },
+};
+
+/// The data path, and this host's network as of the last change.
+pub(super) struct Programs {
+    pub(super) data_path: DataPath,
+    pub(super) interfaces: Interfaces,
+    pub(super) devices: Vec<Interface>,
+    /// The key of the tags in relayed SYNs.
+    pub(super) tag_key: [u64; 2],
+    /// This network namespace, as `track` tells it.
+    pub(super) netns: u64,
+    /// Boot clock, seconds: until then, handshakes may exist that began before the programs were attached.
+    pub(super) grace_until_s: u32,
+    /// The programs took the place of another version's, so relays may exist that they do not know.
+    pub(super) upgraded: bool,
+}
+
+impl Programs {
+    pub(super) fn api_interfaces(&self, config: &Config) -> Result<Vec<Interface>> {
+        let own = &config.cluster.this().addresses;
+        let api = interfaces::api_interfaces(&self.devices, config.api.interfaces.as_deref(), own)?;
+        Ok(api.into_iter().cloned().collect())
+    }
+
+    pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
+        let hooks = &self.data_path.hooks;
+        let is_hooked =
+            |api: &&Interface| hooks.get(&api.name).is_some_and(|attached| attached.index == api.index);
+        let hooked: HashSet<u32> = api.iter().filter(is_hooked).map(|api| api.index).collect();
+        let devices = devices(&self.devices, &hooked, self.data_path.kernel.knows_interface());
+        self.data_path.maps.set_devices(&devices)
+    }
+
+    pub(super) fn attach(&mut self, api: &[Interface], hook: Hook) -> Result<()> {
+        for device in self.devices.clone().iter().filter(|device| device.ethernet && device.up) {
+            match self.data_path.attach_egress(&device.name, device.index) {
+                Err(error) if api.iter().any(|api| api.index == device.index) => return Err(error),
+                Err(error) => warn!("{error:#}; relayed connections to clients behind it fail"),
+                Ok(()) => {}
+            }
+        }
+        for device in api {
+            if !self.data_path.hooks.contains_key(&device.name) {
+                self.data_path.attach_ingress(&device.name, device.index)?;
+            }
+            self.set_xdp(device, hook);
+        }
+        Ok(())
+    }
+
+    /// Native XDP where it is sound, as far as that is known now.
+    fn set_xdp(&mut self, device: &Interface, hook: Hook) {
+        let why_not = xdp_support::why_not(device, &self.devices, hook);
+        if !self.data_path.set_xdp(&device.name, why_not) {
+            return;
+        }
+        let attached = self.data_path.hooks.get(&device.name);
+        match attached.and_then(|attached| attached.without_xdp.as_ref()) {
+            None => info!("native XDP on {}", device.name),
+            Some(why) if hook == Hook::Xdp => warn!("no XDP on {}, TC alone: {why}", device.name),
+            Some(why) => info!("no XDP on {}, TC alone: {why}", device.name),
+        }
+    }
+
+    /// Takes the programs off the interfaces that the configuration no longer names. They stay on one that has lost its
+    /// address: it may come back, and its connections with it.
+    pub(super) fn detach_unwanted(&mut self, config: &Config) {
+        let Some(wanted) = &config.api.interfaces else { return };
+        let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();
+        for name in hooked.iter().filter(|name| !wanted.contains(name)) {
+            self.data_path.detach_ingress(name);
+            info!("clients that come in by {name} are served where they dial");
+        }
+    }
+
+    /// Forgets the interfaces that are gone.
+    fn forget_gone(&mut self) {
+        let present: HashSet<u32> = self.devices.iter().map(|device| device.index).collect();
+        let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();
+        self.data_path.retain(|index| present.contains(&index));
+        for name in hooked.iter().filter(|name| !self.data_path.hooks.contains_key(*name)) {
+            warn!("interface {name} is gone; clients that come in by it are balanced again when it is back");
+        }
+    }
+}
+
+impl Agent {
+    /// Writes what the configuration says of addresses and controllers into the maps.
+    pub(super) fn write_addresses(&mut self) -> Result<()> {
+        let config = &self.config.running;
+        let maps = &mut self.programs.data_path.maps;
+        let slots =
+            config.cluster.controllers.iter().map(|controller| self.cluster.slot_of(&controller.name));
+        let slots = slots.collect::<Option<Vec<_>>>().context("a controller has no slot")?;
+        maps.set_address_classes(&address_classes(config, &slots))?;
+        for (controller, slot) in config.cluster.controllers.iter().zip(slots) {
+            let mut record = maps.controller(slot)?;
+            (record.v4, record.v6) = relay_addresses(&controller.addresses);
+            maps.set_controller(slot, &record)?;
+        }
+        Ok(())
+    }
+
+    /// Interfaces, addresses or routes have changed.
+    pub(super) async fn interfaces_changed(&mut self) {
+        match self.programs.interfaces.list().await {
+            Ok(devices) => self.programs.devices = devices,
+            Err(error) => return warn!("failed to list the interfaces: {error:#}"),
+        }
+        self.programs.forget_gone();
+        let config = &self.config.running;
+        match self.programs.api_interfaces(config) {
+            Ok(api) => {
+                let attached = self.programs.attach(&api, config.api.hook);
+                for error in [attached.err(), self.programs.write_devices(&api).err()].into_iter().flatten() {
+                    warn!("{error:#}");
+                }
+            }
+            Err(error) => warn!("{error:#}"),
+        }
+        self.refresh_routes().await;
+    }
+
+    /// Looks up the interface towards each controller.
+    pub(super) async fn refresh_routes(&mut self) {
+        let peers = self.cluster.peers().iter();
+        let towards: Vec<(String, usize, Option<IpAddr>)> =
+            peers.map(|peer| (peer.name.clone(), peer.slot, peer.addresses.first().copied())).collect();
+        for (name, slot, address) in towards {
+            let Some(address) = address else { continue };
+            let ifindex = match self.programs.interfaces.route_to(address).await {
+                Ok(route) => route.interface,
+                Err(error) => {
+                    warn!("no route to controller {name}: {error:#}");
+                    0
+                }
+            };
+            let maps = &mut self.programs.data_path.maps;
+            let written = maps.controller(slot).and_then(|mut controller| {
+                controller.ifindex = ifindex;
+                maps.set_controller(slot, &controller)
+            });
+            if let Err(error) = written {
+                warn!("{error:#}");
+            }
+        }
+    }
+}
+
+/// The record of each of `devices`; `hooked` are the indices of those that `ingress` is attached to. A kernel that does
+/// not tell `sk_lookup` the interface looks up index 0: a stray segment is told from a new client's SYN there only if
+/// every interface but `lo` has `ingress`.
+fn devices(devices: &[Interface], hooked: &HashSet<u32>, knows_interface: bool) -> Vec<(u32, Device)> {
+    let has_ingress = |device: &Interface| hooked.contains(&device.index);
+    let mut records: Vec<_> = devices
+        .iter()
+        .map(|device| (device.index, Device { mtu: device.mtu, has_ingress: has_ingress(device).into() }))
+        .collect();
+    if !knows_interface {
+        let all = devices.iter().filter(|device| device.name != "lo").all(has_ingress);
+        records.push((0, Device { mtu: 0, has_ingress: all.into() }));
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Row<'a> = (&'a [u32], bool, &'a [(u32, u32)]);
+
+    #[test]
+    fn a_device_tells_whether_the_programs_see_what_comes_in_by_it() {
+        let device = |name: &str, index| Interface {
+            name: name.into(),
+            index,
+            mtu: 1_500,
+            ethernet: true,
+            up: true,
+            kind: None,
+            link_type: 1,
+            addresses: Vec::new(),
+            lower: None,
+        };
+        let all = [device("lo", 1), device("eth0", 2), device("eth1", 3)];
+        // Interfaces with `ingress`, whether `sk_lookup` tells the interface; has_ingress by index.
+        let rows: [Row; 4] = [
+            (&[2], true, &[(1, 0), (2, 1), (3, 0)]),
+            (&[], true, &[(1, 0), (2, 0), (3, 0)]),
+            (&[2], false, &[(1, 0), (2, 1), (3, 0), (0, 0)]),
+            (&[2, 3], false, &[(1, 0), (2, 1), (3, 1), (0, 1)]),
+        ];
+        for (hooked, knows_interface, expected) in rows {
+            let made = devices(&all, &hooked.iter().copied().collect(), knows_interface);
+            let made: Vec<_> = made.iter().map(|(index, device)| (*index, device.has_ingress)).collect();
+            assert_eq!(made, expected, "{hooked:?} {knows_interface}");
+        }
+    }
+}

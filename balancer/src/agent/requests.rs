@@ -1,0 +1,83 @@
+//! Requests on the control socket.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use log::{info, warn};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Agent, boot_s};
+use crate::{
+    balance::Inputs,
+    operator::control::{ControlSocket, Request},
+};
+
+/// A request, and where its answer goes.
+pub(super) type Asked = (Request, oneshot::Sender<Result<Value, String>>);
+
+impl Agent {
+    pub(super) fn answer(&mut self, request: &Request) -> Result<Value, String> {
+        self.try_answer(request).map_err(|error| format!("{error:#}"))
+    }
+
+    fn try_answer(&mut self, request: &Request) -> Result<Value> {
+        let now = Instant::now();
+        let others = self.cluster.loads(now);
+        let (load, ready) = (self.load(), self.is_ready());
+        let inputs = Inputs::new(&self.config.running, boot_s(), load, ready, &others);
+        let text = match request {
+            Request::Status => {
+                if let Err(error) = self.collect() {
+                    warn!("failed to count flows: {error:#}");
+                }
+                return Ok(serde_json::to_value(self.status()?)?);
+            }
+            Request::Drain { within_s } => {
+                let text = self.balance.drain(now, Duration::from_secs(*within_s), &inputs)?;
+                info!("draining within {within_s} s: {load} connections");
+                text
+            }
+            Request::Resume => match self.balance.resume(now) {
+                None => return Ok("this controller is not being drained".into()),
+                Some(text) => {
+                    info!("taking clients again");
+                    text
+                }
+            },
+            Request::Limit { limit } => {
+                let text = self.balance.order_limit(*limit, load);
+                info!("the operator sets the hard limit to {}", self.balance.limits().admit);
+                text
+            }
+            Request::Rebalance { now: begin, dry_run } => {
+                return Ok(self.balance.rebalance(now, *begin, *dry_run, &inputs)?.into());
+            }
+        };
+        // The others learn at once what has changed.
+        self.write_views();
+        self.publish();
+        Ok(text.into())
+    }
+}
+
+/// Answers requests on the control socket by asking the agent.
+pub(super) async fn serve(
+    control: ControlSocket,
+    ask: mpsc::Sender<Asked>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let handler = move |request| {
+        let ask = ask.clone();
+        async move {
+            let (answer, answered) = oneshot::channel();
+            ask.send((request, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
+            answered.await.map_err(|_gone| "the agent is ending".to_owned())?
+        }
+    };
+    control
+        .serve(handler, async move {
+            let _: Result<_, _> = stopped.wait_for(|stopped| *stopped).await;
+        })
+        .await;
+}

@@ -1,0 +1,214 @@
+//! The settings, and this controller's own record, as the programs read them.
+
+use std::{collections::HashMap, net::IpAddr, time::Instant};
+
+use anyhow::Result;
+use balancer_common::{
+    policy::memory_guard::Limits,
+    records::{Controller, Settings, State, Steer as Steering},
+    wire::Port,
+};
+use bytemuck::Zeroable;
+
+use super::{Agent, TICK, boot_ns};
+use crate::{
+    balance::Orders,
+    cluster::views::{fixed_rate, fixed_weight},
+    config::{Config, Steer},
+    count::{self, sock_diag::Socket},
+};
+
+/// New flows per second and CPU above which SYNs are served locally: ten times what a controller can log in, a tenth of
+/// what the programs can decide.
+const FLOOD_PER_CPU: u32 = 20_000;
+/// Fewest handshakes in progress that are given places at once.
+const HANDSHAKES: u32 = 256;
+
+/// All that the settings are made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs<'a> {
+    pub(super) config: &'a Config,
+    pub(super) limits: Limits,
+    pub(super) orders: Orders,
+    pub(super) own_slot: usize,
+    pub(super) adjust: i64,
+    pub(super) tag_key: [u64; 2],
+    pub(super) netns: u64,
+    pub(super) grace_until_s: u32,
+    pub(super) upgraded: bool,
+    /// The relay ports that the other controllers have announced to this one.
+    pub(super) relay_out: &'a [Port],
+}
+
+/// The settings made of `inputs`.
+pub(super) fn settings(inputs: &Inputs) -> Settings {
+    let Inputs { config, limits, orders, .. } = *inputs;
+    let (policy, relay_ports) = (&config.policy, config.cluster.relay_ports);
+    let announced = inputs.relay_out.iter().map(|port| port.host()).filter(|&port| port != 0);
+    let (peer_first, peer_last) = announced
+        .fold((relay_ports.first, relay_ports.last), |range, port| (range.0.min(port), range.1.max(port)));
+    Settings {
+        tag_key: inputs.tag_key,
+        netns: inputs.netns,
+        adjust: inputs.adjust,
+        grace_until_s: inputs.grace_until_s,
+        upgraded: inputs.upgraded.into(),
+        limit: limits.admit,
+        handshake_cap: (limits.admit / 4).max(HANDSHAKES),
+        flood_per_cpu: FLOOD_PER_CPU,
+        report_ms: TICK.as_millis() as u32,
+        steer: match policy.steer {
+            Steer::Relay => Steering::Relay,
+            Steer::Refuse => Steering::Refuse,
+            Steer::Off => Steering::Off,
+        } as u8,
+        refuse_share: policy.refuse_ratio.map_or(0, |ratio| ratio.scaled().max(1)),
+        per_client_limit: policy.per_client_limit.unwrap_or(0),
+        operator_limit: orders.limit,
+        drain_from_s: orders.drain_from_s,
+        drain_until_s: orders.drain_until_s,
+        api_port: Port::new(config.api.port),
+        relay_first: Port::new(relay_ports.first),
+        relay_last: Port::new(relay_ports.last),
+        peer_first: Port::new(peer_first),
+        peer_last: Port::new(peer_last),
+        own: inputs.own_slot as u8,
+        active: 1,
+        ..Settings::zeroed()
+    }
+}
+
+impl Agent {
+    pub(super) fn write_settings(&mut self) -> Result<()> {
+        let maps = &self.programs.data_path.maps;
+        let relay_out = self.cluster.peers().iter().map(|peer| Ok(maps.controller(peer.slot)?.relay_out));
+        let relay_out = relay_out.collect::<Result<Vec<_>>>()?;
+        let settings = settings(&Inputs {
+            config: &self.config.running,
+            limits: self.balance.limits(),
+            orders: self.balance.orders(),
+            own_slot: self.cluster.own_slot(),
+            adjust: self.count.adjust(),
+            tag_key: self.programs.tag_key,
+            netns: self.programs.netns,
+            grace_until_s: self.programs.grace_until_s,
+            upgraded: self.programs.upgraded,
+            relay_out: &relay_out,
+        });
+        let before = maps.settings()?;
+        if before != settings {
+            self.programs.data_path.maps.set_settings(&settings)?;
+        }
+        let counts = settings.per_client_limit != 0;
+        if counts != (before.per_client_limit != 0) {
+            self.count_clients(counts)?;
+        }
+        Ok(())
+    }
+
+    /// This controller's own record.
+    pub(super) fn write_own(&mut self, now: Instant) -> Result<()> {
+        let weight = self.balance.weight(now, self.config.running.cluster.this().weight);
+        let state: State = self.balance.state(self.is_ready());
+        let slot = self.cluster.own_slot();
+        let maps = &mut self.programs.data_path.maps;
+        let own = Controller {
+            state: state as u8,
+            limit: self.balance.limits().pick,
+            weight: fixed_weight(weight),
+            arrivals_milli: fixed_rate(self.count.arrivals_per_s()),
+            reported_ns: boot_ns(),
+            ..maps.controller(slot)?
+        };
+        maps.set_controller(slot, &own)
+    }
+
+    /// The programs begin, or end, to count by client address.
+    fn count_clients(&mut self, counts: bool) -> Result<()> {
+        let sockets: Vec<Socket> = if counts { self.api_sockets()? } else { Vec::new() };
+        let clients: HashMap<IpAddr, u32> = count::by_client(&sockets, |address| self.is_client(address));
+        self.programs.data_path.maps.set_clients(&clients)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Host;
+
+    fn made(policy: &str, admit: u32, relay_out: &[u16]) -> Settings {
+        let text = format!(
+            "[cluster]\nname = \"a\"\nkey_file = \"/k\"\n\
+             [[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\n[policy]\n{policy}"
+        );
+        let host = Host { cgroup2: Some("/cgroup".into()), ..Host::default() };
+        let config = Config::parse(Path::new("balancer.toml"), &text, &host).unwrap();
+        let relay_out: Vec<Port> = relay_out.iter().map(|&port| Port::new(port)).collect();
+        settings(&Inputs {
+            config: &config,
+            limits: Limits { admit, pick: admit },
+            orders: Orders { limit: 9, drain_from_s: 1, drain_until_s: 2 },
+            own_slot: 3,
+            adjust: -4,
+            tag_key: [5, 6],
+            netns: 7,
+            grace_until_s: 8,
+            upgraded: true,
+            relay_out: &relay_out,
+        })
+    }
+
+    #[test]
+    fn settings_hold_all_that_the_programs_need() {
+        let expected = Settings {
+            tag_key: [5, 6],
+            netns: 7,
+            adjust: -4,
+            limit: 4_000,
+            handshake_cap: 1_000,
+            flood_per_cpu: FLOOD_PER_CPU,
+            report_ms: 100,
+            operator_limit: 9,
+            drain_from_s: 1,
+            drain_until_s: 2,
+            api_port: Port::new(17_070),
+            relay_first: Port::new(17_080),
+            relay_last: Port::new(17_095),
+            peer_first: Port::new(17_080),
+            peer_last: Port::new(17_095),
+            own: 3,
+            active: 1,
+            steer: Steering::Relay as u8,
+            upgraded: 1,
+            grace_until_s: 8,
+            ..Settings::zeroed()
+        };
+        assert_eq!(made("", 4_000, &[0, 17_081]), expected);
+    }
+
+    #[test]
+    fn settings_follow_policy_limits_and_announced_ports() {
+        assert_eq!(made("", 400, &[]).handshake_cap, HANDSHAKES, "a small limit");
+        let range = |ports| {
+            let made = made("", 400, ports);
+            (made.peer_first.host(), made.peer_last.host())
+        };
+        assert_eq!(range(&[17_070, 18_000]), (17_070, 18_000), "the others' relay ports are elsewhere");
+        assert_eq!(range(&[0, 0]), (17_080, 17_095), "none announced");
+        let rows = [
+            ("steer = \"refuse\"\nrefuse_ratio = \"1/2\"", Steering::Refuse, 0x8000_0000, 0),
+            ("steer = \"off\"", Steering::Off, 0, 0),
+            ("per_client_limit = 12", Steering::Relay, 0, 12),
+        ];
+        for (policy, steer, refuse_share, per_client_limit) in rows {
+            let made = made(policy, 400, &[]);
+            assert_eq!(
+                (made.steer, made.refuse_share, made.per_client_limit),
+                (steer as u8, refuse_share, per_client_limit),
+                "{policy}"
+            );
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Starting: first all that needs privileges, then the agent itself.
+
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use log::info;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, programs::Programs, requests,
+};
+use crate::{
+    balance::{Balance, Limit, limits},
+    cluster::{
+        Cluster,
+        membership::{Reported, members},
+        peers::{Peers, PeersConfig},
+        slots::name_hash,
+    },
+    config::{self, Config, Source},
+    count::{
+        Count,
+        sock_diag::{Listener, SockDiag},
+    },
+    datapath::{self, DataPath, TcHook},
+    host::{
+        interfaces::{self, Interfaces},
+        pressure::Gauge,
+        privileges,
+        rst::ResetSender,
+    },
+    juju::{
+        agent_conf::Follow,
+        health::{self, Prober},
+        introspection,
+        key::ClusterKey,
+    },
+    operator::control::ControlSocket,
+};
+
+/// How often the programs' messages are fetched.
+const FLUSH: Duration = Duration::from_millis(250);
+
+/// What is opened while the process has all its privileges.
+pub struct Started {
+    path: PathBuf,
+    pub(super) config: Config,
+    key: ClusterKey,
+    resets: ResetSender,
+    sockets: SockDiag,
+    listeners: Vec<Listener>,
+    pub(super) data_path: DataPath,
+}
+
+impl Started {
+    /// Reads configuration and key, checks privileges, opens what needs them, loads the data path.
+    pub fn prepare(path: &Path) -> Result<Self> {
+        let config = Config::load(path, &interfaces::addresses()?)?;
+        let missing = privileges::check()?;
+        if let Some(first) = missing.first() {
+            bail!("{first}");
+        }
+        privileges::raise_limits()?;
+        let key = config.cluster.key.load()?;
+        if UnixStream::connect(&config.paths.control).is_ok() {
+            bail!(
+                "another balancer answers on {}; stop it, or choose another paths.control",
+                config.paths.control.display()
+            );
+        }
+        let mut sockets = SockDiag::open()?;
+        let listeners = sockets.listener_fds(config.api.port).unwrap_or_else(|error| {
+            info!("{error:#}; the programs hand relayed connections to it one by one");
+            Vec::new()
+        });
+        let resets = ResetSender::open()?;
+        let data_path = DataPath::load(&config.paths.pins, hook_here())?;
+        Ok(Self { path: path.to_owned(), config, key, resets, sockets, listeners, data_path })
+    }
+}
+
+/// tcx where the kernel has it. `BALANCER_HOOK=clsact` asks for the hook that older kernels get.
+fn hook_here() -> TcHook {
+    if std::env::var_os("BALANCER_HOOK").is_some_and(|hook| hook == "clsact") {
+        return TcHook::Clsact;
+    }
+    datapath::hook_of_this_kernel("lo")
+}
+
+/// The limit that `config` sets, or the one that this host's resources give; and where the latter comes from.
+pub(super) fn limit(config: &Config) -> (Limit, Option<String>) {
+    if let Some(connections) = config.api.hard_limit {
+        return (Limit { connections, is_set: true }, None);
+    }
+    let (connections, reason) = limits::derive();
+    (Limit { connections, is_set: false }, Some(reason))
+}
+
+impl Agent {
+    pub(super) async fn start(started: Started) -> Result<Self> {
+        let Started { path, config, key, resets, sockets, listeners, mut data_path } = started;
+        let control = ControlSocket::bind(&config.paths.control)?;
+        let interfaces = Interfaces::open()?;
+        let devices = interfaces.list().await?;
+        let (limit, reason) = limit(&config);
+        if let Some(reason) = reason {
+            info!("hard limit: {reason}");
+        }
+        let tag_key = key.syn_tag_key();
+        let gossip = Peers::start(PeersConfig {
+            name: config.cluster.name.clone(),
+            listen: config.cluster.listen,
+            members: members(&config.cluster),
+            key,
+            cluster_id: "balancer-v1".into(),
+        })?;
+        let now = Instant::now();
+        let reported = known_controllers(&data_path, &config.cluster)?;
+        let (publish, health) = health::channel();
+        let prober = Prober::new(config.api.health, config.api.port, &config.cluster.this().addresses);
+        let (stop, stopped) = watch::channel(false);
+        let (ask, asked) = mpsc::channel(16);
+        let (probe_results, probed) = mpsc::channel(64);
+        let (counted, connections) = watch::channel(None);
+        let mut handles = vec![tokio::spawn(prober.watch(publish))];
+        handles.push(tokio::spawn(requests::serve(control, ask, stopped)));
+        if let Some(socket) = introspection::socket(&config) {
+            handles.push(tokio::spawn(introspection::watch(socket, counted)));
+        }
+        handles.push(tokio::spawn(forward_log(data_path.logger()?)));
+        let mut memory = Gauge::new("/proc");
+        for listener in &listeners {
+            memory.follow(listener.holder);
+        }
+        let follow = match &config.cluster.source {
+            Source::AgentConf(path) => Some(Follow::new(path)),
+            Source::File => None,
+        };
+        let mut agent = Self {
+            cluster: Cluster::new(config.cluster.clone(), reported),
+            config: Configuration { path, running: config, follow },
+            count: Count::default(),
+            balance: Balance::new(now, limit),
+            programs: Programs {
+                netns: data_path.kernel.netns()?,
+                data_path,
+                interfaces,
+                devices,
+                tag_key,
+                grace_until_s: 0,
+                upgraded: false,
+            },
+            gossip,
+            sockets,
+            resets,
+            jujud: Jujud { health, connections, memory },
+            inbox: Inbox { asked, probed, probe_results },
+            schedule: Schedule {
+                tick: now,
+                audit: now,
+                collect: now + COLLECT,
+                balance: now + BALANCE,
+                published: 0,
+            },
+            tasks: Tasks { handles, stop },
+        };
+        let listed = agent.config.running.cluster.clone();
+        agent.config.running.cluster = agent.cluster.grouped();
+        agent.adopt_controllers(now, listed)?;
+        agent.install(&listeners).await?;
+        Ok(agent)
+    }
+}
+
+/// The controllers of `cluster` for which an earlier agent has left slots, with the addresses that it used.
+fn known_controllers(data_path: &DataPath, cluster: &config::Cluster) -> Result<Reported> {
+    let slots = data_path.maps.controllers()?;
+    let known = cluster.others().filter_map(|other| {
+        let slot = slots.iter().find(|slot| slot.name_hash == name_hash(&other.name))?;
+        Some((other.name.clone(), vec![slot.v4.into(), slot.v6.into()]))
+    });
+    Ok(known.collect())
+}
+
+/// Hands the programs' messages, which are rare, to the log.
+async fn forward_log(mut logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
+    let mut interval = tokio::time::interval(FLUSH);
+    loop {
+        interval.tick().await;
+        logger.flush();
+    }
+}

@@ -1,0 +1,105 @@
+//! `status`: what the owners know, put together.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use anyhow::Result;
+use balancer_common::{records::Budget, records::State, wire::Port};
+use serde_json::Value;
+
+use super::{Agent, boot_s};
+use crate::{
+    cluster::{Peer, describe},
+    config::Controller,
+    operator::status::{ControllerStatus, Status},
+};
+
+impl Agent {
+    pub(super) fn status(&self) -> Result<Status> {
+        let config = &self.config.running;
+        let mut budget = self.programs.data_path.maps.budget()?;
+        budget.advance(boot_s());
+        let now = Instant::now();
+        let mut controllers = Vec::new();
+        for controller in &config.cluster.controllers {
+            if controller.name == config.cluster.name {
+                controllers.push(self.own_status(now, controller, &budget));
+            } else if let Some(peer) = self.cluster.peers().iter().find(|peer| peer.name == controller.name) {
+                controllers.push(self.peer_status(now, peer)?);
+            }
+        }
+        controllers.extend(config.cluster.candidates.iter().map(|address| ControllerStatus {
+            name: address.to_string(),
+            addresses: vec![*address],
+            state: describe(State::Absent).into(),
+            connections: 0,
+            limit: 0,
+            weight: 1.0,
+            age_ms: u64::MAX,
+            relay: "none".into(),
+        }));
+        let hooks = &self.programs.data_path.hooks;
+        Ok(Status {
+            controller: config.cluster.name.clone(),
+            api_port: config.api.port,
+            hooks: hooks.iter().map(|(name, attached)| (name.clone(), attached.name())).collect(),
+            without_xdp: hooks
+                .iter()
+                .filter_map(|(name, attached)| Some((name.clone(), attached.without_xdp.clone()?)))
+                .collect(),
+            hard_limit: self.balance.limits().admit,
+            controllers,
+            exempt_connections: u64::from(budget.exempt) + u64::from(self.count.seeded_exempt()),
+            relays: self.count.relays(),
+            counters: self.counters(&budget)?,
+            health: self.jujud.health.borrow().reason.clone(),
+            jujud_connections: self.jujud.connections.borrow().clone(),
+            balance: self.balance.status(&config.policy, boot_s()),
+            drift: self.count.drift(),
+        })
+    }
+
+    fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
+        ControllerStatus {
+            name: this.name.clone(),
+            addresses: this.addresses.clone(),
+            state: describe(self.balance.state(self.is_ready())).into(),
+            connections: self.count.connections(budget),
+            limit: u64::from(self.balance.limits().admit),
+            weight: self.balance.weight(now, this.weight),
+            age_ms: 0,
+            relay: "self".into(),
+        }
+    }
+
+    fn peer_status(&self, now: Instant, peer: &Peer) -> Result<ControllerStatus> {
+        let controller = self.programs.data_path.maps.controller(peer.slot)?;
+        let relay = match (peer.unreachable, controller.relay_out) {
+            (true, _) => "unreachable",
+            (false, Port::NONE) => "none",
+            (false, _) => "ok",
+        };
+        Ok(ControllerStatus {
+            name: peer.name.clone(),
+            addresses: peer.addresses.clone(),
+            state: describe(peer.state).into(),
+            connections: peer.report.as_ref().map_or(0, |report| report.connections),
+            limit: peer.report.as_ref().map_or(0, |report| report.limit),
+            weight: peer.report.as_ref().map_or(peer.weight, |report| report.weight),
+            age_ms: peer.reported_at.map_or(u64::MAX, |at| now.duration_since(at).as_millis() as u64),
+            relay: relay.into(),
+        })
+    }
+
+    /// The programs' counters, and those of peer sync under `sync_`.
+    fn counters(&self, budget: &Budget) -> Result<BTreeMap<String, u64>> {
+        let counters = self.programs.data_path.maps.counters()?;
+        let mut counters: BTreeMap<String, u64> =
+            counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        if let Value::Object(sync) = serde_json::to_value(self.gossip.counters().snapshot())? {
+            let sync = sync.into_iter();
+            counters.extend(sync.filter_map(|(name, count)| Some((format!("sync_{name}"), count.as_u64()?))));
+        }
+        counters.insert("handshakes_in_progress".into(), u64::from(budget.in_progress()));
+        Ok(counters)
+    }
+}

@@ -1,0 +1,421 @@
+//! Rows for [`Balance`], with a clock of their own: loads, readiness, memory and orders in, effects out.
+
+use balancer_common::policy::memory_guard::Reading;
+
+use super::*;
+
+/// One controller under test and two others.
+struct Bench {
+    start: Instant,
+    balance: Balance,
+    policy: Policy,
+    load: u32,
+    ready: bool,
+    others: Vec<ControllerLoad>,
+}
+
+fn other(load: u64) -> ControllerLoad {
+    ControllerLoad { load, limit: 10_000, weight: 1_024, takes: true, age_ms: 50, closing: 0, sheds: false }
+}
+
+impl Bench {
+    fn new(load: u32, others: [u64; 2]) -> Self {
+        let start = Instant::now();
+        Self {
+            start,
+            balance: Balance::new(start, Limit { connections: 10_000, is_set: false }),
+            policy: Policy::default(),
+            load,
+            ready: true,
+            others: others.map(other).to_vec(),
+        }
+    }
+
+    fn at(&self, second: u64) -> Instant {
+        self.start + Duration::from_secs(second)
+    }
+
+    fn inputs<'a>(&self, second: u64, policy: &'a Policy, others: &'a [ControllerLoad]) -> Inputs<'a> {
+        let (load, ready) = (self.load, self.ready);
+        Inputs { boot_s: 1_000 + second as u32, policy, weight: 1.0, load, ready, others }
+    }
+
+    /// Runs `act` on the balance with the inputs of `second`.
+    fn act<R>(&mut self, second: u64, act: impl FnOnce(&mut Balance, Instant, &Inputs) -> R) -> R {
+        let (policy, others) = (self.policy.clone(), self.others.clone());
+        let inputs = self.inputs(second, &policy, &others);
+        act(&mut self.balance, self.start + Duration::from_secs(second), &inputs)
+    }
+
+    /// A step at `second`; returns how many connections it closes, their least age, and what it says. The closed ones
+    /// leave the load.
+    fn step(&mut self, second: u64) -> (usize, Option<u32>, String) {
+        let effects = self.act(second, Balance::step);
+        let (mut closed, mut age, mut said) = (0, None, String::new());
+        for effect in effects {
+            match effect {
+                Effect::Close { count, youngest_s } => (closed, age) = (count, Some(youngest_s)),
+                Effect::Say(_, text) => said = text,
+            }
+        }
+        if closed > 0 {
+            self.load -= closed as u32;
+            let now = self.at(second);
+            self.balance.note_closed(now, closed as u64);
+        }
+        (closed, age, said)
+    }
+
+    /// Steps from one second to another; returns how many connections were closed.
+    fn steps(&mut self, seconds: std::ops::Range<u64>) -> usize {
+        seconds.map(|second| self.step(second).0).sum()
+    }
+
+    /// Uses so many permille of 1,000 MiB of memory.
+    fn use_memory(&mut self, second: u64, permille: u64) -> Option<String> {
+        let reading = Reading { used: permille << 20, max: 1_000 << 20, ..Reading::default() };
+        let usage = Some(Usage { reading, words: format!("{permille} of 1000 MiB") });
+        let (now, policy) = (self.at(second), self.policy.clone());
+        let said = self.balance.watch(now, self.ready, self.load, usage, &policy);
+        said.map(|effect| match effect {
+            Effect::Say(Level::Warn, text) => text,
+            other @ (Effect::Close { .. } | Effect::Say(..)) => panic!("{other:?}"),
+        })
+    }
+
+    fn why(&self) -> String {
+        self.balance.status(&self.policy, 0).why
+    }
+}
+
+/// More than the threshold above its share, from the 61st second on.
+fn donor() -> Bench {
+    Bench::new(900, [0, 0])
+}
+
+#[test]
+fn shedding_begins_a_minute_after_the_last_change_and_ends_at_the_share() {
+    let mut bench = donor();
+    assert_eq!(bench.steps(1..60), 0);
+    assert_eq!(bench.why(), "a controller came, went or changed its readiness within the last minute");
+    let (_, _, said) = bench.step(60);
+    assert!(said.starts_with("closing connections, so that their clients go to other controllers"), "{said}");
+    let mut second = 61;
+    while bench.balance.sheds() && second < 1_000 {
+        let (closed, youngest_s, _) = bench.step(second);
+        assert!(youngest_s.is_none_or(|age| age == MIN_AGE_S));
+        // The clients come back at once, where there is most room.
+        let others = &mut bench.others;
+        let emptier = usize::from(others[1].load < others[0].load);
+        others[emptier].load += closed as u64;
+        second += 1;
+    }
+    assert!((300..=315).contains(&bench.load), "{} at second {second}", bench.load);
+    assert!(second > 240, "not faster than the others log in: {second}");
+    assert_eq!(bench.steps(second..second + 100), 0);
+}
+
+#[test]
+fn what_keeps_shedding_from_closing() {
+    type Change = fn(&mut Bench);
+    let rows: [(&str, Change, &str); 9] = [
+        ("nothing", |_| {}, "0.5 % of the mean a second is the most"),
+        ("balanced", |bench| bench.load = 340, "this controller has no more than its share"),
+        ("below the threshold", |bench| bench.load = 30, "this controller has no more than its share"),
+        (
+            "a stale view",
+            |bench| bench.others[0].age_ms = 1_001,
+            "another controller's report is too old to go by",
+        ),
+        (
+            "no room",
+            |bench| bench.others.iter_mut().for_each(|other| other.limit = 0),
+            "no other controller has room",
+        ),
+        ("nobody takes", |bench| bench.others.iter_mut().for_each(|other| other.takes = false), ""),
+        ("nobody there", |bench| bench.others.clear(), ""),
+        ("a rate", |bench| bench.policy.max_rate = Some(0.5), "policy.max_rate"),
+        (
+            "a change",
+            |bench| bench.balance.membership_changed(bench.start + Duration::from_secs(50)),
+            "a controller came, went or changed its readiness within the last minute",
+        ),
+    ];
+    for (name, change, why) in rows {
+        let mut bench = donor();
+        if name == "balanced" {
+            bench.others = [300, 300].map(other).to_vec();
+        }
+        change(&mut bench);
+        bench.step(99);
+        let closed = bench.step(100).0;
+        let closes = ["nothing", "a rate"].contains(&name);
+        assert_eq!(closed > 0, closes && name == "nothing", "{name}: {closed}");
+        assert_eq!(bench.balance.sheds(), closes, "{name}");
+        if !why.is_empty() {
+            assert_eq!(bench.why(), why, "{name}");
+        }
+    }
+}
+
+#[test]
+fn policy_rebalance_says_whether_the_plan_is_carried_out() {
+    let rows = [
+        (Rebalance::On, true, "closing connections, so that their clients go to other controllers"),
+        (Rebalance::DryRun, false, "too many connections here; policy.rebalance closes none"),
+        (Rebalance::Off, false, "too many connections here; policy.rebalance closes none"),
+    ];
+    for (rebalance, closes, said) in rows {
+        let mut bench = donor();
+        bench.policy.rebalance = rebalance;
+        let (_, _, text) = bench.step(60);
+        assert!(text.starts_with(said), "{rebalance:?}: {text}");
+        assert_eq!(bench.step(61).0 > 0, closes, "{rebalance:?}");
+        assert_eq!(bench.balance.sheds(), closes, "{rebalance:?}: what the others are told");
+        assert_eq!(bench.step(62).2, "", "said once");
+    }
+}
+
+#[test]
+fn closed_connections_are_on_their_way_for_half_a_minute() {
+    let mut bench = donor();
+    for (second, closed) in [(0, 3), (10, 4)] {
+        let now = bench.at(second);
+        bench.balance.note_closed(now, closed);
+    }
+    for (second, closing) in [(10, 7), (29, 7), (30, 4), (40, 0)] {
+        assert_eq!(bench.balance.closing(bench.at(second)), closing, "{second}");
+    }
+    assert_eq!(bench.balance.status(&bench.policy, 0).closed, 7);
+}
+
+#[test]
+fn a_limit_closes_the_excess_only_where_somebody_set_it() {
+    // Configured limit, whether it is set, the operator's order; connections closed in a minute, limit told.
+    let rows = [
+        (10_000, true, None, false, 10_000),
+        (800, false, None, false, 800),
+        (800, true, None, true, 800),
+        (10_000, false, Some(800), true, 800),
+        (800, true, Some(10_000), false, 10_000),
+    ];
+    for (connections, is_set, order, closes, admit) in rows {
+        let mut bench = Bench::new(900, [850, 850]);
+        bench.policy.rebalance = Rebalance::Off;
+        bench.balance.set_limit(Limit { connections, is_set });
+        bench.balance.order_limit(order, bench.load);
+        assert_eq!(bench.balance.limits().admit, admit);
+        let closed = bench.steps(60..120);
+        assert_eq!(closed > 0, closes, "{connections} {is_set} {order:?}: {closed}");
+        assert!(bench.load >= 800.min(admit));
+    }
+}
+
+#[test]
+fn the_operator_s_limit_goes_back_to_the_configured_one() {
+    let mut bench = donor();
+    let text = bench.balance.order_limit(Some(5), 900);
+    assert_eq!(text, "at most 5 client connections; 900 are here (`balancer limit default` undoes it)");
+    assert_eq!(bench.balance.status(&bench.policy, 0).operator_limit, Some(5));
+    assert_eq!(bench.balance.order_limit(None, 900), "at most 10000 client connections, as configured");
+    assert_eq!(bench.balance.status(&bench.policy, 0).operator_limit, None);
+}
+
+#[test]
+fn a_drain_empties_the_controller_evenly_and_on_time() {
+    let mut bench = Bench::new(600, [100, 100]);
+    let said = bench.act(10, |balance, now, inputs| balance.drain(now, Duration::from_secs(100), inputs));
+    assert!(said.unwrap().starts_with("draining 600 connections within 100 s;"));
+    assert_eq!(bench.balance.state(true), State::Draining);
+    // Connections are left at each second: an even course, not before and hardly after it.
+    for (second, even) in [(35, 450), (60, 300), (85, 150), (105, 30)] {
+        let from = if second == 35 { 11 } else { second - 24 };
+        bench.steps(from.min(second)..second + 1);
+        assert!(u64::from(bench.load) >= even, "second {second}: {} of {even}", bench.load);
+        assert!(u64::from(bench.load) <= even + 60, "second {second}: {} of {even}", bench.load);
+    }
+    bench.steps(106..125);
+    assert_eq!(bench.load, 0);
+    assert_eq!(bench.balance.status(&bench.policy, 1_109).drain_left_s, Some(1));
+    let said = bench.balance.resume(bench.at(130));
+    assert_eq!(said.as_deref(), Some("taking clients again, with full weight in 60 s"));
+    assert_eq!(bench.balance.state(true), State::Ready);
+    assert!((bench.balance.weight(bench.at(130), 2.0) - 0.5).abs() < 1e-9);
+    assert_eq!(bench.balance.resume(bench.at(131)), None);
+}
+
+#[test]
+fn a_drain_does_not_wait_for_age_membership_or_policy() {
+    let mut bench = Bench::new(600, [100, 100]);
+    bench.policy.rebalance = Rebalance::Off;
+    bench.act(1, |balance, now, inputs| balance.drain(now, Duration::from_secs(100), inputs)).unwrap();
+    bench.step(2);
+    let (closed, youngest_s, _) = bench.step(3);
+    assert!(closed > 0);
+    assert_eq!(youngest_s, Some(0));
+}
+
+#[test]
+fn a_drain_needs_a_controller_that_takes_clients() {
+    let mut bench = Bench::new(600, [100, 100]);
+    for other in &mut bench.others {
+        other.takes = false;
+    }
+    let refused = bench.act(1, |balance, now, inputs| balance.drain(now, Duration::from_secs(9), inputs));
+    assert!(refused.unwrap_err().to_string().starts_with("no other controller takes clients"));
+    assert_eq!(bench.balance.orders(), Orders::default(), "nothing is half done");
+}
+
+#[test]
+fn an_agent_that_finds_a_drain_under_way_goes_on_evenly() {
+    let mut bench = Bench::new(300, [100, 100]);
+    // Begun 50 s ago for 100 s: half of the connections are still here.
+    bench.balance.resume_orders(Orders { limit: 0, drain_from_s: 950, drain_until_s: 1_050 });
+    bench.steps(0..26);
+    assert!((150..=185).contains(&bench.load), "{}", bench.load);
+    bench.steps(26..60);
+    assert_eq!(bench.load, 0);
+}
+
+#[test]
+fn rebalance_begins_below_the_threshold_where_policy_allows() {
+    let begin = |bench: &mut Bench, begin, dry_run| {
+        bench.act(100, |balance, now, inputs| balance.rebalance(now, begin, dry_run, inputs))
+    };
+    let balanced = || Bench::new(340, [300, 300]);
+    let mut bench = balanced();
+    let text = begin(&mut bench, false, false).unwrap();
+    assert!(text.contains("closing none: this controller has no more than its share"), "{text}");
+    assert!(text.contains("it would begin above 376"), "{text}");
+    assert_eq!(bench.steps(100..110), 0);
+    begin(&mut bench, true, true).unwrap();
+    assert_eq!(bench.steps(110..120), 0, "dry run");
+    begin(&mut bench, true, false).unwrap();
+    assert!(bench.steps(120..160) > 0);
+    let mut bench = balanced();
+    bench.policy.rebalance = Rebalance::DryRun;
+    assert!(begin(&mut bench, true, false).unwrap_err().to_string().contains("is not \"on\""));
+    assert!(begin(&mut bench, false, false).unwrap().contains("policy.rebalance is \"dry-run\""));
+}
+
+#[test]
+fn a_controller_that_was_away_ramps_up() {
+    let mut bench = donor();
+    let mut weight = |second, ready| {
+        let (now, policy) = (bench.at(second), bench.policy.clone());
+        bench.balance.watch(now, ready, 0, None, &policy);
+        bench.balance.weight(now, 1.0)
+    };
+    let rows = [
+        // Ready at the first look, however late that comes: it was ready before.
+        (10, true, 1.0),
+        // A check that failed once.
+        (100, false, 1.0),
+        (102, true, 1.0),
+        (200, false, 1.0),
+        (203, true, 0.25),
+        (233, true, 0.625),
+        (263, true, 1.0),
+        (1_000, true, 1.0),
+    ];
+    for (second, ready, part) in rows {
+        assert!((weight(second, ready) - part).abs() < 1e-9, "{second}");
+    }
+}
+
+#[test]
+fn readiness_that_changes_keeps_shedding_back_for_a_minute() {
+    let mut bench = donor();
+    let (policy, now) = (bench.policy.clone(), bench.at(70));
+    bench.balance.watch(now, true, 900, None, &policy);
+    for (second, closes) in [(71, false), (100, false), (129, false), (131, true)] {
+        assert_eq!(bench.step(second).0 > 0, closes, "second {second}");
+    }
+}
+
+#[test]
+fn a_controller_that_is_not_ready_closes_nothing() {
+    let mut bench = donor();
+    bench.ready = false;
+    assert_eq!(bench.balance.state(bench.ready), State::NotReady);
+    assert_eq!(bench.steps(60..90), 0);
+}
+
+#[test]
+fn the_memory_guard_relays_refuses_and_closes_in_turn() {
+    let mut bench = Bench::new(500, [100, 100]);
+    // Second, permille in use; news, and whether the limits refuse (admit) or send away (pick) the next client.
+    let rows: [(u64, u64, &str, bool, bool); 7] = [
+        (1, 500, "", false, false),
+        (2, 810, "memory: new clients go to other controllers that have room; it runs short", false, true),
+        (3, 910, "memory: new clients are refused; it runs short", true, true),
+        (4, 960, "memory: new clients are refused and connections are closed; it runs short", true, true),
+        (5, 500, "", true, true),
+        (14, 500, "", true, true),
+        (40, 500, "memory: clients are taken as ever; it eases", false, false),
+    ];
+    for (second, permille, said, refuses, sends_away) in rows {
+        let mut text = bench.use_memory(second, permille).unwrap_or_default();
+        if second == 40 {
+            // It eases by one stage at a time.
+            for later in 41..80 {
+                text = bench.use_memory(later, permille).unwrap_or(text);
+            }
+        }
+        assert!(text.starts_with(said) && said.is_empty() == text.is_empty(), "{second}: {text}");
+        let limits = bench.balance.limits();
+        assert_eq!(
+            (limits.admit <= bench.load, limits.pick <= bench.load),
+            (refuses, sends_away),
+            "{second}"
+        );
+    }
+}
+
+#[test]
+fn without_memory_the_excess_goes_even_where_no_other_has_room() {
+    let mut bench = Bench::new(500, [100, 100]);
+    for other in &mut bench.others {
+        other.limit = 0;
+    }
+    bench.policy.rebalance = Rebalance::Off;
+    bench.use_memory(1, 960);
+    // The limit falls by a hundredth of the load each second.
+    bench.use_memory(2, 960);
+    let (closed, youngest_s, said) = bench.step(2);
+    assert!(closed == 5 && said.is_empty(), "{closed} {said}");
+    assert_eq!(youngest_s, Some(0));
+}
+
+#[test]
+fn a_guard_that_is_switched_off_forgets_the_shortage() {
+    let mut bench = Bench::new(500, [100, 100]);
+    bench.use_memory(1, 960);
+    let (now, policy) = (bench.at(2), bench.policy.clone());
+    assert_eq!(bench.balance.watch(now, true, 500, None, &policy), None);
+    assert_eq!(bench.balance.limits().admit, 10_000);
+    assert_eq!(bench.steps(2..50), 0);
+}
+
+#[test]
+fn the_operator_hears_once_that_clients_are_refused_instead_of_relayed() {
+    let mut bench = donor();
+    let rows = [
+        (Steer::Relay, false, None),
+        (Steer::Relay, true, Some(Level::Warn)),
+        (Steer::Relay, true, None),
+        (Steer::Refuse, true, Some(Level::Info)),
+        (Steer::Off, true, None),
+        (Steer::Relay, true, Some(Level::Warn)),
+        (Steer::Relay, false, Some(Level::Info)),
+    ];
+    for (steer, none_relayable, expected) in rows {
+        bench.policy.steer = steer;
+        let said = bench.balance.note_relayable(none_relayable, &bench.policy);
+        let level = said.map(|effect| match effect {
+            Effect::Say(level, _) => level,
+            close @ Effect::Close { .. } => panic!("{close:?}"),
+        });
+        assert_eq!(level, expected, "{steer:?} {none_relayable}");
+    }
+}
