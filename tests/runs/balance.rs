@@ -1,5 +1,5 @@
-//! The main job over real sockets: clients that all dial one controller end up even, and every count
-//! is the kernel's own. Every host has a default-deny firewall with connection tracking unless a run says otherwise.
+//! The main job over real sockets: clients that all dial one controller end up evenly spread, and every count matches
+//! the kernel's. Every host has a default-deny firewall with connection tracking unless a run says otherwise.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tests::juju::fleet::{Dial, Kind};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Clients: fewer in a virtual machine, whose processor may be an emulated one.
+/// Number of clients: fewer in a virtual machine, as its processor may be emulated.
 fn clients() -> usize {
     if std::env::var_os("BALANCER_VM").is_some() { 300 } else { 3000 }
 }
 
-/// All clients dial the first controller; none sees an error and the counts end up even.
+/// Dials the first controller with all clients: none sees an error, and the counts end up even.
 fn spread(options: ClusterOptions) -> Result<()> {
     let (controllers, clients) = (options.controllers, clients());
     let hook = options.hook.clone();
@@ -23,16 +23,13 @@ fn spread(options: ClusterOptions) -> Result<()> {
     let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
     dial.concurrency = 100;
     let dialled = cluster.fleet.dial(&dial)?;
-    ensure!(dialled.ok == clients, "every client is to get in: {dialled:?}");
-    ensure!(dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
-    ensure!(
-        dialled.wrong_peer == 0,
-        "accept() is to return every client's own address and port: {dialled:?}"
-    );
+    ensure!(dialled.ok == clients, "every client gets in: {dialled:?}");
+    ensure!(dialled.failed_attempts == 0, "no client sees an error: {dialled:?}");
+    ensure!(dialled.wrong_peer == 0, "accept() returns every client's own address and port: {dialled:?}");
     let counts = cluster
         .await_counts(DEADLINE, "all established", |counts| counts.iter().sum::<usize>() == clients)?;
     println!("{controllers} controllers: {counts:?} in {} ms", dialled.elapsed_ms);
-    ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
+    ensure!(is_even(&counts), "each count is within 5 % or 13 of the mean: {counts:?}");
     for (daemon, count) in cluster.daemons.iter().zip(&counts) {
         let status = daemon.status()?;
         let name = status["controller"].as_str().unwrap_or_default().to_owned();
@@ -43,7 +40,7 @@ fn spread(options: ClusterOptions) -> Result<()> {
         ensure!(status["drift"] == 0, "no drift: {status}");
         let hooks = status["hooks"].as_object().into_iter().flatten();
         let as_asked = hooks.filter(|(_, used)| hook.as_ref().is_none_or(|hook| *used == hook)).count();
-        ensure!(as_asked == 1, "one interface, hooked as asked for: {status}");
+        ensure!(as_asked == 1, "one interface has the requested hook: {status}");
     }
     cluster.ensure_valid()
 }

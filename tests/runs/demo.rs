@@ -1,4 +1,4 @@
-//! The demo as a user runs it: its figures, its output on a pipe, and nothing left behind, whatever ends it.
+//! Runs the demo as a user does: checks its figures, its output on a pipe, and that it cleans up however it ends.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ fn demo(tag: &str) -> Command {
     command
 }
 
-/// Namespaces, pins and files of the demo `tag`, and processes with files of it on their command line.
+/// Namespaces, pins and files of the demo `tag`, and processes with one of its files on their command line.
 fn things(tag: &str) -> BTreeSet<PathBuf> {
     let prefix = format!("bal-{tag}-");
     let entries =
@@ -41,14 +41,14 @@ fn things(tag: &str) -> BTreeSet<PathBuf> {
 }
 
 fn is_gone(tag: &str) -> Result<()> {
-    // Killed processes may be seen a moment longer.
+    // Killed processes stay visible for a moment.
     eventually(Duration::from_secs(3), "nothing left behind", || {
         let left = things(tag);
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
 }
 
-/// Runs a demo to its end and judges everything about it.
+/// Runs a demo to its end and checks its figures, output and cleanup.
 fn judge(tag: &str, more: &[&str]) -> Result<()> {
     let json = std::env::temp_dir().join(format!("demo-{tag}-{}.json", std::process::id()));
     let output =
@@ -67,13 +67,13 @@ fn judge(tag: &str, more: &[&str]) -> Result<()> {
     ensure!(with.counts.iter().sum::<usize>() == 150 && is_even(&with.counts), "with: {with:?}");
     ensure!(with.opened == 150 && with.lost == 0, "with: {with:?}");
     ensure!(figures.restarted == figures.controllers[1] && down.counts[1] == 0, "{figures:?}");
-    ensure!(down.lost == with.counts[1] as u64, "only its own clients are lost: {figures:?}");
+    ensure!(down.lost == with.counts[1] as u64, "only the killed controller's clients are lost: {figures:?}");
     ensure!(after.counts.iter().sum::<usize>() == 150 - with.counts[1] + after.dialled, "after: {after:?}");
     ensure!(after.opened == after.dialled && after.lost == 0, "after: {after:?}");
-    ensure!(has_share(after, 1), "its share: {after:?}");
-    ensure!(figures.seconds < 60.0, "about a minute: {}", figures.seconds);
+    ensure!(has_share(after, 1), "the restarted controller takes its share: {after:?}");
+    ensure!(figures.seconds < 60.0, "the demo takes less than a minute: {}", figures.seconds);
 
-    ensure!(text.contains(&figures.table()), "the table has the same figures: {text}");
+    ensure!(text.contains(&figures.table()), "the printed table has the same figures: {text}");
     let line = |counts: &[usize]| {
         let each = figures.controllers.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
         format!("  {}\n", each.collect::<Vec<_>>().join(", "))
@@ -86,12 +86,12 @@ fn judge(tag: &str, more: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn the_demo_shows_one_even_and_share() -> Result<()> {
+fn the_demo_shows_counts_without_the_balancer_with_it_and_after_a_restart() -> Result<()> {
     judge("dm", &[])
 }
 
 #[test]
-fn five_controllers_over_ipv6() -> Result<()> {
+fn the_demo_works_with_five_controllers_over_ipv6() -> Result<()> {
     judge("dm5", &["--controllers", "5", "--ipv6"])
 }
 
@@ -102,12 +102,12 @@ fn cut_off(tag: &str, text: &str, signal: Signal) -> Result<Child> {
     let mut seen = Vec::new();
     let mut byte = [0];
     while !String::from_utf8_lossy(&seen).contains(text) {
-        ensure!(out.read(&mut byte)? == 1, "it ended: {}", String::from_utf8_lossy(&seen));
+        ensure!(out.read(&mut byte)? == 1, "the demo ended early: {}", String::from_utf8_lossy(&seen));
         seen.push(byte[0]);
     }
-    ensure!(!things(tag).is_empty(), "it has made things by then");
+    ensure!(!things(tag).is_empty(), "the demo has namespaces or files by now");
     kill(Pid::from_raw(child.id().cast_signed()), signal)?;
-    // Kept open: a demo that cannot write would end for that reason.
+    // Keep reading: a demo that cannot write to its pipe would end for that reason.
     std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
     Ok(child)
 }

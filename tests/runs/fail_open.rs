@@ -1,4 +1,4 @@
-//! What the balancer does not decide is served as it was without it.
+//! Connections that the balancer does not handle are served as they were without it.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::io::ErrorKind;
@@ -15,24 +15,24 @@ use tests::network::sockopt::switch_on;
 use tests::packet::frame::{SYN, Segment, with_vlan};
 use tests::support::eventually::eventually;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Deadline for a state to appear, with room for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
-/// For so long after a first start nobody is refused for coming unseen.
+/// Grace period after a first start, in which an unknown handshake is not refused.
 const STARTED: Duration = Duration::from_secs(6);
-/// A relay port, and a port that a controller may dial.
 const RELAY_PORT: u16 = 17_085;
+/// A port that a controller may dial.
 const ELSEWHERE: u16 = 443;
 
-/// A cluster in which nobody is let in any more for coming while the balancers start.
+/// A cluster after the grace period of its balancers' start, so that it lets in no unknown handshake.
 fn settled(tag: &str, hard_limit: Option<u64>) -> Result<Cluster> {
     let cluster = Cluster::start(ClusterOptions { hard_limit, ..ClusterOptions::new(tag) })?;
     std::thread::sleep(STARTED);
     Ok(cluster)
 }
 
-/// One that Juju does not list, or a virtual one of keepalived: within the limit, clients are served where they dial.
+/// Such as one that Juju does not list, or a virtual address of keepalived: its clients are served where they dial.
 #[test]
-fn an_address_that_no_configuration_names_is_served_up_to_the_limit() -> Result<()> {
+fn an_unlisted_address_is_served_up_to_the_limit() -> Result<()> {
     const LIMIT: usize = 60;
     let mut cluster = settled("unlisted", Some(LIMIT as u64))?;
     let host = &cluster.net.controllers[0].namespace;
@@ -49,15 +49,15 @@ fn an_address_that_no_configuration_names_is_served_up_to_the_limit() -> Result<
     let server = SocketAddr::new("10.77.0.200".parse()?, API_PORT);
     let more = cluster.fleet.dial(&Dial::new("more", Kind::Single, 20, &[server]))?;
     ensure!(more.refused == 20, "the limit holds there too: {more:?}");
-    // By an address that is named there is room elsewhere.
+    // Clients of a listed address find room elsewhere.
     let relayed = cluster.fleet.dial(&Dial::new("named", Kind::Single, 20, &[cluster.address(0)]))?;
     ensure!(relayed.ok == 20 && !relayed.by_server.contains_key("a"), "relayed: {relayed:?}");
     no_drift(&cluster)
 }
 
-/// A tag of VLAN 0 tells a priority only; some adapters put one on every frame.
+/// A tag of VLAN 0 carries only a priority; some adapters put one on every frame.
 #[test]
-fn frames_with_a_priority_tag_are_decided_as_without() -> Result<()> {
+fn priority_tagged_frames_are_treated_like_untagged_ones() -> Result<()> {
     const SYNS: u64 = 30;
     const PRIORITY: u16 = 5 << 13;
     let cluster = settled("priotag", None)?;
@@ -89,15 +89,16 @@ fn frames_with_a_priority_tag_are_decided_as_without() -> Result<()> {
         Ok(())
     })??;
     let wanted = (before.0 + SYNS, before.1);
-    eventually(SOON, "each is decided, and none refused", || match counters() {
+    eventually(SOON, "each SYN is counted, and none refused", || match counters() {
         Ok(found) if found == wanted => Ok(()),
         other => Err(format!("{other:?}, wanted {wanted:?}")),
     })
 }
 
-/// Packet programs read no header with options, and see what the host's own NAT sends to the API port before it does.
+/// Packet programs parse no header with IP options, and they see a packet before the host's NAT redirects it to the API
+/// port.
 #[test]
-fn what_the_packet_programs_do_not_read_is_served_up_to_the_limit() -> Result<()> {
+fn clients_behind_the_hosts_nat_or_with_ip_options_are_served_up_to_the_limit() -> Result<()> {
     const LIMIT: usize = 40;
     let mut cluster = settled("unread", Some(LIMIT as u64))?;
     let host = &cluster.net.controllers[0].namespace;
@@ -111,7 +112,7 @@ fn what_the_packet_programs_do_not_read_is_served_up_to_the_limit() -> Result<()
 
     let dial = || -> std::io::Result<Socket> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        // The octets of the number one are options: "no operation", "end" (RFC 791, 3.1).
+        // The bytes of the number one are options: "no operation", "end" (RFC 791, 3.1).
         switch_on(&socket, libc::IPPROTO_IP, libc::IP_OPTIONS)?;
         socket.connect_timeout(&server.into(), SOON)?;
         Ok(socket)
@@ -119,16 +120,16 @@ fn what_the_packet_programs_do_not_read_is_served_up_to_the_limit() -> Result<()
     let namespace = &cluster.net.clients[0].namespace;
     let _last = namespace.enter(dial)?.context("a client with IP options")?;
     ensure!(exact(&cluster, "all at a", LIMIT)? == [LIMIT, 0, 0]);
-    let refused = namespace.enter(dial)?.err().context("one more than the limit")?;
+    let refused = namespace.enter(dial)?.err().context("a client above the limit is refused")?;
     ensure!(refused.kind() == ErrorKind::ConnectionRefused, "{refused}");
     let more = cluster.fleet.dial(&Dial::new("more", Kind::Single, 5, &[redirected]))?;
     ensure!(more.refused == 5, "the limit holds: {more:?}");
     no_drift(&cluster)
 }
 
-/// The range that the kernel draws such ports from may hold relay ports.
+/// The range from which the kernel draws local ports (`ip_local_port_range`) may hold relay ports.
 #[test]
-fn a_controllers_own_connections_may_leave_by_a_relay_port() -> Result<()> {
+fn a_controllers_own_connections_may_use_a_relay_port() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions { nft: false, ..ClusterOptions::new("ownport") })?;
     let [host, controller] = [&cluster.net.controllers[0], &cluster.net.controllers[1]];
     let stranger = &cluster.net.clients[0];

@@ -1,4 +1,4 @@
-//! A flood of spoofed SYNs: who is connected stays so, who is real gets in, and the tables stay within their bounds.
+//! A flood of spoofed SYNs: open connections survive, real clients get in, and the tables stay within their bounds.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 #![allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 
@@ -20,26 +20,27 @@ use tests::packet::frame::{SYN, Segment};
 use tests::support::eventually::eventually;
 use tests::support::noise::Noise;
 
-/// Distinct senders; each is a client of its own to the balancer. As many as go, or some that repeat theirs all the time.
+/// Distinct senders; the balancer takes each for a client of its own.
 const SENDERS: usize = 262_144;
+/// Senders that repeat their SYNs all the time.
 const REPEATING: usize = 200;
 const BEFORE: Duration = Duration::from_secs(3);
 const FLOOD: Duration = Duration::from_secs(6);
-/// Nobody but strangers sends for so long: what is not used is first to go from a table of the newest.
+/// For this long only strangers send: an LRU table would evict the idle entries first.
 const QUIET: Duration = Duration::from_secs(5);
-/// A port that nobody listens on, and no business of the balancer's.
+/// A port without a listener, which the balancer ignores.
 const CLOSED: u16 = 9;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Clients that the controllers hold before the flood.
 const CLIENTS: usize = 300;
 const NEWCOMERS: usize = 30;
 
-/// Sends SYNs of so many strangers to `to`, again and again, until `done`: as fast as they go, or with a `pause`.
+/// Sends SYNs from `senders` spoofed addresses to `to` in turn until `done`, with `pause` between them.
 fn flood(to: SocketAddr, senders: usize, pause: Duration, done: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     let mut noise = Noise::fresh();
     let packets: Vec<Vec<u8>> = (0..senders)
         .map(|_| {
-            // Of 11.0.0.0/8, which nobody here has.
+            // No host here has an address in 11.0.0.0/8.
             let stranger = Ipv4Addr::from(0x0b00_0000 | (noise.next() as u32 & 0x00ff_ffff));
             let port = 1_024 + noise.below(60_000) as u16;
             Segment::new((stranger, port).into(), to)
@@ -55,7 +56,7 @@ fn flood(to: SocketAddr, senders: usize, pause: Duration, done: &AtomicBool, sen
         if done.load(Ordering::Relaxed) {
             break;
         }
-        // A full queue is what a flood is for.
+        // A flood fills the queue, so a failed send is expected.
         if socket.send_to(packet, &address).is_ok() {
             sent.fetch_add(1, Ordering::Relaxed);
         }
@@ -66,7 +67,7 @@ fn flood(to: SocketAddr, senders: usize, pause: Duration, done: &AtomicBool, sen
     Ok(())
 }
 
-/// Runs `work` while strangers flood `to`; gives what it gives, and how many SYNs a second went out.
+/// Runs `work` while strangers flood `to`; returns its result and the SYNs sent per second.
 fn while_flooded<T>(
     from: &Namespace,
     to: SocketAddr,
@@ -96,17 +97,17 @@ fn echo_rate(fleet: &mut Fleet, time: Duration) -> Result<f64> {
     Ok(echoes as f64 / started.elapsed().as_secs_f64())
 }
 
-/// Floods a port of the first controller; gives the balancers' counters of that controller afterwards.
+/// Floods a port of the first controller; returns that controller's counters afterwards.
 fn flooded(tag: &str, port: u16) -> Result<Value> {
     let mut cluster = Cluster::start(ClusterOptions { clients: 2, ..ClusterOptions::new(tag) })?;
     let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]))?;
     ensure!(dialled.ok == CLIENTS, "{dialled:?}");
     let counts = cluster.counts()?;
     ensure!(counts[1] + counts[2] >= CLIENTS / 2, "most are relayed: {counts:?}");
-    // As many echoes as the processors manage: what the flood costs is lost.
+    // As many echoes as the processors manage: the flood's cost shows as fewer echoes.
     cluster.fleet.traffic(Duration::from_millis(1))?;
     let calm = echo_rate(&mut cluster.fleet, BEFORE)?;
-    // Answers to strangers leave, as they would by a default route.
+    // Answers to strangers leave the host, as they would by a default route.
     let way_out = cluster.net.clients[1].addresses()[0];
     for host in &cluster.net.controllers {
         host.namespace.exec(&format!("ip route add 11.0.0.0/8 via {way_out}"))?;
@@ -133,7 +134,7 @@ fn flooded(tag: &str, port: u16) -> Result<Value> {
     let lost = |rate: f64| 100.0 * (1.0 - rate / calm).max(0.0);
     println!(
         "{rate:.0} SYNs a second to port {port}: {calm:.0} echoes a second before, {stormy:.0} during ({:.0} % lost; \
-         {:.0} % where {control_rate:.0} a second go to a closed port); {} of {NEWCOMERS} newcomers in, the slowest after \
+         {:.0} % where {control_rate:.0} a second go to a closed port); {} of {NEWCOMERS} new clients in, the slowest after \
          {:.0} ms; {records:?}; maps hold {} KiB, before {}",
         lost(stormy),
         lost(control),
@@ -144,15 +145,12 @@ fn flooded(tag: &str, port: u16) -> Result<Value> {
     );
     ensure!(newcomers.ok == NEWCOMERS, "real clients get in: {newcomers:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 3)?, (CLIENTS + NEWCOMERS) as u64)?;
-    ensure!(
-        stormy > control / 2.0,
-        "relays are not worse off than by a flood that is none of the balancer's"
-    );
+    ensure!(stormy > control / 2.0, "relays suffer no more than from a flood that the balancer ignores");
     ensure!(
         records[map::LIVE] <= 2 * (CLIENTS + NEWCOMERS),
         "no stranger is in the table of relays: {records:?}"
     );
-    ensure!(during < before + before / 100, "memory is bounded: {before} octets, then {during}");
+    ensure!(during < before + before / 100, "memory is bounded: {before} bytes, then {during}");
     for daemon in &cluster.daemons {
         let status = daemon.status()?;
         let counter =
@@ -160,7 +158,7 @@ fn flooded(tag: &str, port: u16) -> Result<Value> {
         ensure!(counter("no_record")? == 0 && counter("untracked")? == 0, "no table overflows: {status}");
         ensure!(status["drift"] == 0, "{status}");
     }
-    // Handshakes that never end let go of their places within seconds.
+    // Handshakes that never complete give up their reservations within seconds.
     eventually(DEADLINE, "no handshake in progress", || {
         let status = cluster.daemons[0].status().map_err(|error| format!("{error:#}"))?;
         match status["counters"]["handshakes_in_progress"].as_u64() {
@@ -168,34 +166,35 @@ fn flooded(tag: &str, port: u16) -> Result<Value> {
             other => Err(format!("{other:?}")),
         }
     })?;
-    cluster
-        .await_counts(DEADLINE, "just those", |counts| counts.iter().sum::<usize>() == CLIENTS + NEWCOMERS)?;
+    cluster.await_counts(DEADLINE, "only the real clients", |counts| {
+        counts.iter().sum::<usize>() == CLIENTS + NEWCOMERS
+    })?;
     Ok(cluster.daemons[0].status()?["counters"].clone())
 }
 
 #[test]
-fn a_flood_at_the_api_port_ends_nobody_s_connection() -> Result<()> {
+fn a_flood_at_the_api_port_ends_no_connection() -> Result<()> {
     let counters = flooded("flapi", 17070)?;
     println!("{} SYNs left no record", counters["flood"]);
     ensure!(
         counters["flood"].as_u64() > Some(0),
-        "of more than a processor's share none leaves a record: {counters}"
+        "SYNs above a processor's share leave no record: {counters}"
     );
     ensure!(counters["opened"].as_u64() > Some(10_000), "strangers are relayed: {counters}");
-    ensure!(counters["steered"] == 0, "and nobody refused: {counters}");
+    ensure!(counters["steered"] == 0, "no client is refused: {counters}");
     Ok(())
 }
 
 #[test]
-fn a_flood_at_a_relay_port_ends_nobody_s_connection() -> Result<()> {
+fn a_flood_at_a_relay_port_ends_no_connection() -> Result<()> {
     let counters = flooded("flrelay", 17080)?;
     ensure!(counters["stranger"].as_u64() > Some(10_000), "strangers are dropped: {counters}");
     Ok(())
 }
 
-/// A SYN that its owner cannot answer, for want of a route, is repeated without an answer as if the owner were not reached.
+/// The owner has no route to these senders, so their repeated SYNs look like those of an unreachable owner.
 #[test]
-fn strangers_that_nobody_can_answer_keep_nobody_from_being_relayed() -> Result<()> {
+fn spoofed_syns_without_a_route_back_do_not_stop_relaying() -> Result<()> {
     const STEADY: usize = 150;
     let mut cluster =
         Cluster::start(ClusterOptions { clients: 2, plain: true, ..ClusterOptions::new("flforge") })?;
@@ -216,15 +215,15 @@ fn strangers_that_nobody_can_answer_keep_nobody_from_being_relayed() -> Result<(
     let status = cluster.daemons[0].status()?;
     let counters = &status["counters"];
     println!(
-        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} newcomers at {counts:?}, the \
+        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} new clients at {counts:?}, the \
          slowest after {:.0} ms",
         counters["repicked"], counters["steered"], newcomers.connect_ms.max
     );
     unharmed(&newcomers, STEADY)?;
-    ensure!(counters["repicked"].as_u64() > Some(100), "strangers repeat what was relayed: {counters}");
-    ensure!(counters["steered"] == 0, "others can be relayed to all the while: {counters}");
+    ensure!(counters["repicked"].as_u64() > Some(100), "strangers repeat SYNs that were relayed: {counters}");
+    ensure!(counters["steered"] == 0, "relaying never stopped: {counters}");
     let log = cluster.daemons[0].log_lines();
     ensure!(!log.iter().any(|line| line.contains("does not answer relayed connections")), "{log:?}");
-    ensure!(is_even(&counts), "newcomers are spread: {counts:?}");
+    ensure!(is_even(&counts), "new clients are spread: {counts:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Zero configuration: Juju's own files say who the controllers are and what key they share.
+//! Zero configuration: Juju's own files name the controllers and give the key that they share.
 
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
@@ -18,8 +18,8 @@ use tests::support::process::Process;
 
 const CLIENTS: usize = 60;
 
-/// A cluster of `controllers` whose balancers are told nothing but where Juju's files are, which list the first
-/// `listed`.
+/// Starts `controllers` balancers with nothing but the path of Juju's files, which list the first `listed`
+/// controllers.
 fn start(
     tag: &str,
     (controllers, listed): (usize, usize),
@@ -62,7 +62,7 @@ fn listing(cluster: &Cluster, range: std::ops::RangeInclusive<usize>) -> Vec<Soc
         .collect()
 }
 
-/// Waits until a balancer knows just the controllers `wanted`, each as ready and with all its addresses.
+/// Waits until a balancer knows exactly the controllers `wanted`, each as ready and with all its addresses.
 fn await_controllers(daemon: &Daemon, cluster: &Cluster, wanted: &[usize]) -> Result<()> {
     let addresses = |index: &usize| {
         let mut addresses: Vec<String> =
@@ -91,12 +91,12 @@ fn shares_clients_without_configuration(tag: &str, format: Format, field: &str) 
     let secrets = Secrets::fresh();
     let (mut cluster, confs) = start(tag, (3, 3), format, &secrets)?;
     let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &cluster.addresses()[..1]))?;
-    ensure!(dialled.ok == CLIENTS, "all get in: {dialled:?}");
-    cluster.await_counts(Duration::from_secs(10), "everyone has some", |counts| {
+    ensure!(dialled.ok == CLIENTS, "every client gets in: {dialled:?}");
+    cluster.await_counts(Duration::from_secs(10), "every controller has clients", |counts| {
         counts.iter().sum::<usize>() >= CLIENTS && counts.iter().all(|&count| count > 0)
     })?;
 
-    // jujud's count stands beside the kernel's, in `check` at once and in `status` within 10 s.
+    // `check` shows jujud's count beside the kernel's at once, `status` within 10 s.
     for (daemon, (server, conf)) in cluster.daemons.iter().zip(cluster.servers.iter().zip(&confs)) {
         let api = server.stats()?.api;
         let counted = format!("jujud counts {api} ({api} api, 0 logsink)");
@@ -139,7 +139,7 @@ fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
     ensure!(relayed >= 900, "most are relayed: {before:?}");
     cluster.fleet.traffic(Duration::from_millis(500))?;
 
-    // The third leaves, a fourth comes.
+    // The third controller leaves, a fourth joins.
     let mut addresses = listing(&cluster, 0..=1);
     addresses.extend(listing(&cluster, 3..=3));
     for index in [0, 1, 3] {
@@ -152,12 +152,15 @@ fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
     ensure!(newcomers.ok == 300, "{newcomers:?}");
     let after = cluster.counts()?;
     let stats = cluster.fleet.stats()?;
-    println!("{before:?}, then {after:?}; {} lost, those of the third", stats.lost);
-    ensure!(after[3] >= 150, "newcomers go to the new one: {after:?}");
+    println!("{before:?}, then {after:?}; {} lost with the third controller", stats.lost);
+    ensure!(after[3] >= 150, "new clients go to the new controller: {after:?}");
     ensure!(after[0] >= before[0] && after[1] >= before[1], "{before:?}, then {after:?}");
-    ensure!(stats.lost <= before[2] as u64 && stats.data_errors == 0, "only the third's are lost: {stats:?}");
+    ensure!(
+        stats.lost <= before[2] as u64 && stats.data_errors == 0,
+        "only clients of the third controller are lost: {stats:?}"
+    );
     let heard = stats.echoes;
-    eventually(Duration::from_secs(10), "echoes of all", || {
+    eventually(Duration::from_secs(10), "two echoes from each client", || {
         let stats = cluster.fleet.stats().map_err(|error| format!("{error:#}"))?;
         if stats.echoes >= heard + 2 * 1_000 {
             Ok(())
@@ -166,19 +169,19 @@ fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
         }
     })?;
 
-    // What cannot be read changes nothing.
+    // An unreadable file changes nothing.
     let path = confs[0].path();
     std::fs::write(&path, "# format 2.0\napiaddresses: {")?;
     cluster.daemons[0].await_log(0, "the controllers stay as they were", Duration::from_secs(5))?;
     await_controllers(&cluster.daemons[0], &cluster, &[0, 1, 3])
 }
 
-/// A host with nothing of the balancer's but the binary: file systems of its own where the defaults are.
+/// A host that has only the balancer's binary: fresh file systems lie over the default paths.
 const BARE: &str = "mount -t tmpfs none /run && mount -t bpf none /sys/fs/bpf && mount -t tmpfs none /var/lib && \
                     mkdir /var/lib/juju && cp -r \"$1/agents\" /var/lib/juju && exec \"$2\" run 2>&1";
 
 #[test]
-fn without_any_file_of_ours_the_defaults_do() -> Result<()> {
+fn the_agent_runs_on_defaults_without_a_configuration_file() -> Result<()> {
     ensure!(
         !std::path::Path::new("/etc/balancer/balancer.toml").exists(),
         "this machine has a balancer installed"
@@ -199,7 +202,7 @@ fn without_any_file_of_ours_the_defaults_do() -> Result<()> {
         }
     };
     ensure!(said.contains("INFO"), "{said}");
-    // As an operator on that host.
+    // Run the commands as an operator on that host would.
     let pid = agent.pid().to_string();
     let ask = |arguments: &[&str]| -> Result<String> {
         let mut command = std::process::Command::new("nsenter");
@@ -217,7 +220,7 @@ fn without_any_file_of_ours_the_defaults_do() -> Result<()> {
     ensure!(json["controllers"][0]["connections"] == 20, "{json}");
     ensure!(
         ask(&["check"])?.contains("/var/lib/juju/agents/machine-0/agent.conf"),
-        "check says what was found where"
+        "check names the agent.conf that it found"
     );
     agent.signal(Signal::SIGTERM)?;
     let ended = agent.wait(Duration::from_secs(10))?;

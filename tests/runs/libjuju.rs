@@ -12,15 +12,16 @@ use tests::juju::tls::Identity;
 use tests::network::topology::TcpSocketRow;
 use tests::support::eventually::eventually;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Deadline for a state to appear, with room for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
-/// Two of the library's own pings and a websocket ping fall into this.
+/// Long enough for two of the library's own pings and a websocket ping.
 const STAY: Duration = Duration::from_secs(22);
-/// Index of the controller that has the clients; the real one's host has no others.
+/// Index of the controller that has all the clients.
 const FULL: usize = 0;
+/// The host of the real python-libjuju, which has no other clients.
 const CLIENT_HOST: usize = 1;
 
-/// A cluster whose balancers find all clients at `a`: every newcomer there is relayed.
+/// Starts balancers while all clients are at `a`, so that every new client there is relayed.
 fn one_full() -> Result<Cluster> {
     const CLIENTS: usize = 200;
     let options = ClusterOptions { balancer: false, clients: 2, ..ClusterOptions::new("ljreal") };
@@ -30,7 +31,7 @@ fn one_full() -> Result<Cluster> {
     cluster.start_balancers()?;
     cluster.await_settled()?;
     for daemon in &cluster.daemons {
-        eventually(SOON, "every balancer knows of a's clients", || {
+        eventually(SOON, "every balancer knows the count of a", || {
             let status = daemon.status().map_err(|error| format!("{error:#}"))?;
             let counts: Vec<_> = status["controllers"].as_array().into_iter().flatten().collect();
             let counts: Vec<_> = counts.iter().map(|one| one["connections"].as_u64()).collect();
@@ -41,14 +42,14 @@ fn one_full() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Relayed connections of the full controller: those it has now, those it ever opened.
+/// Relayed connections of the full controller: open now, and opened since its start.
 fn relays(cluster: &Cluster) -> Result<(u64, u64)> {
     let status = cluster.daemons[FULL].status()?;
     let counts = (status["relays"]["out"].as_u64(), status["counters"]["opened"].as_u64());
     counts.0.zip(counts.1).with_context(|| format!("relays in {status}"))
 }
 
-/// The client's only connection, as its own host has it.
+/// The client's only connection, as its own host shows it.
 fn dialled(cluster: &Cluster) -> Result<TcpSocketRow, String> {
     let sockets = cluster.net.clients[CLIENT_HOST].namespace.established(|_| true);
     match sockets.map_err(|error| format!("{error:#}"))?.as_slice() {
@@ -57,12 +58,12 @@ fn dialled(cluster: &Cluster) -> Result<TcpSocketRow, String> {
     }
 }
 
-/// Sees to it that another controller than the full one has the client under its real address, and that the full one
-/// counts the relay; gives the owner's index and socket.
+/// Checks that another controller than the full one serves the client under its real address, and that the full one
+/// counts the relay; returns the owner's index and socket.
 fn ensure_relayed(cluster: &Cluster, served: &Served, opened: u64) -> Result<(usize, TcpSocketRow)> {
     let full = cluster.address(FULL);
     let client = eventually(SOON, "one connection of the client's host", || dialled(cluster))?;
-    ensure!(served.endpoint == full && client.peer == full, "a was dialled: {served:?}, {client:?}");
+    ensure!(served.endpoint == full && client.peer == full, "the client dialled a: {served:?}, {client:?}");
     ensure!(served.peer.peer == client.local, "the server sees {client:?} as it is: {served:?}");
     let owner = cluster.net.controllers.iter().position(|host| host.name == served.peer.server);
     let owner = owner.with_context(|| format!("a controller's name in {served:?}"))?;
@@ -71,9 +72,9 @@ fn ensure_relayed(cluster: &Cluster, served: &Served, opened: u64) -> Result<(us
     let peers = cluster.servers[owner].peers()?;
     ensure!(peers.contains(&(client.local, local)), "{client:?} among the owner's peers {peers:?}");
     eventually(SOON, "a counts the relay", || match relays(cluster) {
-        // Relays that have ended are counted for a while.
+        // Closed relays stay in the count for a while.
         Ok((out, all)) if (1..=opened).contains(&out) && all == opened => Ok(()),
-        other => Err(format!("{other:?}, opened is to be {opened}")),
+        other => Err(format!("{other:?}, expected {opened} opened")),
     })?;
     Ok((owner, TcpSocketRow { state: String::new(), local, peer: client.local }))
 }
@@ -84,8 +85,8 @@ fn the_real_python_libjuju_is_relayed_stays_and_comes_back_after_a_shed() -> Res
     let authority = Identity::authority_file(cluster.directory());
     ensure!(relays(&cluster)? == (0, 0), "nobody is relayed yet: {:?}", relays(&cluster));
     let mut opened = 0;
-    // An administrator's library learns all addresses and dials them 100 ms apart when it comes back; another user's
-    // has only the one it was given.
+    // An administrator's client learns all addresses and dials them 100 ms apart when it reconnects; another user's
+    // client has only the address it was given.
     for (user, addresses, models, stay) in [
         ("a user", vec![], &["agents"][..], STAY),
         ("an administrator", cluster.addresses(), &["agents", "controller"], Duration::ZERO),
@@ -97,12 +98,12 @@ fn the_real_python_libjuju_is_relayed_stays_and_comes_back_after_a_shed() -> Res
         let (mut client, connected) = Libjuju::connect(host, cluster.address(FULL), &authority)?;
         opened += 1;
         let (owner, socket) = ensure_relayed(&cluster, &connected.served, opened)?;
-        ensure!(connected.served.models == models, "what {user} sees: {connected:?}");
+        ensure!(connected.served.models == models, "models that {user} sees: {connected:?}");
 
         let stayed = client.ping(stay)?;
         ensure!(
             stayed.served.peer == connected.served.peer,
-            "one connection: {connected:?}, then {stayed:?}"
+            "the connection stays: {connected:?}, then {stayed:?}"
         );
 
         let started = Instant::now();
@@ -113,13 +114,13 @@ fn the_real_python_libjuju_is_relayed_stays_and_comes_back_after_a_shed() -> Res
         opened += 1;
         ensure!(back.served.peer.peer != socket.peer, "a new connection: {back:?}");
         let (another, _) = ensure_relayed(&cluster, &back.served, opened)?;
-        ensure!(another != owner, "not by the one that is being drained: {back:?}");
+        ensure!(another != owner, "the draining controller does not serve it again: {back:?}");
         cluster.daemons[owner].cli(&["resume"])?;
         let after = client.ping(Duration::from_secs(1))?;
-        ensure!(after.served.peer == back.served.peer, "one connection: {back:?}, then {after:?}");
+        ensure!(after.served.peer == back.served.peer, "the connection stays: {back:?}, then {after:?}");
         println!(
             "{user}: connected to a and served by {} in {:.0} ms; {} rounds of requests in {stay:?}, slowest \
-             {:.0} ms; shed there, back by itself and served by {} in {:.0} ms, {:.0} ms of them since it noticed; \
+             {:.0} ms; shed there, back without help and served by {} in {:.0} ms, {:.0} ms of them since it noticed; \
              {} rounds of requests",
             connected.served.peer.server,
             connected.ms,

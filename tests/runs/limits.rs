@@ -1,4 +1,5 @@
-//! The hard limit over real sockets: reached exactly, never passed, refused by RST, controllers exempt.
+//! The hard limit over real sockets: reached exactly, never exceeded, clients above it refused by RST, controllers
+//! exempt.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ fn the_limit_is_reached_exactly_and_the_next_is_refused_at_once() -> Result<()> 
     let mut dial = Dial::new("fill", Kind::Raw, 3 * LIMIT, &[cluster.address(0)]);
     dial.concurrency = 20;
     let filled = cluster.fleet.dial(&dial)?;
-    ensure!(filled.ok == 3 * LIMIT, "all within the limits get in: {filled:?}");
+    ensure!(filled.ok == 3 * LIMIT, "every client within the limits gets in: {filled:?}");
     let counts = cluster.await_counts(DEADLINE, "all full", |counts| counts == [LIMIT; 3])?;
     println!("{counts:?} accepted, connect p99 {:.1} ms", filled.connect_ms.p99);
     for index in 0..3 {
@@ -33,17 +34,17 @@ fn the_limit_is_reached_exactly_and_the_next_is_refused_at_once() -> Result<()> 
         ensure!(refused.refused == 20, "refused by RST: {refused:?}");
         ensure!(refused.refused_ms.max < 50.0, "within 50 ms: {refused:?}");
     }
-    // The other controllers' own connections still get in.
+    // Connections of the other controllers themselves still get in.
     for host in &cluster.net.controllers[1..] {
         let mut own = Fleet::start(&host.namespace)?;
         let dialled = own.dial(&Dial::new("own", Kind::Raw, 10, &[cluster.address(0)]))?;
         ensure!(dialled.ok == 10, "controllers are exempt: {dialled:?}");
     }
-    ensure!(cluster.counts()? == [LIMIT; 3], "clients as before");
+    ensure!(cluster.counts()? == [LIMIT; 3], "the clients stay");
     Ok(())
 }
 
-/// 3000 dial at once; samples of every controller's count, taken all the while, stay within the limit.
+/// Dials 3000 clients at once and samples every controller's count meanwhile: none exceeds the limit.
 fn never_passed(options: ClusterOptions) -> Result<()> {
     let mut cluster = Cluster::start(options)?;
     let mut dial = Dial::new("all", Kind::Raw, 3000, &cluster.addresses()[..1]);
@@ -77,16 +78,16 @@ fn never_passed(options: ClusterOptions) -> Result<()> {
     );
     ensure!(highest <= LIMIT, "never more than the limit: {highest}");
     ensure!(counts.iter().all(|&count| count <= LIMIT), "never more than the limit: {counts:?}");
-    ensure!(counts[0] == LIMIT, "the dialled one is full: {counts:?}");
+    ensure!(counts[0] == LIMIT, "the dialled controller is full: {counts:?}");
     Ok(())
 }
 
 #[test]
-fn the_limit_is_never_passed_with_3000_at_once() -> Result<()> {
+fn the_limit_is_never_exceeded_with_3000_at_once() -> Result<()> {
     never_passed(limited("lim3k"))
 }
 
 #[test]
-fn the_limit_is_never_passed_with_3000_at_once_over_a_slow_link() -> Result<()> {
+fn the_limit_is_never_exceeded_with_3000_at_once_over_a_slow_link() -> Result<()> {
     never_passed(ClusterOptions { delay: Some(Duration::from_millis(50)), ..limited("limslow") })
 }

@@ -1,9 +1,9 @@
-//! What may befall three controllers that are machines of their own, with native XDP where their kernel has it: cut off,
-//! killed, held for seconds, on a bad line, with a wrong clock, with agents that are killed all the time or replaced by
-//! another version's.
+//! Faults on three controllers in virtual machines, with native XDP where their kernel has it: cut off, killed, paused
+//! for seconds, on a bad network, with a wrong clock, and with agents that are killed all the time or replaced by
+//! another version.
 //!
-//! After each: no connection of a controller that survived is lost, the counts are ss's, newcomers make them even, and
-//! when all clients have gone there is no record left. `cargo xtask machines` boots them.
+//! After each fault: the surviving controllers have lost no connection, the counts match ss, new clients make them
+//! even, and no record is left when all clients have gone. `cargo xtask machines` boots the machines.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::collections::BTreeMap;
@@ -22,15 +22,16 @@ use tests::network::switch::Conditions;
 use tests::support::eventually::eventually;
 use tests::support::noise::Noise;
 
-/// Clients at the beginning, a third at each controller.
+/// Clients at the start, a third at each controller.
 const CLIENTS: usize = 150;
-/// Newcomers afterwards, as many a second as emulated processors admit in passing.
+/// New clients after the fault.
 const NEWCOMERS: usize = 90;
+/// New clients a second: a rate that emulated processors handle easily.
 const PER_SECOND: f64 = 15.0;
-/// A client's patience.
+/// Connect timeout of a client.
 const PATIENCE_MS: u64 = 30_000;
 const BINARY: &str = "/fixtures/balancer";
-/// The same with maps of another layout, and longer records.
+/// Another version, with maps of another layout and longer records.
 const OTHER: &str = "/fixtures/balancer-other";
 
 /// Dials controller a.
@@ -43,7 +44,7 @@ fn dial(machines: &mut Machines, id: &str, count: usize) -> Result<Dialled> {
     Ok(dialled)
 }
 
-/// Machines with [`CLIENTS`] that talk, spread evenly; and how many each controller has.
+/// Starts machines with [`CLIENTS`] that exchange echoes, spread evenly; returns each controller's count too.
 fn filled(seed: u64) -> Result<(Machines, Vec<usize>)> {
     let started = Instant::now();
     let mut machines = Machines::start(seed)?;
@@ -57,7 +58,7 @@ fn filled(seed: u64) -> Result<(Machines, Vec<usize>)> {
     Ok((machines, counts))
 }
 
-/// Waits until all that was relayed to one controller, `relayed` connections, is reset; nothing else is.
+/// Waits until the `relayed` connections to one controller are reset, and checks that no other is.
 fn await_resets(machines: &mut Machines, relayed: usize) -> Result<Stats> {
     let since = Instant::now();
     let stats = eventually(Duration::from_secs(20), "resets", || match machines.fleet.stats() {
@@ -65,21 +66,22 @@ fn await_resets(machines: &mut Machines, relayed: usize) -> Result<Stats> {
         other => Err(format!("{other:?}")),
     })?;
     println!("{relayed} were reset after {} ms", since.elapsed().as_millis());
-    ensure!((stats.reset, stats.lost) == (relayed as u64, relayed as u64), "those and no others: {stats:?}");
+    ensure!((stats.reset, stats.lost) == (relayed as u64, relayed as u64), "only those are reset: {stats:?}");
     Ok(stats)
 }
 
-/// Newcomers make the counts even; nobody has lost anything since `lost` were; when all have gone, nothing is left.
+/// Checks that new clients make the counts even, that no more than `lost` connections were lost, and that no record is
+/// left when all clients have gone.
 fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
     machines.await_settled()?;
-    exact(&machines, "before newcomers", before)?;
-    dial(&mut machines, "newcomers", NEWCOMERS)?;
-    let counts = exact(&machines, "with newcomers", before + NEWCOMERS)?;
-    ensure!(is_even(&counts), "newcomers make the counts even: {counts:?}");
+    exact(&machines, "before new clients", before)?;
+    dial(&mut machines, "new clients", NEWCOMERS)?;
+    let counts = exact(&machines, "with new clients", before + NEWCOMERS)?;
+    ensure!(is_even(&counts), "new clients make the counts even: {counts:?}");
     let stats = await_echoes(&mut machines.fleet, 1)?;
     ensure!(
         (stats.lost, stats.data_errors, stats.open) == (lost as u64, 0, (before + NEWCOMERS) as u64),
-        "none is lost but those: {stats:?}"
+        "only those are lost: {stats:?}"
     );
     no_drift(&machines)?;
 
@@ -117,7 +119,7 @@ fn a_controller_is_cut_off_and_comes_back() -> Result<()> {
     machines.switch.set(|conditions| conditions.cut = Vec::new());
     let healed = Instant::now();
     machines.await_settled()?;
-    println!("settled {} ms after the cut was healed", healed.elapsed().as_millis());
+    println!("all controllers ready {} ms after the cut was healed", healed.elapsed().as_millis());
     ends_well(machines, CLIENTS - counts[2] + 30, stats.lost as usize)
 }
 
@@ -135,11 +137,11 @@ fn a_controllers_machine_is_killed_and_boots_again() -> Result<()> {
 }
 
 #[test]
-fn a_controllers_machine_is_held_for_five_seconds() -> Result<()> {
+fn a_controllers_machine_is_paused_for_five_seconds() -> Result<()> {
     let (mut machines, counts) = filled(3)?;
     machines.controller(2)?.pause(true)?;
     let held = Instant::now();
-    // Its clients are told while it is held, as nobody knows that it will go on.
+    // Its clients are reset during the pause, as the others cannot know that it will resume.
     let stats = await_resets(&mut machines, counts[2])?;
     sleep(Duration::from_secs(5).saturating_sub(held.elapsed()));
     machines.controller(2)?.pause(false)?;
@@ -147,22 +149,22 @@ fn a_controllers_machine_is_held_for_five_seconds() -> Result<()> {
 }
 
 #[test]
-fn the_line_loses_two_percent_and_takes_twenty_milliseconds() -> Result<()> {
+fn the_network_loses_two_percent_and_adds_twenty_milliseconds() -> Result<()> {
     let (mut machines, _) = filled(4)?;
     let bad = Conditions { delay: Duration::from_millis(20), lost_permille: 20, ..Conditions::default() };
     let said = NAMES.iter().enumerate().map(|(index, _)| Ok(machines.log(index)?.len()));
     let said = said.collect::<Result<Vec<_>>>()?;
     machines.switch.set(|conditions| *conditions = bad);
-    dial(&mut machines, "on a bad line", 60)?;
-    let counts = exact(&machines, "on a bad line", CLIENTS + 60)?;
+    dial(&mut machines, "on a bad network", 60)?;
+    let counts = exact(&machines, "on a bad network", CLIENTS + 60)?;
     ensure!(is_even(&counts), "clients are spread: {counts:?}");
     unbroken(&await_echoes(&mut machines.fleet, 10)?, (CLIENTS + 60) as u64)?;
     let lost = machines.switch.frames().lost;
-    ensure!(lost > 50, "the line did lose frames: {lost}");
+    ensure!(lost > 50, "the network did lose frames: {lost}");
     for (index, name) in NAMES.iter().enumerate() {
         let log = machines.log(index)?;
         let log = log.get(said[index]..).unwrap_or(&log);
-        ensure!(!log.contains("is not heard of"), "nobody is given up: {name}: {log}");
+        ensure!(!log.contains("is not heard of"), "no controller is given up: {name}: {log}");
     }
     machines.switch.set(|conditions| *conditions = Conditions::default());
     ends_well(machines, CLIENTS + 60, 0)

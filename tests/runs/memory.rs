@@ -1,4 +1,4 @@
-//! A server that grows with its clients in a cgroup with little memory: killed without the balancer, alive with it.
+//! A server that grows with its clients in a small cgroup: the kernel kills it without the balancer, not with it.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::os::unix::process::ExitStatusExt;
@@ -14,12 +14,12 @@ const MIB: usize = 1 << 20;
 const MEMORY: u64 = 512 << 20;
 const CLIENTS: usize = 700;
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Two stages back take twenty seconds.
+/// Going back two stages takes twenty seconds.
 const RELAXED: Duration = Duration::from_mins(1);
-/// A hundredth of the clients goes every second.
+/// One percent of the clients is closed every second.
 const SHED: Duration = Duration::from_mins(2);
 
-/// The first controller's server keeps `mib` MiB for each client.
+/// A cluster in which the first controller's server keeps `mib` MiB for each client.
 fn leaking(tag: &str, mib: usize, change: impl FnOnce(&mut ClusterOptions)) -> Result<Cluster> {
     let leak = Some(Leak { bytes: mib * MIB, memory: MEMORY });
     let mut options = ClusterOptions { plain: true, leak, ..ClusterOptions::new(tag) };
@@ -27,25 +27,25 @@ fn leaking(tag: &str, mib: usize, change: impl FnOnce(&mut ClusterOptions)) -> R
     Cluster::start(options)
 }
 
-/// Everybody dials the first controller, sixty a second: a look at memory is due for every six.
+/// All clients dial the first controller, sixty a second: six of them between two readings of memory.
 fn everybody(cluster: &Cluster) -> Dial {
     Dial { rate: 60.0, ..Dial::new("all", Kind::Raw, CLIENTS, &[cluster.address(0)]) }
 }
 
 fn cgroup(cluster: &Cluster) -> Result<&Cgroup> {
-    cluster.cgroup.as_ref().context("the server leaks, so it has a cgroup")
+    cluster.cgroup.as_ref().context("a leaking server has a cgroup")
 }
 
 fn ensure_alive(cluster: &mut Cluster) -> Result<()> {
     let (used, kills) = (cgroup(cluster)?.used()?, cgroup(cluster)?.oom_kills()?);
     println!("{} of {} MiB in use", used >> 20, MEMORY >> 20);
     let ended = cluster.servers[0].process().exit_status()?;
-    ensure!(ended.is_none() && kills == 0, "the server has ended: {ended:?}, {kills} killed");
+    ensure!(ended.is_none() && kills == 0, "the server is alive: {ended:?}, {kills} killed");
     Ok(())
 }
 
 #[test]
-fn a_connection_s_memory_comes_and_goes_with_it() -> Result<()> {
+fn the_leaking_server_takes_and_frees_memory_with_each_connection() -> Result<()> {
     let mut cluster = leaking("leak", 1, |options| (options.controllers, options.balancer) = (1, false))?;
     let idle = cgroup(&cluster)?.used()?;
     let few = cluster.fleet.dial(&Dial::new("few", Kind::Raw, 100, &[cluster.address(0)]))?;
@@ -61,7 +61,7 @@ fn a_connection_s_memory_comes_and_goes_with_it() -> Result<()> {
     cluster.servers[0].grow(50 * MIB)?;
     await_growth(&cluster, 150..180)?;
     cluster.fleet.close(100, How::Fin)?;
-    println!("none, and 50 MiB of its own: {} MiB", await_growth(&cluster, 50..80)?);
+    println!("no clients, and 50 MiB of its own: {} MiB", await_growth(&cluster, 50..80)?);
     ensure_alive(&mut cluster)
 }
 
@@ -73,14 +73,14 @@ fn without_the_balancer_a_growing_server_is_killed() -> Result<()> {
     let kills = cgroup(&cluster)?.oom_kills()?;
     println!("{} of {CLIENTS} came in; the server ended by {ended}, {kills} killed", dialled.ok);
     ensure!(ended.signal() == Some(9) && kills > 0, "killed by the kernel: {ended}, {kills}");
-    cluster.await_counts(DEADLINE, "every client lost", |counts| counts == [0]).map(drop)
+    cluster.await_counts(DEADLINE, "every client is lost", |counts| counts == [0]).map(drop)
 }
 
-// From here on with the guard.
+// The memory guard works from here on.
 
-/// Even shares would be 700 MiB on the first controller, which has 512.
+/// An even share would take 700 MiB on the first controller, which has 512.
 #[test]
-fn newcomers_go_to_controllers_with_memory() -> Result<()> {
+fn new_clients_go_to_controllers_with_free_memory() -> Result<()> {
     let mut cluster = leaking("guard3", 3, |_| {})?;
     let dialled = cluster.fleet.dial(&everybody(&cluster))?;
     let counts = cluster.counts()?;
@@ -88,7 +88,7 @@ fn newcomers_go_to_controllers_with_memory() -> Result<()> {
     ensure_alive(&mut cluster)?;
     ensure!(dialled.ok == CLIENTS, "the others have room for all: {dialled:?}");
     let even = CLIENTS / 3;
-    ensure!(counts[0] > 0 && counts[0] < even, "it keeps what fits: {counts:?}");
+    ensure!(counts[0] > 0 && counts[0] < even, "a keeps as many as fit: {counts:?}");
     ensure!(
         counts.iter().sum::<usize>() == CLIENTS && counts[1..].iter().all(|&count| count > even),
         "{counts:?}"
@@ -97,15 +97,15 @@ fn newcomers_go_to_controllers_with_memory() -> Result<()> {
 }
 
 #[test]
-fn a_lone_controller_refuses_before_it_is_killed_and_recovers() -> Result<()> {
+fn a_lone_controller_refuses_clients_before_memory_runs_out_and_recovers() -> Result<()> {
     let mut cluster = leaking("guard1", 1, |options| options.controllers = 1)?;
     let dialled = cluster.fleet.dial(&everybody(&cluster))?;
     let counts = cluster.counts()?;
     println!("{counts:?} of {CLIENTS}, {} refused", dialled.refused);
     ensure_alive(&mut cluster)?;
-    ensure!(dialled.ok + dialled.refused == CLIENTS, "in or refused: {dialled:?}");
+    ensure!(dialled.ok + dialled.refused == CLIENTS, "every client is served or refused: {dialled:?}");
     let status = cluster.daemons[0].status()?;
-    let memory = status["balance"]["memory"].as_str().context("what memory allows")?;
+    let memory = status["balance"]["memory"].as_str().context("the state of memory in status")?;
     ensure!(
         memory.starts_with("new clients are refused (") && memory.contains("of 512 MiB"),
         "status says so: {memory}"
@@ -120,7 +120,7 @@ fn a_lone_controller_refuses_before_it_is_killed_and_recovers() -> Result<()> {
     // 90 % of 512 MiB is 460; the server itself takes some.
     ensure!((400..500).contains(&counts[0]), "as many as fit: {counts:?}");
     let stats = cluster.fleet.stats()?;
-    ensure!(stats.lost == 0, "refused, not closed: {stats:?}");
+    ensure!(stats.lost == 0, "clients are refused, none is closed: {stats:?}");
     cluster.fleet.close(counts[0], How::Fin)?;
     let again = Dial::new("again", Kind::Raw, 20, &[cluster.address(0)]);
     eventually(RELAXED, "room again", || match cluster.fleet.dial(&again) {
@@ -142,21 +142,21 @@ fn clients_are_shed_when_the_server_grows_on_its_own() -> Result<()> {
             used => Err(used.to_string()),
         }
     })?;
-    // The last of them may still be growing.
+    // The server may still be growing for the last of them.
     std::thread::sleep(Duration::from_secs(1));
     let missing = (MEMORY / 100 * 96).saturating_sub(cgroup(&cluster)?.used()?);
     cluster.servers[0].grow(usize::try_from(missing)?)?;
     ensure_alive(&mut cluster)?;
-    // Until 90 % of 512 MiB: thirty connections less, and a few more while it calms down.
-    let counts = cluster.await_counts(SHED, "some shed", |counts| counts[0] <= 350)?;
+    // Shedding stops at 90 % of 512 MiB: thirty connections less, and a few more until the stage relaxes.
+    let counts = cluster.await_counts(SHED, "some are shed", |counts| counts[0] <= 350)?;
     println!("{counts:?} of 380 while it shed");
-    let counts = eventually(SHED, "no more shed", || {
+    let counts = eventually(SHED, "shedding stops", || {
         let before = cluster.counts().map_err(|error| format!("{error:#}"))?;
         std::thread::sleep(Duration::from_secs(3));
         let after = cluster.counts().map_err(|error| format!("{error:#}"))?;
         if before == after { Ok(after) } else { Err(format!("{before:?}, then {after:?}")) }
     })?;
-    println!("{counts:?} of 380 when it was calm");
+    println!("{counts:?} of 380 when shedding stopped");
     ensure!(counts[0] > 200, "no more than needed: {counts:?}");
     ensure_alive(&mut cluster)
 }

@@ -1,8 +1,8 @@
-//! Churn, restarts and faults at random, for as long as one likes: `cargo xtask soak`. Memory stays flat, no count drifts,
-//! and when all clients have gone every table is empty.
+//! Random churn, restarts and faults for a chosen time: `cargo xtask soak`. Memory stays flat, no count drifts, and
+//! every table is empty when all clients have gone.
 //!
-//! `$BALANCER_SOAK_SECONDS` says how long (a short run without), `$BALANCER_SOAK_SEED` which course: a run prints the seed
-//! that repeats it.
+//! `$BALANCER_SOAK_SECONDS` sets the length (short by default) and `$BALANCER_SOAK_SEED` the course: a run prints the
+//! seed that repeats it.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::collections::BTreeMap;
@@ -16,21 +16,21 @@ use tests::juju::fleet::{Dial, How, Kind};
 use tests::support::eventually::eventually;
 use tests::support::noise::Noise;
 
-/// In every test run.
+/// Length of the run in every test run.
 const SHORT_S: u64 = 25;
-/// Fewer clients are not worth a fault, more are too many for one machine.
+/// Fewer clients make a fault pointless; more are too many for one machine.
 const CLIENTS: std::ops::Range<usize> = 100..1500;
-/// Counts are the kernel's, and whatever broke is at work again, within this: a server that lost its client by its host's
-/// silence asks after it every 15 s.
+/// Counts match the kernel's, and broken parts work again, within this: a server whose client vanished with a silent
+/// host probes it every 15 s.
 const SETTLE: Duration = Duration::from_secs(30);
-/// Every client asks for an echo so often.
+/// Interval between the echoes of a client.
 const ECHO: Duration = Duration::from_secs(1);
-/// Longer than the collector waits for a closed connection's last packets, and than a silent peer is asked after.
+/// Longer than the collector waits for a closed connection's last packets, and than TCP probes a silent peer.
 const EMPTY: Duration = Duration::from_secs(90);
-/// What an agent may hold more in the second half of a run than in the first, octets.
+/// An agent's memory may grow by this many bytes from the first half of a run to the second.
 const GROWTH: u64 = 3 << 20;
 
-/// What is done to the cluster.
+/// One random action on the cluster.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Step {
     Dial,
@@ -43,7 +43,7 @@ enum Step {
     Bulk,
 }
 
-/// Faults are rarer than what clients do all the time.
+/// Faults are rarer than the clients' own actions.
 const STEPS: [Step; 16] = [
     Step::Dial,
     Step::Dial,
@@ -63,7 +63,7 @@ const STEPS: [Step; 16] = [
     Step::Bulk,
 ];
 
-/// A number in the environment.
+/// A number from the environment.
 fn given(name: &str) -> Result<Option<u64>> {
     let Some(text) = std::env::var_os(name) else { return Ok(None) };
     let number = text.to_str().and_then(|text| text.parse().ok());
@@ -90,7 +90,7 @@ impl Course {
                 let mut dial = Dial::new(&format!("dial {}", self.dials), Kind::Single, count, &[address]);
                 (dial.rate, dial.timeout_ms) = (200.0, 20_000);
                 let dialled = self.cluster.fleet.dial(&dial)?;
-                ensure!(dialled.ok == count && dialled.wrong_peer == 0, "all get in: {dialled:?}");
+                ensure!(dialled.ok == count && dialled.wrong_peer == 0, "every client gets in: {dialled:?}");
             }
             Step::CloseOrderly | Step::CloseAbruptly => {
                 let how = if step == Step::CloseOrderly { How::Fin } else { How::Rst };
@@ -116,12 +116,12 @@ impl Course {
         self.settle(step)
     }
 
-    /// After each step the counts are the kernel's and the clients', all controllers serve, and only faults cost
-    /// connections; says how many were lost.
+    /// Checks after each step that the counts match the kernel and the clients, that all controllers serve, and that
+    /// only faults cost connections; returns the number lost.
     fn settle(&mut self, step: Step) -> Result<u64> {
         self.cluster.await_settled()?;
         let Self { cluster, lost: before, .. } = self;
-        // A client whose relay went with its entry is told when it speaks, and it may speak as late as TCP repeats it.
+        // A client whose relay vanished with its entry hears of it when it next sends, which TCP may repeat late.
         let settled = Instant::now();
         let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
             let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;
@@ -136,11 +136,11 @@ impl Course {
         })?;
         let lost = lost - std::mem::replace(before, lost);
         let is_fault = matches!(step, Step::SilenceHost | Step::RestartServer);
-        ensure!(lost == 0 || is_fault, "{lost} connections were lost by no fault");
+        ensure!(lost == 0 || is_fault, "{lost} connections were lost without a fault");
         Ok(lost)
     }
 
-    /// Largest of the agents, octets.
+    /// Resident bytes of the largest agent.
     fn memory(&mut self) -> Result<u64> {
         let sizes = self.cluster.daemons.iter_mut().map(|daemon| daemon.process()?.resident_bytes());
         Ok(sizes.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default())
@@ -152,7 +152,7 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
     let length = Duration::from_secs(given("BALANCER_SOAK_SECONDS")?.unwrap_or(SHORT_S));
     let seed = given("BALANCER_SOAK_SEED")?.unwrap_or_else(|| Noise::fresh().next() >> 32);
     println!("seed {seed}, {} s", length.as_secs());
-    // Shedding would end connections too; other runs are about that.
+    // Shedding would end connections too; the policy runs cover it.
     let policy = toml::Table::from_iter([("rebalance".to_owned(), "off".into())]);
     let cluster = Cluster::start(ClusterOptions { policy, ..ClusterOptions::new("soak") })?;
     let (noise, done) = (Noise::new(seed), BTreeMap::new());
@@ -187,7 +187,7 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
         halves[0] >> 10,
         halves[1] >> 10
     );
-    ensure!(halves[1] <= halves[0] + GROWTH, "memory stays flat: {halves:?} octets, seed {seed}");
+    ensure!(halves[1] <= halves[0] + GROWTH, "memory stays flat: {halves:?} bytes, seed {seed}");
     no_drift(&course.cluster)?;
 
     let cluster = &mut course.cluster;

@@ -19,7 +19,8 @@ use crate::seeded::each_seed;
 /// Latencies of a local network, and of a bad one.
 const NEAR: (u64, u64) = (1, 5);
 const FAR: (u64, u64) = (1, 50);
-/// From the first datagram until all know all: a heartbeat has to move, and those who are silent are sought every 100 ms.
+/// From the first datagram until all know all: a heartbeat has to move, and those who are silent are sought every 100
+/// ms.
 const START: Duration = ms(300);
 /// Until all know all again, whose heartbeats have moved meanwhile.
 const RETURN: Duration = ms(200);
@@ -215,7 +216,8 @@ fn all_restart_at_once() {
     });
 }
 
-/// Those who heard nothing of it since the cut hear of a heartbeat that has moved, and cannot know that it was the last.
+/// Those who heard nothing of it since the cut hear of a heartbeat that has moved, and cannot know that it was the
+/// last.
 #[test]
 fn one_that_died_beyond_a_partition_passes_for_alive_no_longer_than_any() {
     each_seed(6, |seed| {
