@@ -1,5 +1,5 @@
-//! What breaks around the balancer and must not break its clients: agents killed, restarted and removed, a
-//! controller's host gone, servers killed, connections closed in every way and older than the balancer.
+//! Faults around the balancer that must not break its clients: agents killed, restarted and removed, a controller's
+//! host gone, servers killed, connections closed in every way, and connections older than the balancer.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +15,9 @@ use tests::cluster::{API_PORT, Cluster, ClusterOptions, is_even};
 use tests::juju::fleet::{Dial, Dialled, How, Kind};
 use tests::support::eventually::eventually;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Deadline for a state to appear, with room for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
-/// An agent goes by what it found until it is so old.
+/// A new agent trusts the views that it found in the maps for less than this.
 const STARTED: Duration = Duration::from_secs(4);
 
 #[test]
@@ -46,8 +46,8 @@ fn a_killed_agent_breaks_no_connection_and_its_successor_counts_right() -> Resul
     await_state(&cluster, 0, "b", "ready")?;
     await_state(&cluster, 0, "c", "ready")?;
     let newcomers = cluster.dial("after", Kind::Single, 300)?;
-    let counts = exact(&cluster, "300 newcomers", 1800)?;
-    ensure!(is_even(&counts), "newcomers are balanced: {counts:?} {newcomers:?}");
+    let counts = exact(&cluster, "300 new clients", 1800)?;
+    ensure!(is_even(&counts), "new clients are balanced: {counts:?} {newcomers:?}");
     unbroken(&cluster.fleet.stats()?, 1800)?;
     no_drift(&cluster)
 }
@@ -69,18 +69,18 @@ fn agents_restarted_one_after_another_break_no_connection() -> Result<()> {
         await_state(&cluster, 0, peer, "ready")?;
     }
     cluster.dial("after", Kind::Single, 300)?;
-    let counts = exact(&cluster, "300 newcomers", 1200)?;
-    ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
+    let counts = exact(&cluster, "300 new clients", 1200)?;
+    ensure!(is_even(&counts), "new clients are balanced: {counts:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
     no_drift(&cluster)
 }
 
 #[test]
-fn an_owner_s_agent_that_is_killed_at_once_ends_no_relay() -> Result<()> {
+fn an_owners_agent_killed_right_after_the_start_ends_no_relay() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("qonce"))?;
     cluster.dial("before", Kind::Single, 300)?;
     ensure!(cluster.counts()?[2] > 80, "a third of them is relayed to c");
-    // The others have just started, and heard of it.
+    // The other agents have just started and have heard of c.
     cluster.daemons[2].kill9();
     cluster.fleet.traffic(Duration::from_millis(200))?;
     std::thread::sleep(STARTED);
@@ -88,7 +88,7 @@ fn an_owner_s_agent_that_is_killed_at_once_ends_no_relay() -> Result<()> {
 }
 
 #[test]
-fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<()> {
+fn a_silent_host_gets_no_new_clients_and_its_relayed_clients_get_a_reset() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("silent"))?;
     let first = cluster.dial("before", Kind::Single, 600)?;
     exact(&cluster, "600 open", 600)?;
@@ -100,15 +100,15 @@ fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<(
     cluster.net.controllers[2].silence(true)?;
     await_state(&cluster, 0, "c", "absent")?;
     let noticed = silenced.elapsed();
-    // After 1.4 s, were the machine idle.
-    ensure!(noticed < Duration::from_secs(4), "c is missed after {noticed:?}");
+    // An idle machine needs 1.4 s.
+    ensure!(noticed < Duration::from_secs(4), "c is absent within 4 s: {noticed:?}");
     let newcomers = cluster.dial("during", Kind::Single, 100)?;
-    println!("newcomers after {noticed:?}: {:?}, connect {:?}", newcomers.by_server, newcomers.connect_ms);
+    println!("new clients after {noticed:?}: {:?}, connect {:?}", newcomers.by_server, newcomers.connect_ms);
     ensure!(!newcomers.by_server.contains_key("c"), "c is not picked: {newcomers:?}");
-    // A SYN that went to c would be repeated after 1 s.
-    ensure!(newcomers.connect_ms.max < 900.0, "newcomers get in at once: {newcomers:?}");
+    // A client would repeat a SYN to c after 1 s.
+    ensure!(newcomers.connect_ms.max < 900.0, "new clients get in at once: {newcomers:?}");
     let left = Duration::from_secs(7).saturating_sub(silenced.elapsed());
-    let stats = eventually(left, "resets of what was relayed to c", || match cluster.fleet.stats() {
+    let stats = eventually(left, "resets of the connections relayed to c", || match cluster.fleet.stats() {
         Ok(stats) if stats.reset >= relayed => Ok(stats),
         other => Err(format!("{other:?}")),
     })?;
@@ -117,7 +117,7 @@ fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<(
         stats.reset,
         silenced.elapsed().as_millis()
     );
-    ensure!((stats.reset, stats.lost) == (relayed, relayed), "those and no others: {stats:?}");
+    ensure!((stats.reset, stats.lost) == (relayed, relayed), "only those are reset: {stats:?}");
     let status = cluster.daemons[0].status()?;
     ensure!(seen(&status, "c")?["state"] == "absent", "{status}");
 
@@ -126,13 +126,13 @@ fn a_silent_host_gets_no_newcomers_and_its_relayed_clients_a_reset() -> Result<(
 }
 
 #[test]
-fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
+fn a_returning_host_takes_its_share_of_new_clients() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("back"))?;
     cluster.net.controllers[2].silence(true)?;
     await_state(&cluster, 0, "c", "absent")?;
     let first = cluster.dial("during", Kind::Single, 300)?;
     ensure!(!first.by_server.contains_key("c"), "c is not picked: {first:?}");
-    // The rate of newcomers is an average over a second or so.
+    // The arrival rate is an average over a second or so; let the burst fade.
     std::thread::sleep(Duration::from_secs(3));
     cluster.net.controllers[2].silence(false)?;
     let back = Instant::now();
@@ -140,7 +140,7 @@ fn a_host_that_is_back_takes_its_share_of_newcomers() -> Result<()> {
     println!("ready {} ms after it was back", back.elapsed().as_millis());
     let second = cluster.dial_paced("after", Kind::Single, 300, 150.0)?;
     let counts = exact(&cluster, "600 open", 600)?;
-    println!("newcomers when it is back: {:?}", second.by_server);
+    println!("new clients after its return: {:?}", second.by_server);
     ensure!(
         second.by_server.get("c").is_some_and(|&count| count >= 150) && is_even(&counts),
         "{second:?} {counts:?}"
@@ -159,7 +159,7 @@ fn programs_on(cluster: &Cluster, index: usize) -> Result<usize> {
 }
 
 #[test]
-fn an_ended_agent_leaves_the_data_path_and_uninstall_takes_it_away() -> Result<()> {
+fn a_stopped_agent_leaves_the_data_path_and_uninstall_removes_it() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("leave"))?;
     cluster.dial("before", Kind::Single, 300)?;
     exact(&cluster, "300 open", 300)?;
@@ -185,9 +185,9 @@ fn an_ended_agent_leaves_the_data_path_and_uninstall_takes_it_away() -> Result<(
         let (code, out, errors) = daemon.cli(&["uninstall"])?;
         ensure!(code == Some(0) && out.contains("there was no data path"), "{out}{errors}");
     }
-    // The kernel lets links go in its own time.
+    // The kernel releases links a little later.
     for index in 0..3 {
-        eventually(SOON, &format!("nothing hangs on eth0 of controller {index}"), || {
+        eventually(SOON, &format!("no program on eth0 of controller {index}"), || {
             match programs_on(&cluster, index) {
                 Ok(0) => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -212,7 +212,7 @@ fn an_ended_agent_leaves_the_data_path_and_uninstall_takes_it_away() -> Result<(
     Ok(())
 }
 
-/// The kernel's numbers of the programs that filters run on `eth0` of controller `index`, `ingress` and `egress`.
+/// Kernel ids of the programs that filters run on `eth0` of controller `index`: ingress, egress.
 fn filters(cluster: &Cluster, index: usize) -> Result<[Vec<u32>; 2]> {
     let programs = |direction| -> Result<Vec<u32>> {
         let host = &cluster.net.controllers[index].namespace;
@@ -225,7 +225,7 @@ fn filters(cluster: &Cluster, index: usize) -> Result<[Vec<u32>; 2]> {
 }
 
 #[test]
-fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()> {
+fn filters_outlive_the_agent_and_its_successor_takes_them_over() -> Result<()> {
     let options = ClusterOptions { hook: Some("clsact".to_owned()), ..ClusterOptions::new("qfilter") };
     let mut cluster = Cluster::start(options)?;
     cluster.dial("before", Kind::Single, 600)?;
@@ -235,7 +235,7 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     for index in 0..3 {
         let hooked = filters(&cluster, index)?;
         ensure!(hooked.iter().all(|programs| programs.len() == 1), "one filter each way: {hooked:?}");
-        ensure!(programs_on(&cluster, index)? == 0, "and nothing else");
+        ensure!(programs_on(&cluster, index)? == 0, "no tcx program beside the filters");
     }
     let before = filters(&cluster, 0)?;
     cluster.fleet.traffic(Duration::from_millis(300))?;
@@ -258,8 +258,8 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     unbroken(&await_echoes(&mut cluster.fleet, 4)?, 600)?;
     cluster.await_settled()?;
     cluster.dial("after", Kind::Single, 300)?;
-    let counts = exact(&cluster, "300 newcomers", 900)?;
-    ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
+    let counts = exact(&cluster, "300 new clients", 900)?;
+    ensure!(is_even(&counts), "new clients are balanced: {counts:?}");
     unbroken(&cluster.fleet.stats()?, 900)?;
     no_drift(&cluster)?;
     cluster.ensure_valid()?;
@@ -287,7 +287,7 @@ fn filters_outlive_their_agent_and_its_successor_takes_them_over() -> Result<()>
     Ok(())
 }
 
-/// The clients that controller `index` restores, by the entry's address and its relay source port.
+/// Clients whose address controller `index` restores, by the entry's address and relay source port.
 fn restored(cluster: &Cluster, index: usize) -> Result<BTreeMap<SocketAddr, SocketAddr>> {
     let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.host());
     let flows = cluster.daemons[index].flows()?.into_iter();
@@ -298,7 +298,7 @@ fn restored(cluster: &Cluster, index: usize) -> Result<BTreeMap<SocketAddr, Sock
 }
 
 #[test]
-fn a_host_that_is_back_takes_newcomers_in_the_places_of_relays_that_only_it_still_has() -> Result<()> {
+fn new_clients_replace_relays_that_only_a_returning_host_still_has() -> Result<()> {
     const EACH: usize = 3000;
     let options = ClusterOptions { plain: true, client_addresses: 2, ..ClusterOptions::new("qback") };
     let mut cluster = Cluster::start(options)?;
@@ -319,19 +319,19 @@ fn a_host_that_is_back_takes_newcomers_in_the_places_of_relays_that_only_it_stil
 
     cluster.net.controllers[2].silence(true)?;
     let lost = old.len() as u64;
-    let stats = eventually(SOON, "resets of what was relayed to c", || match cluster.fleet.stats() {
+    let stats = eventually(SOON, "resets of the connections relayed to c", || match cluster.fleet.stats() {
         Ok(stats) if stats.lost >= lost => Ok(stats),
         other => Err(format!("{other:?}")),
     })?;
-    ensure!((stats.reset, stats.lost) == (lost, lost), "those and no others: {stats:?}");
+    ensure!((stats.reset, stats.lost) == (lost, lost), "only those are reset: {stats:?}");
     cluster.net.controllers[2].silence(false)?;
     cluster.await_settled()?;
-    // Nobody has told c: to it they are as alive as they were.
+    // c was cut off during the resets, so its connections look alive to it.
     ensure!(cluster.counts()? == counts && restored(&cluster, 2)? == old, "c still has its old connections");
 
-    // A relay source port is one of 64,512, drawn at random: of 1000 draws 15 meet one of 1000 old ones.
-    // An address of their own keeps the newcomers' ports apart from the old clients'.
-    let newcomers = cluster.fleet.dial(&from("newcomers", vec![second], EACH, entry))?;
+    // A relay source port is one of 64,512, drawn at random: of 1000 draws 15 hit one of 1000 old ones.
+    // The new clients have another address, so their own ports do not collide with the old clients'.
+    let newcomers = cluster.fleet.dial(&from("new clients", vec![second], EACH, entry))?;
     unharmed(&newcomers, EACH)?;
     ensure!(newcomers.connect_ms.max < 900.0, "no SYN is repeated: {newcomers:?}");
     for index in [1, 2] {
@@ -342,15 +342,15 @@ fn a_host_that_is_back_takes_newcomers_in_the_places_of_relays_that_only_it_stil
     let replaced =
         old.iter().filter(|(entry, client)| now.get(entry).is_some_and(|now| now != *client)).count();
     println!(
-        "{} old relays, {} now, {replaced} places taken by others; connect {:?}",
+        "{} old relays, {} now, {replaced} replaced by others; connect {:?}",
         old.len(),
         now.len(),
         newcomers.connect_ms
     );
-    ensure!(replaced > 0, "some newcomers are to come by the source ports of old relays");
-    exact(&cluster, "3600 newcomers", 2 * EACH + 600)?;
+    ensure!(replaced > 0, "some new clients use source ports of old relays");
+    exact(&cluster, "3600 new clients", 2 * EACH + 600)?;
 
-    // From the very ports of c's old clients, which to c are connected.
+    // These dial from the ports of c's old clients, which c takes for connected.
     let ports: Vec<SocketAddr> = old.values().copied().take(200).collect();
     let again = cluster.fleet.dial(&from("again", ports, 200, entry))?;
     unharmed(&again, 200)?;
@@ -359,24 +359,24 @@ fn a_host_that_is_back_takes_newcomers_in_the_places_of_relays_that_only_it_stil
         "200 from ports of old connections, {conflicts} SYNs in conflict; connect {:?}",
         again.connect_ms
     );
-    ensure!(conflicts.as_u64() > Some(0), "some are to meet their old connections");
+    ensure!(conflicts.as_u64() > Some(0), "some SYNs collide with their old connections");
     ensure!(again.connect_ms.max < 2500.0, "a SYN is repeated once at most: {again:?}");
-    // Each that was not reset is answered, with its own data. (One that is not waits all the while.)
+    // Each connection that was not reset gets its own data back; one without an answer would show as a long stall.
     let open = (2 * EACH + 200 + 600) as u64 - lost;
     cluster.fleet.traffic(Duration::from_secs(1))?;
     let stats = await_echoes(&mut cluster.fleet, 5)?;
-    ensure!(stats.max_stall_ms < 2000.0, "each has its answers: {stats:?}");
+    ensure!(stats.max_stall_ms < 2000.0, "no client waits for its echoes: {stats:?}");
     ensure!(
         (stats.lost, stats.data_errors, stats.open) == (lost, 0, open),
-        "none of the new ones: {stats:?}"
+        "no new connection is lost: {stats:?}"
     );
     no_drift(&cluster)
 }
 
 #[test]
-fn dials_work_after_a_thousand_ends_and_a_restarted_server() -> Result<()> {
+fn clients_connect_after_a_thousand_closes_and_a_server_restart() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("qends"))?;
-    // Steadily and through all entries at a time, so that each controller has about as many.
+    // Dial steadily and through all entries at once, so that the controllers have about equal counts.
     let through_each = |cluster: &mut Cluster, what: &str, count: usize| -> Result<BTreeMap<String, usize>> {
         let ids = [0, 1, 2].map(|index| format!("{what} {index}"));
         for (index, id) in ids.iter().enumerate() {
@@ -404,18 +404,21 @@ fn dials_work_after_a_thousand_ends_and_a_restarted_server() -> Result<()> {
     exact(&cluster, "the server of b is another", 700 - counts[1])?;
     cluster.await_settled()?;
     let open = (700 - counts[1]) as u64;
-    let lost = eventually(SOON, "clients have noticed", || match cluster.fleet.stats() {
+    let lost = eventually(SOON, "clients notice the loss", || match cluster.fleet.stats() {
         Ok(stats) if stats.open == open => Ok(stats.lost),
         other => Err(format!("{other:?}")),
     })?;
     let served = through_each(&mut cluster, "after", 300)?;
     println!("after: {served:?}");
-    ensure!(["a", "b", "c"].iter().all(|name| served.contains_key(*name)), "each takes some: {served:?}");
+    ensure!(
+        ["a", "b", "c"].iter().all(|name| served.contains_key(*name)),
+        "each controller takes some: {served:?}"
+    );
     let open = open + 900;
-    exact(&cluster, "900 newcomers", open as usize)?;
+    exact(&cluster, "900 new clients", open as usize)?;
     cluster.fleet.traffic(Duration::from_secs(1))?;
     let stats = await_echoes(&mut cluster.fleet, 5)?;
-    ensure!(stats.max_stall_ms < 2000.0, "each has its answers: {stats:?}");
+    ensure!(stats.max_stall_ms < 2000.0, "no client waits for its echoes: {stats:?}");
     ensure!(
         (stats.lost, stats.data_errors, stats.open) == (lost, 0, open),
         "{lost} were lost before: {stats:?}"
@@ -423,7 +426,7 @@ fn dials_work_after_a_thousand_ends_and_a_restarted_server() -> Result<()> {
     no_drift(&cluster)
 }
 
-/// Waits until the interfaces that controller `index` says it has hooked are `wanted`.
+/// Waits until the status of controller `index` lists exactly the interfaces `wanted` as hooked.
 fn await_hooks(cluster: &Cluster, index: usize, wanted: &[&str]) -> Result<()> {
     eventually(SOON, &format!("{wanted:?} hooked"), || {
         let status = cluster.daemons[index].status().map_err(|error| format!("{error:#}"))?;
@@ -433,7 +436,7 @@ fn await_hooks(cluster: &Cluster, index: usize, wanted: &[&str]) -> Result<()> {
     })
 }
 
-/// An interface of two goes and comes back, with `configured` as `api.interfaces`.
+/// Removes one of two interfaces and brings it back, with `configured` as `api.interfaces`.
 fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { interfaces: 2, ..ClusterOptions::new(tag) })?;
     if let Some(names) = configured {
@@ -464,30 +467,30 @@ fn interface_lost(tag: &str, configured: Option<&[&str]>) -> Result<()> {
     exact(&cluster, "300 by the other interface", 600)?;
     let shared =
         |dialled: &Dialled| ["a", "b", "c"].iter().all(|&name| dialled.by_server.get(name) > Some(&50));
-    ensure!(shared(&during), "each takes some: {during:?}");
+    ensure!(shared(&during), "each controller takes some: {during:?}");
     ensure!(cluster.daemons[0].is_running(), "the agent goes on");
 
     cluster.net.plug_again(0, 1)?;
     await_hooks(&cluster, 0, &["eth0", "eth1"])?;
     let after = other_way(&mut cluster, "after", 300)?;
     exact(&cluster, "300 by the interface that is back", 900)?;
-    ensure!(shared(&after), "each takes some: {after:?}");
+    ensure!(shared(&after), "each controller takes some: {after:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 3)?, 900)?;
     no_drift(&cluster)
 }
 
 #[test]
-fn an_interface_that_goes_and_comes_back_is_hooked_again() -> Result<()> {
+fn an_interface_that_disappears_and_returns_is_hooked_again() -> Result<()> {
     interface_lost("qiface", None)
 }
 
 #[test]
-fn a_configured_interface_that_goes_and_comes_back_is_hooked_again() -> Result<()> {
+fn a_configured_interface_that_disappears_and_returns_is_hooked_again() -> Result<()> {
     interface_lost("qifacec", Some(&["eth0", "eth1"]))
 }
 
 #[test]
-fn an_interface_that_is_configured_no_more_is_let_go() -> Result<()> {
+fn an_interface_removed_from_the_configuration_is_released() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { interfaces: 2, ..ClusterOptions::new("qlet") })?;
     for wanted in [&["eth0", "eth1"][..], &["eth0"]] {
         let daemon = &mut cluster.daemons[0];
@@ -497,7 +500,7 @@ fn an_interface_that_is_configured_no_more_is_let_go() -> Result<()> {
         await_hooks(&cluster, 0, wanted)?;
         let pins = walk(cluster.daemons[0].pins());
         let listed = pins.iter().filter(|pin| pin.starts_with("ingress-")).count();
-        ensure!(listed == wanted.len(), "one pin for each of {wanted:?}: {pins:?}");
+        ensure!(listed == wanted.len(), "one ingress pin for each of {wanted:?}: {pins:?}");
     }
     let dialled = cluster.dial("by the other", Kind::Single, 60)?;
     ensure!(dialled.ok == 60, "{dialled:?}");
@@ -528,20 +531,20 @@ fn connections_older_than_the_balancer_are_counted() -> Result<()> {
         await_state(&cluster, 0, peer, "ready")?;
     }
     let newcomers = cluster.dial_paced("after", Kind::Single, 400, 200.0)?;
-    let counts = exact(&cluster, "400 newcomers", 600)?;
-    // A third of them, 133, if the older ones were not counted.
+    let counts = exact(&cluster, "400 new clients", 600)?;
+    // a would take a third of them, 133, if the older connections were not counted.
     ensure!(
         newcomers.by_server.get("a").is_none_or(|&count| count < 60),
-        "newcomers go where room is: {counts:?} {newcomers:?}"
+        "new clients go to controllers with room: {counts:?} {newcomers:?}"
     );
     cluster.daemons[0].restart()?;
-    ensure!(exact(&cluster, "restarted", 600)? == counts, "counted once");
+    ensure!(exact(&cluster, "restarted", 600)? == counts, "each connection is counted once");
     unbroken(&cluster.fleet.stats()?, 600)?;
     no_drift(&cluster)
 }
 
 #[test]
-fn counts_are_the_kernels_after_every_kind_of_end() -> Result<()> {
+fn counts_match_the_kernel_after_every_kind_of_close() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { plain: true, ..ClusterOptions::new("mixed") })?;
     cluster.dial("one", Kind::Raw, 5000)?;
     ensure!(is_even(&exact(&cluster, "5000 open", 5000)?));
@@ -554,7 +557,7 @@ fn counts_are_the_kernels_after_every_kind_of_end() -> Result<()> {
     cluster.close_at_servers(200)?;
     exact(&cluster, "200 ended by each server", 2800)?;
 
-    // Handshakes that are never completed: no SYN-ACK gets through.
+    // These handshakes never complete: no SYN-ACK gets through.
     let client = &cluster.net.clients[0].namespace;
     client.exec("nft add table inet half")?;
     client.exec("nft add chain inet half input { type filter hook input priority 0 ; }")?;
@@ -569,7 +572,7 @@ fn counts_are_the_kernels_after_every_kind_of_end() -> Result<()> {
     exact(&cluster, "a server killed", 2800 - counts[1])?;
     let open = cluster.fleet.stats()?.clients;
     cluster.fleet.close(open, How::Fin)?;
-    let left = eventually(SOON, "all but abandoned ones closed", || match cluster.counts() {
+    let left = eventually(SOON, "all but the abandoned connections are closed", || match cluster.counts() {
         Ok(counts) if counts.iter().sum::<usize>() <= 400 => Ok(counts),
         other => Err(format!("{other:?}")),
     })?;

@@ -1,4 +1,4 @@
-//! The fixtures prove themselves: what they count, delay, break and clean up, without a balancer. Needs root.
+//! Tests of the fixtures themselves, without a balancer: how they count, delay, break and clean up. Needs root.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -23,7 +23,7 @@ fn cluster(tag: &str, change: impl FnOnce(&mut ClusterOptions)) -> Result<Cluste
     Cluster::start(options)
 }
 
-/// Juju's habits at a pace that a test can wait for.
+/// Juju's retry habits, sped up so that a test can wait for them.
 fn brisk() -> Timing {
     Timing {
         back_off_first: 100,
@@ -56,18 +56,18 @@ fn a_thousand_tls_clients_are_counted_exactly_through_mixed_closes() -> Result<(
         ensure!(cluster.fleet.close(100, how)? == 100);
         cluster.await_counts(SOON, &format!("100 closed by {how:?}"), |counts| counts == [left, 0, 0])?;
     }
-    // Abandoned ones stay open at both ends.
+    // Abandoned connections stay open at both ends.
     ensure!(cluster.fleet.close(100, How::Abandon)? == 100);
     ensure!(cluster.counts()? == [800, 0, 0]);
     ensure!(cluster.servers[0].close(100)? == 100);
-    let stats = eventually(SOON, "what the server closed", || match cluster.fleet.stats() {
-        // Some of those that the server chose may be abandoned ones, which do not answer its FIN.
+    let stats = eventually(SOON, "the server's closes reach the clients", || match cluster.fleet.stats() {
+        // The server may have chosen abandoned connections, which do not answer its FIN.
         Ok(stats) if stats.lost > 0 && stats.open + stats.lost == 700 => Ok(stats),
         other => Err(Box::new(other)),
     })?;
     ensure!(stats.reset == 0 && stats.data_errors == 0, "{stats:?}");
     cluster.servers[0].kill9();
-    eventually(SOON, "all lost with their server", || match cluster.fleet.stats() {
+    eventually(SOON, "all are lost with their server", || match cluster.fleet.stats() {
         Ok(stats) if (stats.open, stats.lost, stats.clients) == (0, 700, 0) => Ok(()),
         other => Err(Box::new(other)),
     })?;
@@ -94,7 +94,7 @@ fn raw_clients_are_cheap_and_echo() -> Result<()> {
 }
 
 #[test]
-fn bulk_data_arrives_whole_over_both_families_with_and_without_offloads() -> Result<()> {
+fn bulk_data_arrives_intact_over_both_families_with_and_without_offloads() -> Result<()> {
     for ipv6 in [false, true] {
         let mut cluster = cluster(if ipv6 { "bulk6" } else { "bulk4" }, |options| options.ipv6 = ipv6)?;
         let address = cluster.address(0);
@@ -108,11 +108,11 @@ fn bulk_data_arrives_whole_over_both_families_with_and_without_offloads() -> Res
 }
 
 #[test]
-fn a_delayed_line_has_its_round_trip_and_loses_nothing() -> Result<()> {
+fn a_delayed_link_has_the_set_round_trip_time_and_loses_nothing() -> Result<()> {
     let mut cluster = cluster("slow", |options| options.delay = Some(Duration::from_millis(50)))?;
     let client = &cluster.net.clients[0].namespace;
     for target in ["10.77.0.11", "fd77::11"] {
-        // The first echo also waits for the neighbour's address.
+        // The first echo also waits for neighbour discovery.
         client.exec(&format!("ping -q -c 1 -w 5 {target}"))?;
         let text = client.exec(&format!("ping -q -c 10 -i 0.2 -w 5 {target}"))?;
         let least = text.split(" = ").nth(1).and_then(|times| times.split('/').next());
@@ -128,20 +128,20 @@ fn a_delayed_line_has_its_round_trip_and_loses_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_narrow_line_behind_a_router_is_found_by_icmp() -> Result<()> {
+fn a_low_mtu_behind_a_router_is_discovered_by_icmp() -> Result<()> {
     for ipv6 in [false, true] {
         let mut cluster = cluster(if ipv6 { "narrow6" } else { "narrow4" }, |options| {
             (options.ipv6, options.router_mtu) = (ipv6, Some(1300));
         })?;
         let client = &cluster.net.clients[0].namespace;
         let whole = client.exec("ping -M do -q -c 1 -w 1 -s 1400 10.77.0.11");
-        ensure!(whole.is_err(), "1400 bytes passed a line of 1300: {whole:?}");
+        ensure!(whole.is_err(), "1400 bytes do not fit a link of 1300: {whole:?}");
         let address = cluster.address(2);
         let done = cluster.fleet.bulk(address, 20 * MEGABYTE, SOON)?;
         eprintln!("20 MB over MTU 1300: up {:.0} ms, down {:.0} ms", done.up_ms, done.down_ms);
         let host = &cluster.net.controllers[2];
         let route = host.namespace.exec(&format!("ip route get {}", cluster.net.clients[0].address(ipv6)))?;
-        ensure!(route.contains("mtu 1300"), "the server was never told: {route}");
+        ensure!(route.contains("mtu 1300"), "the server learned the MTU: {route}");
     }
     Ok(())
 }
@@ -157,20 +157,22 @@ fn agents_spread_by_shuffling_and_come_back() -> Result<()> {
         .await_counts(SOON, "two connections an agent", |counts| counts.iter().sum::<usize>() == 300)?;
     ensure!(counts.iter().all(|count| count % 2 == 0 && (50..=150).contains(count)), "{counts:?}");
     let half = counts[0] as u64 / 2;
-    eventually(SOON, "as many of each kind at the first server", || match cluster.servers[0].stats() {
-        Ok(stats) if (stats.api, stats.logsink) == (half, half) => Ok(()),
-        other => Err(Box::new(other)),
+    eventually(SOON, "one connection of each kind for each agent of the first server", || {
+        match cluster.servers[0].stats() {
+            Ok(stats) if (stats.api, stats.logsink) == (half, half) => Ok(()),
+            other => Err(Box::new(other)),
+        }
     })?;
 
     cluster.servers[0].kill9();
-    let text = "agents of the dead server at the others";
+    let text = "agents of the dead server are at the others";
     cluster.await_counts(SOON, text, |counts| counts[0] == 0 && counts.iter().sum::<usize>() == 300)?;
-    eventually(SOON, "all are back", || match cluster.fleet.stats() {
+    eventually(SOON, "all agents are back", || match cluster.fleet.stats() {
         Ok(stats) if (stats.reconnects, stats.open) == (half, 300) => Ok(()),
         other => Err(Box::new(other)),
     })?;
     cluster.fleet.close(150, How::Fin)?;
-    cluster.await_counts(SOON, "none left", |counts| counts == [0, 0, 0])?;
+    cluster.await_counts(SOON, "no connection left", |counts| counts == [0, 0, 0])?;
     Ok(())
 }
 
@@ -181,17 +183,17 @@ fn libjuju_keeps_to_its_endpoint_and_the_cli_tries_again() -> Result<()> {
     let dial = Dial { timing: brisk(), ..Dial::new("libjuju", Kind::Libjuju, 20, &addresses) };
     ensure!(cluster.fleet.dial(&dial)?.by_server["a"] == 20);
     cluster.servers[0].kill9();
-    eventually(SOON, "libjuju has lost its endpoint", || match cluster.fleet.stats() {
+    eventually(SOON, "libjuju loses its endpoint", || match cluster.fleet.stats() {
         Ok(stats) if (stats.open, stats.clients) == (0, 20) => Ok(()),
         other => Err(Box::new(other)),
     })?;
-    // Only the dead server: refused until it is back.
+    // These dial only the dead server, which refuses them until it is back.
     let dial = Dial { timing: brisk(), ..Dial::new("cli", Kind::Cli, 10, &addresses[..1]) };
     cluster.fleet.start_dial(&dial)?;
     cluster.restart_server(0)?;
     let dialled = cluster.fleet.dialled("cli", SOON)?;
     ensure!(dialled.ok == 10, "{dialled:?}");
-    cluster.await_counts(SOON, "all at the first again", |counts| counts == [30, 0, 0])?;
+    cluster.await_counts(SOON, "all are at the first server again", |counts| counts == [30, 0, 0])?;
     Ok(())
 }
 
@@ -235,7 +237,7 @@ fn traffic_shows_stalls_and_health_and_metrics_answer() -> Result<()> {
 }
 
 #[test]
-fn source_addresses_and_ports_are_the_test_s_choice() -> Result<()> {
+fn a_test_chooses_source_addresses_and_ports() -> Result<()> {
     let mut cluster = cluster("sources", |options| options.client_addresses = 5)?;
     let bind = cluster.client_addresses();
     ensure!(bind.len() == 5);
@@ -248,7 +250,7 @@ fn source_addresses_and_ports_are_the_test_s_choice() -> Result<()> {
         let share = peers.iter().filter(|(peer, _)| peer.ip() == source.ip()).count();
         ensure!(share == 10, "{share} of 50 from {source}");
     }
-    // One client port, open to three servers at once.
+    // One client port has connections to three servers at once.
     let mut port = bind[1];
     port.set_port(23_456);
     for address in cluster.addresses() {
@@ -261,14 +263,14 @@ fn source_addresses_and_ports_are_the_test_s_choice() -> Result<()> {
 }
 
 #[test]
-fn a_firewall_lets_in_the_api_only_and_blocked_ports_time_out() -> Result<()> {
+fn a_firewall_admits_api_and_relay_ports_and_other_ports_time_out() -> Result<()> {
     let mut cluster = cluster("nft", |_| {})?;
     let mut address = cluster.address(0);
     ensure!(cluster.fleet.dial(&Dial::new("api", Kind::Single, 20, &[address]))?.ok == 20);
     cluster.net.clients[0].namespace.exec("ping -q -c 1 -w 5 fd77::11")?;
     let host = &cluster.net.controllers[0].namespace;
     let quick = |id, address| Dial { timeout_ms: 300, ..Dial::new(id, Kind::Raw, 3, &[address]) };
-    // No listener: a port that is let in refuses, one that is not stays silent.
+    // Neither port has a listener: the admitted one refuses, the other stays silent.
     for (port, id, silent) in [(17_080, "relay", false), (17_100, "other", true)] {
         address.set_port(port);
         let dialled = cluster.fleet.dial(&quick(id, address))?;
@@ -286,7 +288,7 @@ fn a_firewall_lets_in_the_api_only_and_blocked_ports_time_out() -> Result<()> {
 }
 
 #[test]
-fn controllers_have_the_interfaces_asked_for() -> Result<()> {
+fn controllers_have_the_requested_interfaces() -> Result<()> {
     let net = Net::new("faces").controllers(2).interfaces(2).build()?;
     let client = &net.clients[0].namespace;
     for address in net.controllers[1].addresses() {
@@ -297,7 +299,7 @@ fn controllers_have_the_interfaces_asked_for() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_left_of_a_run_that_panics_or_is_killed() -> Result<()> {
+fn a_run_that_panics_or_is_killed_leaves_nothing_behind() -> Result<()> {
     let left = || tests::network::topology::run(Command::new("ip").args(["netns", "list"]));
     let panicked = std::panic::catch_unwind(|| {
         let net = Net::new("panics").build().expect("a network");
@@ -306,11 +308,11 @@ fn nothing_is_left_of_a_run_that_panics_or_is_killed() -> Result<()> {
     });
     ensure!(panicked.is_err() && !left()?.contains("bal-panics-"), "{}", left()?);
 
-    // A killed run drops nothing; a process of it lives on.
+    // A killed run drops no fixture, and one of its processes lives on.
     let leftover = Namespace::create("bal-killed-a")?;
     let mut orphan = leftover.command("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn()?;
     let program = format!("/proc/{}/comm", orphan.id());
-    eventually(SOON, "the orphan inside", || match std::fs::read_to_string(&program) {
+    eventually(SOON, "the orphan runs in the namespace", || match std::fs::read_to_string(&program) {
         Ok(name) if name.trim() == "sleep" => Ok(()),
         other => Err(Box::new(other)),
     })?;
@@ -333,8 +335,8 @@ fn listening_sockets_are_not_counted() -> Result<()> {
     Ok(())
 }
 
-/// Stands for the balancer: logs, answers and obeys signals as the handle expects of it.
-/// HUP is set back, as bash traps no signal that was ignored when it began, below `nohup` for one.
+/// Stands in for the balancer: logs, answers and obeys signals as [`Daemon`] expects.
+/// HUP is reset to its default, as bash cannot trap a signal that was ignored at its start, such as below `nohup`.
 const FAKE_BALANCER: &str = r#"#!/usr/bin/env -S --default-signal=HUP bash
 case $1 in
     run) trap 'echo leaving >&2; exit 0' TERM
@@ -401,7 +403,9 @@ fn an_interrupted_run_cleans_up() -> Result<()> {
         other => Err(Box::new(other)),
     })?;
     kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGINT)?;
-    let status = eventually(SOON, "its end", || run.try_wait().map_err(drop).and_then(|end| end.ok_or(())))?;
+    let status = eventually(SOON, "end of the interrupted run", || {
+        run.try_wait().map_err(drop).and_then(|end| end.ok_or(()))
+    })?;
     ensure!(status.code() == Some(130), "{status}");
     ensure!(!left()?.contains("bal-break-") && !std::fs::exists("/tmp/bal-break-files")?, "{}", left()?);
     Ok(())
