@@ -1,5 +1,5 @@
-//! What the balancer refuses, and how it says so: configurations, places that are taken, privileges that are
-//! missing, and packets of strangers. Nothing is left attached or pinned by a start that failed.
+//! Refusals and their messages: bad configurations, occupied ports and paths, missing privileges, and packets of
+//! strangers. A failed start leaves nothing attached or pinned.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::io::Read;
@@ -21,10 +21,10 @@ use tests::network::topology::{BPFFS, Host, Namespace};
 use tests::support::eventually::eventually;
 use tests::support::noise::Noise;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Deadline for a state to appear, with room for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A cluster whose balancers are started one by one.
+/// A cluster without balancers, which a test starts one by one.
 fn bare(tag: &str, controllers: usize) -> Result<Cluster> {
     Cluster::start(ClusterOptions { controllers, balancer: false, plain: true, ..ClusterOptions::new(tag) })
 }
@@ -34,7 +34,7 @@ fn write_key(path: &Path, byte: &str) -> Result<()> {
     Ok(std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?)
 }
 
-/// A configuration of the first controller that is good.
+/// A valid configuration of the first controller.
 fn good(cluster: &Cluster) -> Result<Config> {
     let key_file = cluster.directory().join("cluster.key");
     write_key(&key_file, "3c")?;
@@ -67,22 +67,22 @@ fn programs_on(namespace: &Namespace) -> Result<usize> {
     namespace.enter(count)?
 }
 
-/// Starts a daemon that ends at once with a message that holds all of `wanted`.
+/// Starts a daemon and checks that it ends at once with a message that contains all of `wanted`.
 fn ends(daemon: &mut Daemon, wanted: &[&str]) -> Result<()> {
     let from = daemon.log_lines().len();
     daemon.spawn()?;
-    let status = daemon.process()?.wait(SOON).with_context(|| format!("to end for {wanted:?}"))?;
+    let status = daemon.process()?.wait(SOON).with_context(|| format!("the daemon ends with {wanted:?}"))?;
     ensure!(status.code() == Some(1), "{wanted:?}: {status}");
     for &text in wanted {
         daemon.await_log(from, text, Duration::from_secs(2))?;
     }
     let lines = daemon.log_lines();
     let message = lines[from..].iter().find(|line| line.starts_with("balancer: "));
-    println!("{}", message.context("a message that names the program")?);
+    println!("{}", message.context("the message names the program")?);
     Ok(())
 }
 
-/// [`ends`], and nothing stays pinned or attached.
+/// Like [`ends`], and checks that nothing stays pinned or attached.
 fn refused(cluster: &Cluster, daemon: &mut Daemon, wanted: &[&str]) -> Result<()> {
     ends(daemon, wanted)?;
     ensure!(!daemon.pins().exists(), "{wanted:?}: {} was left behind", daemon.pins().display());
@@ -93,7 +93,7 @@ fn refused(cluster: &Cluster, daemon: &mut Daemon, wanted: &[&str]) -> Result<()
     Ok(())
 }
 
-/// What `status` says of the controller called `name`.
+/// The entry of controller `name` in `status`.
 fn seen<'a>(status: &'a Value, name: &str) -> Result<&'a Value> {
     let controllers = status["controllers"].as_array().context("status lists controllers")?;
     let one = controllers.iter().find(|one| one["name"] == name);
@@ -121,7 +121,7 @@ fn await_state(daemon: &Daemon, name: &str, state: &str) -> Result<Value> {
 }
 
 #[test]
-fn configuration_errors_name_what_and_where_and_what_to_do() -> Result<()> {
+fn configuration_errors_name_the_cause_its_line_and_the_remedy() -> Result<()> {
     let cluster = bare("conferr", 2)?;
     let config = good(&cluster)?;
     let text = toml::to_string(&config)?;
@@ -156,13 +156,13 @@ fn configuration_errors_name_what_and_where_and_what_to_do() -> Result<()> {
         ensure!(code == Some(1) && said.contains(wanted[0]), "check says the same: {said}");
     }
 
-    // No controller of this host, by address.
+    // No controller has an address of this host.
     let strangers = changed("name = \"a\"\n", "").replacen(&listen, "", 1);
     let strangers = strangers.replace("10.77.0.1", "10.88.0.1").replace("fd77::", "fd88::");
     daemon.write_config_text(&strangers)?;
     refused(&cluster, &mut daemon, &["this host has no address of any controller (a, b); set cluster.name"])?;
 
-    // What the configuration names and what is not there.
+    // The configuration names files that are missing or unusable.
     let mut other = config.clone();
     other.paths.cgroup = Some("/nonexistent".into());
     let mut daemon = prepare(&cluster, "cgroup", other)?;
@@ -214,12 +214,12 @@ fn a_pin_directory_that_is_not_ours_is_left_alone() -> Result<()> {
         &mut elsewhere,
         &["paths.pins: ", "is on no BPF file system; choose a directory below"],
     )?;
-    ensure!(!plain.exists(), "nothing was made there");
+    ensure!(!plain.exists(), "the refused directory is not created");
     daemon.run()
 }
 
 #[test]
-fn a_port_a_socket_or_an_interface_that_cannot_be_had_is_named() -> Result<()> {
+fn an_unavailable_port_socket_or_interface_is_named() -> Result<()> {
     let cluster = bare("taken", 1)?;
     let config = good(&cluster)?;
     let host = &cluster.net.controllers[0];
@@ -248,14 +248,14 @@ fn a_port_a_socket_or_an_interface_that_cannot_be_had_is_named() -> Result<()> {
         &mut second,
         &["another balancer answers on ", "a.control.sock; stop it, or choose another paths.control"],
     )?;
-    ensure!(!second.pins().exists(), "no pins of the second");
-    ensure!(daemon.is_running() && daemon.status()?["drift"] == 0, "the first one goes on");
+    ensure!(!second.pins().exists(), "the second balancer leaves no pins");
+    ensure!(daemon.is_running() && daemon.status()?["drift"] == 0, "the first balancer goes on");
     let (code, _, errors) = daemon.cli(&["uninstall"])?;
     ensure!(
         code == Some(1) && errors.contains("the agent is running"),
-        "no uninstall under an agent: {errors}"
+        "uninstall refuses while the agent runs: {errors}"
     );
-    ensure!(programs_on(&host.namespace)? == 2, "the first one's programs are attached");
+    ensure!(programs_on(&host.namespace)? == 2, "the first balancer's programs are attached");
 
     daemon.sigterm()?;
     let (code, _, errors) = daemon.cli(&["status"])?;
@@ -311,7 +311,7 @@ fn a_missing_privilege_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_running_agent_keeps_three_capabilities_and_lets_nobody_else_in() -> Result<()> {
+fn a_running_agent_keeps_three_capabilities_and_refuses_other_users() -> Result<()> {
     /// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (linux/capability.h).
     const KEPT: u64 = 1 << 12 | 1 << 38 | 1 << 39;
     let mut cluster = Cluster::start(ClusterOptions { controllers: 1, ..ClusterOptions::new("caps") })?;
@@ -321,31 +321,35 @@ fn a_running_agent_keeps_three_capabilities_and_lets_nobody_else_in() -> Result<
     for task in std::fs::read_dir(tasks)? {
         let status = std::fs::read_to_string(task?.path().join("status"))?;
         for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-            let line = status.lines().find_map(|line| line.strip_prefix(set)).context("a set")?;
+            let line =
+                status.lines().find_map(|line| line.strip_prefix(set)).context("the status has every set")?;
             let held = u64::from_str_radix(line.trim(), 16)?;
             ensure!(held & !KEPT == 0, "{set} {held:x}: {status}");
             ensure!(set != "CapEff:" || held == KEPT, "{set} {held:x}");
         }
         threads += 1;
     }
-    ensure!(threads >= 3, "the runtime's threads were looked at: {threads}");
+    ensure!(threads >= 3, "the runtime's threads are checked too: {threads}");
 
     let mode = |path: &Path| Ok::<_, anyhow::Error>(std::fs::metadata(path)?.permissions().mode() & 0o7777);
-    let control = daemon.config.paths.control.clone().context("every daemon has one of its own")?;
-    ensure!(mode(&control)? | 0o700 == 0o700, "the control socket is root's: {:o}", mode(&control)?);
-    ensure!(mode(daemon.pins())? == 0o700, "the pins are root's: {:o}", mode(daemon.pins())?);
+    let control = daemon.config.paths.control.clone().context("every daemon has its own control socket")?;
+    ensure!(mode(&control)? | 0o700 == 0o700, "only root can use the control socket: {:o}", mode(&control)?);
+    ensure!(mode(daemon.pins())? == 0o700, "only root can use the pins: {:o}", mode(daemon.pins())?);
     let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut command = cluster.net.controllers[0].namespace.command("setpriv");
     let asked =
         command.args(as_nobody).arg(&daemon.binary).arg("status").arg("--config").arg(daemon.config_path());
     let asked = asked.output()?;
     let said = String::from_utf8_lossy(&asked.stderr);
-    ensure!(!asked.status.success() && said.contains("root"), "another user is told to be root: {said}");
+    ensure!(
+        !asked.status.success() && said.contains("root"),
+        "another user is told that root is required: {said}"
+    );
     Ok(())
 }
 
 #[test]
-fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
+fn a_reload_applies_a_valid_configuration_and_ignores_an_invalid_one() -> Result<()> {
     let options = ClusterOptions { plain: true, hard_limit: Some(900), ..ClusterOptions::new("reload") };
     let mut cluster = Cluster::start(options)?;
     cluster.dial("before", Kind::Raw, 90)?;
@@ -371,9 +375,9 @@ fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
         daemon.hup()?;
         daemon.await_log(from, kept, SOON)?;
         daemon.await_log(from, wanted, SOON)?;
-        ensure!(daemon.is_running(), "it goes on");
+        ensure!(daemon.is_running(), "the agent goes on");
         daemon.write_config()?;
-        ensure!(daemon.status()?["hard_limit"] == 900, "as it was");
+        ensure!(daemon.status()?["hard_limit"] == 900, "the limit stays");
     }
     let mut missing = daemon.config.clone();
     missing.api.interfaces = Some(vec!["eth7".to_owned()]);
@@ -388,12 +392,12 @@ fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
     daemon.reload()?;
     let status = daemon.status()?;
     ensure!(status["hard_limit"] == 777 && seen(&status, "a")?["limit"] == 777, "{status}");
-    await_status(&cluster.daemons[1], "the others hear of it", |status| {
+    await_status(&cluster.daemons[1], "b hears of the new limit", |status| {
         seen(status, "a").is_ok_and(|one| one["limit"] == 777)
     })?;
     cluster.dial("exempt", Kind::Raw, 60)?;
     let status = await_status(&cluster.daemons[0], "60 exempt", |status| status["exempt_connections"] == 60)?;
-    ensure!(seen(&status, "a")?["connections"] == own, "the clients' count stays: {status}");
+    ensure!(seen(&status, "a")?["connections"] == own, "the count of clients stays: {status}");
     println!(
         "after the reload: {} exempt, own count {own}, drift {}",
         status["exempt_connections"], status["drift"]
@@ -401,10 +405,10 @@ fn a_reload_takes_what_is_valid_and_keeps_the_old_otherwise() -> Result<()> {
     Ok(())
 }
 
-/// Sequence number of every segment.
+/// Sequence number of every sent segment.
 const SEQUENCE: u32 = 0x0102_0304;
 
-/// A TCP segment without options, sent as it is.
+/// Sends a TCP segment without options.
 fn send_segment(
     socket: &Socket,
     from: (Ipv4Addr, u16),
@@ -432,7 +436,7 @@ fn send_segment(
     Ok(())
 }
 
-/// SYNs and worse from `host` to every relay port of `to`; gives how many segments.
+/// Sends segments with common and absurd flags from `host` to every relay port of `to`; returns their number.
 fn batter(host: &Host, to: Ipv4Addr) -> Result<u64> {
     const FLAGS: [u8; 7] = [0x02, 0x10, 0x18, 0x12, 0x01, 0x04, 0xff];
     let from = host.ipv4[0];
@@ -454,7 +458,7 @@ fn batter(host: &Host, to: Ipv4Addr) -> Result<u64> {
     host.namespace.enter(work)?
 }
 
-/// A SYN to every relay port of `to` whose trailer is of the right form and sealed with a wrong key.
+/// Sends a SYN to every relay port of `to` with a well-formed trailer under a wrong key; returns their number.
 fn forge(host: &Host, to: Ipv4Addr) -> Result<u64> {
     let from = host.ipv4[0];
     let work = || -> Result<u64> {
@@ -476,7 +480,7 @@ fn forge(host: &Host, to: Ipv4Addr) -> Result<u64> {
     host.namespace.enter(work)?
 }
 
-/// Records in the maps of flows.
+/// Number of records in the flow maps.
 fn flows(daemon: &Daemon) -> Result<usize> {
     Ok(daemon.flows()?.len())
 }
@@ -489,27 +493,29 @@ fn a_strangers_packets_to_the_relay_ports_are_dropped_and_counted() -> Result<()
     let sent = batter(&cluster.net.clients[0], to)?;
     let daemon = &cluster.daemons[0];
     let wanted = before.0 + sent;
-    await_status(daemon, "each dropped and counted", |status| status["counters"]["stranger"] == wanted)?;
+    await_status(daemon, "every segment is dropped and counted", |status| {
+        status["counters"]["stranger"] == wanted
+    })?;
     println!("{sent} segments of a stranger: stranger {} -> {}", before.0, counter(daemon, "stranger")?);
-    ensure!(flows(daemon)? == before.1, "no record of a flow: {} before, {} now", before.1, flows(daemon)?);
+    ensure!(flows(daemon)? == before.1, "no flow is recorded: {} before, {} now", before.1, flows(daemon)?);
 
-    // From a controller's own address: without a trailer, and with one that another key has sealed.
+    // From a controller's own address: without a trailer, and with one under another key.
     let names = ["bad_tag", "bad_trailer", "no_flow", "no_answer"];
     let bad = |daemon: &Daemon| names.iter().map(|name| counter(daemon, name)).collect::<Result<Vec<u64>>>();
     let before = bad(daemon)?;
     let sent = batter(&cluster.net.controllers[1], to)? + forge(&cluster.net.controllers[1], to)?;
-    let after = eventually(SOON, "each refused and counted", || match bad(daemon) {
+    let after = eventually(SOON, "every segment is refused and counted", || match bad(daemon) {
         Ok(now) if now.iter().sum::<u64>() == before.iter().sum::<u64>() + sent => Ok(now),
         other => Err(format!("{other:?} after {before:?}, {sent} sent")),
     })?;
     println!("{sent} segments in a controller's name: {names:?} {before:?} -> {after:?}");
-    // Only one of the relay ports is given to this controller.
+    // a has given this controller only one of the relay ports, so one forged trailer is checked.
     ensure!(after[0] == before[0] + 1 && after[1] > before[1], "{before:?} {after:?}");
-    ensure!(flows(daemon)? == 0, "no record of a flow: {}", flows(daemon)?);
+    ensure!(flows(daemon)? == 0, "no flow is recorded: {}", flows(daemon)?);
     let status = daemon.status()?;
     ensure!(status["relays"]["in"] == 0 && seen(&status, "a")?["connections"] == 0, "{status}");
     cluster.await_counts(SOON, "no connection of clients", |counts| counts == [0, 0, 0])?;
-    // The agents' own looks at their servers are open for an instant.
+    // The agents' own health checks are open for an instant.
     eventually(SOON, "no connection of controllers", || match cluster.exempt_counts() {
         Ok(counts) if counts == [0, 0, 0] => Ok(()),
         other => Err(format!("{other:?}")),
@@ -518,7 +524,7 @@ fn a_strangers_packets_to_the_relay_ports_are_dropped_and_counted() -> Result<()
     let counts = cluster.await_counts(SOON, "90 clients", |counts| counts.iter().sum::<usize>() == 90)?;
     ensure!(
         counts.iter().all(|count| (17..=43).contains(count)),
-        "business as usual: {dialled:?} {counts:?}"
+        "clients are served as usual: {dialled:?} {counts:?}"
     );
     Ok(())
 }
@@ -550,7 +556,7 @@ fn garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted() -> Result<
             status["counters"][name].as_u64().is_some_and(|now| now >= wanted)
         })?;
         println!("{name}: {before} -> {}", status["counters"][name]);
-        ensure!(status["counters"][name] == wanted, "each of 50 once: {status}");
+        ensure!(status["counters"][name] == wanted, "each of 50 is counted once: {status}");
     }
     await_state(&cluster.daemons[0], "b", "ready")?;
     await_state(&cluster.daemons[0], "c", "ready")?;
@@ -565,10 +571,10 @@ fn garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted() -> Result<
         status["counters"]["sync_wrong_key"].as_u64().is_some_and(|count| count > 0)
     })?;
     println!("sync_wrong_key {}", status["counters"]["sync_wrong_key"]);
-    // A new agent keeps what it found for 3 s.
+    // A new agent trusts the views that it found for 3 s.
     await_state(&cluster.daemons[2], "a", "absent")?;
     let dialled = cluster.dial("without c", Kind::Single, 100)?;
-    ensure!(!dialled.by_server.contains_key("c"), "c gets none: {dialled:?}");
+    ensure!(!dialled.by_server.contains_key("c"), "c gets no client: {dialled:?}");
     let (code, text, _) = cluster.daemons[0].cli(&["check"])?;
     ensure!(code == Some(0) && text.contains("were sealed with another key"), "check says so: {text}");
 
@@ -578,16 +584,16 @@ fn garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted() -> Result<
     await_state(&cluster.daemons[0], "c", "ready").map(drop)
 }
 
-/// Peer sync datagrams of the controller at `from` as they come in at `to`, `count` of them.
+/// Captures `count` peer sync datagrams of the controller at `from` as they arrive at `to`.
 fn captured(to: &Host, from: Ipv4Addr, count: usize) -> Result<Vec<Vec<u8>>> {
-    /// Octets of an IP header without options, and of a UDP header.
+    /// Bytes of an IP header without options, and of a UDP header.
     const HEADERS: usize = 20 + 8;
     let listen = || -> Result<Vec<Vec<u8>>> {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP))?;
         socket.set_read_timeout(Some(SOON))?;
         let (mut packet, mut found) = ([0; 2048], Vec::new());
         while found.len() < count {
-            let length = (&socket).read(&mut packet).context("sync datagrams")?;
+            let length = (&socket).read(&mut packet).context("sync datagrams arrive")?;
             let packet = &packet[..length];
             if packet.len() > HEADERS
                 && packet[12..16] == from.octets()
@@ -611,7 +617,7 @@ fn send_all(host: &Host, to: SocketAddr, datagrams: &[Vec<u8>]) -> Result<()> {
     host.namespace.enter(send)?
 }
 
-/// What a controller's agent believes, without what the clock changes.
+/// An agent's view of the controllers, without their ages.
 fn views(daemon: &Daemon) -> Result<Value> {
     let mut status = daemon.status()?;
     let controllers = status["controllers"].as_array_mut().context("status lists controllers")?;
@@ -621,11 +627,12 @@ fn views(daemon: &Daemon) -> Result<Value> {
     Ok(status["controllers"].take())
 }
 
-/// Octets of a sealed datagram's header, and of the shortest one: header, nonce and tag.
+/// Bytes of a sealed datagram's header.
 const SYNC_HEADER: usize = 48;
+/// Bytes of the shortest datagram: header, nonce and tag.
 const SHORTEST_SYNC: usize = SYNC_HEADER + 24 + 16;
 
-/// Each of `sealed` cut to every seventh length, and how many of them are shorter than any datagram.
+/// Each of `sealed` cut to every seventh length, and the number of results below the shortest datagram.
 fn cut(sealed: &[Vec<u8>]) -> (Vec<Vec<u8>>, usize) {
     let lengths = |one: &Vec<u8>| (0..one.len()).step_by(7);
     let cut: Vec<_> =
@@ -634,8 +641,8 @@ fn cut(sealed: &[Vec<u8>]) -> (Vec<Vec<u8>>, usize) {
     (cut, short)
 }
 
-/// `sealed` with each of its bits flipped, one at a time, but for those that number its parts: what comes of these is
-/// not the same for all.
+/// Copies of `sealed` with one bit flipped each. The part numbers are left out, as their bits lead to different
+/// outcomes.
 fn flipped(sealed: &[u8]) -> Vec<Vec<u8>> {
     let bits = (0..sealed.len() * 8).filter(|bit| !(5..7).contains(&(bit / 8)));
     bits.map(|bit| {
@@ -647,8 +654,8 @@ fn flipped(sealed: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -> Result<()> {
-    /// Why datagrams are dropped; rows have the first four.
+fn sync_datagrams_of_a_real_agent_are_dropped_when_repeated_or_altered() -> Result<()> {
+    /// Counters of dropped datagrams; rows expect the first four.
     const REASONS: [&str; 5] =
         ["sync_unknown_sender", "sync_malformed", "sync_wrong_key", "sync_replayed", "sync_clock_skew"];
     type Row<'a> = (&'a str, &'a Host, &'a [Vec<u8>], [usize; 4]);
@@ -657,7 +664,7 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
     let (target, sender, other) = (&hosts[0], &hosts[1], &hosts[2]);
     let sealed = captured(target, sender.ipv4[0], 40)?;
     let to_other = captured(other, sender.ipv4[0], 40)?;
-    // What they say is of the past: nobody had a client.
+    // The captured reports are outdated from here on: they show no clients.
     let addresses = cluster.addresses();
     for address in addresses {
         let dialled = cluster.fleet.dial(&Dial::new(&format!("to {address}"), Kind::Raw, 40, &[address]))?;
@@ -675,9 +682,9 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
 
     let (cut, short) = cut(&sealed);
     let example = sealed.last().context("40 of them")?;
-    ensure!(example[5..7] == [0, 1], "whole in one datagram: {example:?}");
+    ensure!(example[5..7] == [0, 1], "the message fits one datagram: {example:?}");
     let flipped = flipped(example);
-    // Magic, version and a zero; who sent it, and to whom; all else is in the care of the tag.
+    // Magic, version and a zero byte; then sender and receiver; the tag covers the rest.
     let (form, name) = (8 * (4 + 1 + 1), 8 * 8);
     let sealed_part = flipped.len() - form - 2 * name;
     let (all, long) = (sealed.len(), cut.len() - short);
@@ -698,7 +705,7 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
         let before = dropped()?;
         let more = expected.into_iter().chain([0]);
         let wanted: Vec<u64> = before.iter().zip(more).map(|(before, more)| before + more as u64).collect();
-        // Few at a time: the socket's buffer is no part of this.
+        // Send few at a time: the socket's buffer must not overflow.
         for few in datagrams.chunks(50) {
             let received = counter(daemon, "sync_received")?;
             send_all(host, sync, few)?;
@@ -707,14 +714,14 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
                 other => Err(format!("{other:?} after {received}, {} sent", few.len())),
             })?;
         }
-        eventually(SOON, &format!("{what}: each dropped for its reason"), || match dropped() {
+        eventually(SOON, &format!("{what}: each is dropped for its reason"), || match dropped() {
             Ok(now) if now == wanted => Ok(()),
             other => Err(format!("{REASONS:?}: {other:?}, not {wanted:?}")),
         })?;
         println!("{what}: {} datagrams, {REASONS:?} {before:?} -> {wanted:?}", datagrams.len());
-        ensure!(views(daemon)? == known, "{what}: {} where {known} was known", views(daemon)?);
+        ensure!(views(daemon)? == known, "{what}: the view is {}, expected {known}", views(daemon)?);
     }
-    ensure!(flows(daemon)? == flows_before, "no record of a flow more or less");
+    ensure!(flows(daemon)? == flows_before, "the flow records stay");
 
     let before = daemon.status()?;
     let heard = |status: &Value| status["counters"]["sync_accepted"].as_u64().unwrap_or_default();
@@ -731,7 +738,7 @@ fn sync_datagrams_of_a_real_agent_are_worth_nothing_a_second_time_or_changed() -
 }
 
 #[test]
-fn a_server_that_says_it_is_not_ready_gets_no_newcomers() -> Result<()> {
+fn a_server_that_reports_not_ready_gets_no_new_clients() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::new("health"))?;
     cluster.dial("before", Kind::Single, 30)?;
     cluster.servers[0].set_health(false)?;
@@ -739,17 +746,17 @@ fn a_server_that_says_it_is_not_ready_gets_no_newcomers() -> Result<()> {
     println!("health: {}", status["health"]);
     await_state(&cluster.daemons[1], "a", "not-ready")?;
     let dialled = cluster.dial("during", Kind::Single, 100)?;
-    ensure!(!dialled.by_server.contains_key("a"), "newcomers are relayed away: {dialled:?}");
+    ensure!(!dialled.by_server.contains_key("a"), "new clients are relayed away: {dialled:?}");
     let open = cluster.fleet.stats()?;
-    ensure!((open.lost, open.open) == (0, 130), "those that were there stay: {open:?}");
+    ensure!((open.lost, open.open) == (0, 130), "existing clients stay: {open:?}");
     cluster.servers[0].set_health(true)?;
     await_state(&cluster.daemons[0], "a", "ready")?;
-    // A burst would be spread evenly: a pick provides for what comes in at the present rate.
+    // Let the arrival rate fade first: picks plan for it, so after a burst clients would be spread evenly.
     std::thread::sleep(Duration::from_secs(2));
     let paced = Dial { rate: 40.0, ..Dial::new("after", Kind::Single, 60, &[cluster.address(0)]) };
     let dialled = cluster.fleet.dial(&paced)?;
-    ensure!(dialled.ok == 60 && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
-    ensure!(dialled.by_server.get("a").is_some_and(|&count| count >= 30), "it takes its share: {dialled:?}");
+    ensure!(dialled.ok == 60 && dialled.failed_attempts == 0, "no client sees an error: {dialled:?}");
+    ensure!(dialled.by_server.get("a").is_some_and(|&count| count >= 30), "a takes its share: {dialled:?}");
     println!("after: {:?}", dialled.by_server);
     Ok(())
 }
@@ -787,11 +794,11 @@ fn check_prints_findings_and_keygen_never_overwrites() -> Result<()> {
     let output = keygen()?;
     ensure!(output.status.success(), "{output:?}");
     let written = std::fs::read_to_string(&key)?;
-    ensure!(written.trim().len() == 64, "32 bytes in hex");
-    ensure!(std::fs::metadata(&key)?.permissions().mode() & 0o777 == 0o600, "readable by root only");
+    ensure!(written.trim().len() == 64, "the key is 32 bytes in hex");
+    ensure!(std::fs::metadata(&key)?.permissions().mode() & 0o777 == 0o600, "only root can read the key");
     let output = keygen()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && errors.contains("exists and is not overwritten"), "{errors}");
-    ensure!(std::fs::read_to_string(&key)? == written, "as it was");
+    ensure!(std::fs::read_to_string(&key)? == written, "the key stays");
     Ok(())
 }
