@@ -1,4 +1,4 @@
-//! The budget of places, whatever happens in whatever order.
+//! The budget of reservations under random events in any order.
 
 use balancer_common::policy::admission::Place;
 use balancer_common::records::{Budget, HANDSHAKE_WINDOW_S, Settings};
@@ -7,11 +7,11 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A handshake takes a place.
+    /// A handshake takes a reservation.
     Take { proven: bool },
-    /// One of those that have a place becomes a connection.
+    /// A reserved handshake becomes a connection.
     Establish(prop::sample::Index),
-    /// One of those that have a place gives it back.
+    /// A reserved handshake gives its reservation back.
     GiveBack(prop::sample::Index),
     /// A connection ends.
     Close,
@@ -33,7 +33,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
 
 proptest! {
     #[test]
-    fn the_limit_holds_and_nothing_is_lost(steps in steps(), limit in 0u32..40, cap in 1u32..40, before in -5i64..20) {
+    fn the_limit_holds_and_no_reservation_is_lost(steps in steps(), limit in 0u32..40, cap in 1u32..40, before in -5i64..20) {
         let settings = Settings { limit, handshake_cap: cap, adjust: before, ..Settings::zeroed() };
         let mut budget = Budget::default();
         let (mut now_s, mut held, mut established) = (1_000u32, Vec::<u32>::new(), 0u32);
@@ -71,7 +71,7 @@ proptest! {
                 Step::Wait(seconds) => {
                     now_s += seconds;
                     budget.advance(now_s);
-                    // What outlives the window has no place and must ask again.
+                    // A handshake that outlives the window has lost its reservation and must ask again.
                     let left = held.len();
                     held.retain(|&taken_s| now_s - taken_s < HANDSHAKE_WINDOW_S as u32);
                     if held.len() < left {

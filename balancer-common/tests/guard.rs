@@ -1,4 +1,4 @@
-//! The memory guard over time, whatever the readings.
+//! The memory guard over time, with random readings.
 
 use balancer_common::policy::memory_guard::{CALM_MS, Guard, Reading, Stage, Thresholds};
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ fn used(permille: u16) -> Reading {
     Reading { used: u64::from(permille), max: 1000, ..Reading::default() }
 }
 
-/// Milliseconds since the one before, permille in use, pressures, load, configured limit.
+/// Milliseconds since the last moment, permille in use, pressures, load, configured limit.
 type Moment = (u64, u16, u16, u16, u32, u32);
 
 fn moments() -> impl Strategy<Value = Vec<Moment>> {
@@ -17,7 +17,7 @@ fn moments() -> impl Strategy<Value = Vec<Moment>> {
 
 proptest! {
     #[test]
-    fn limits_stay_within_what_is_configured_and_fall_while_it_gets_worse(moments in moments()) {
+    fn limits_stay_within_the_configured_one_and_fall_as_memory_runs_short(moments in moments()) {
         let thresholds = Thresholds::default();
         let (mut guard, mut now_ms) = (Guard::new(), 0);
         let (mut stage, mut limits) = (Stage::Normal, guard.limit(u32::MAX, 0, 0));
@@ -55,7 +55,7 @@ proptest! {
     }
 
     #[test]
-    fn within_the_margin_nothing_flaps(
+    fn the_stage_does_not_flap_within_the_margin(
         threshold in prop::sample::select(vec![800u16, 900, 950]),
         steps in prop::collection::vec((0u64..30_000, 0u16..=50), 1..100),
     ) {

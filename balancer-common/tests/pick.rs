@@ -1,4 +1,4 @@
-//! Picking against its formula in floating point, and over time.
+//! `pick` compared with its formula in floating point, and simulated over time.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -15,20 +15,20 @@ use balancer_common::records::MAX_CONTROLLERS;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-/// What a pick should come to.
+/// Expected probabilities of a pick.
 struct Odds {
     local: f64,
     relay: [f64; MAX_CONTROLLERS],
 }
 
-/// The formula of the module's introduction. `None`: nobody can be picked.
+/// The formula of the module's introduction. `None`: no controller can be picked.
 fn odds(field: &PickScratch) -> Option<Odds> {
     let own = field.own as usize;
     let eligible = |candidate: &&Candidate| candidate.eligible == 1;
     let all = &field.candidates;
     let staleness = all.iter().filter(eligible).map(|c| c.age_ms).fold(field.report_ms, u32::max);
     let rate = |candidate: &Candidate| f64::from(candidate.arrivals_milli) / 1000.0;
-    // A client is here, so its controller's rate is not 0.
+    // A client has just arrived, so this controller's rate is not 0.
     let own_rate = rate(&all[own]).max(0.001);
     let heard: f64 = all.iter().map(rate).sum();
     let total = heard + own_rate - rate(&all[own]);
@@ -67,7 +67,7 @@ fn odds(field: &PickScratch) -> Option<Odds> {
     Some(Odds { local, relay: shares.map(|share| (1.0 - local) * share / sum(&shares)) })
 }
 
-/// How often each is picked over all chances, evenly taken.
+/// Frequency of each pick over evenly spaced random numbers.
 fn frequencies(field: &PickScratch) -> Odds {
     const STEPS: u32 = 256;
     let evenly = |step: u32| (step * 2 + 1) << 23;
@@ -107,7 +107,7 @@ fn candidates(loads: std::ops::Range<u32>) -> impl Strategy<Value = PickScratch>
         })
 }
 
-/// All alike, each dialled by as many.
+/// Equal controllers with equal arrival rates.
 fn even(count: usize, load: u32, arrivals_milli: u32) -> PickScratch {
     let mut field = PickScratch { report_ms: 100, avoid: u32::MAX, ..PickScratch::default() };
     field.candidates[..count].fill(Candidate {
@@ -124,7 +124,7 @@ fn even(count: usize, load: u32, arrivals_milli: u32) -> PickScratch {
 
 proptest! {
     #[test]
-    fn nobody_who_is_not_eligible_is_picked(field in candidates(0..MOST - 5_000), random: (u32, u32)) {
+    fn only_eligible_controllers_are_picked(field in candidates(0..MOST - 5_000), random: (u32, u32)) {
         let own = field.own as usize;
         let another = field.candidates.iter().enumerate().any(|(index, c)| index != own && c.eligible == 1);
         match pick(&mut field.clone(), random) {
@@ -142,7 +142,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn the_odds_are_the_formulas(field in candidates(0..20_000)) {
+    fn the_odds_match_the_formula(field in candidates(0..20_000)) {
         let measured = frequencies(&field);
         match odds(&field) {
             None => prop_assert_eq!((measured.local, measured.relay), (0.0, [0.0; MAX_CONTROLLERS])),
@@ -165,7 +165,7 @@ proptest! {
 }
 
 #[test]
-fn the_last_one_that_is_ready_is_picked_at_any_load() {
+fn the_only_ready_controller_is_picked_at_any_load() {
     for load in (0..MOST - 1).step_by(99_991).chain([8_192, 8_300, 10_000, 64_000]) {
         let mut field = even(2, load, 0);
         field.candidates[0].eligible = 0;
@@ -183,7 +183,7 @@ fn a_limit_bounds_the_room() {
     assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Local);
 }
 
-/// Entries that decide on their own, on reports that are late, for clients that all dial the first.
+/// Entries that decide independently, on late reports.
 struct Cluster {
     loads: Vec<u32>,
     /// `[entry][owner]`: relays so far.
@@ -222,12 +222,12 @@ impl Cluster {
                 self.sent[entry][owner] += 1;
                 owner
             }
-            Pick::Nobody => panic!("all are ready"),
+            Pick::Nobody => panic!("every controller is ready"),
         };
         self.loads[owner] += 1;
     }
 
-    /// All report to all what they had and had received when `then` was.
+    /// Every controller reports its load and received relays as of `then` to every other one.
     fn report(&mut self, now_ms: u32, then: &(Vec<u32>, Vec<Vec<u64>>)) {
         for entry in 0..self.loads.len() {
             for owner in 0..self.loads.len() {
@@ -240,7 +240,7 @@ impl Cluster {
     }
 }
 
-/// Whom clients dial.
+/// The controllers that clients dial.
 #[derive(Clone, Copy, Debug)]
 enum Dialled {
     First,
@@ -248,7 +248,7 @@ enum Dialled {
     InTurn,
 }
 
-/// Runs a cluster of `count` whose clients come at `rate` a second; reports arrive `late` intervals of 100 ms late.
+/// Runs `count` controllers with `rate` clients a second; reports arrive `late` intervals of 100 ms late.
 fn simulate(count: usize, clients: u32, rate: u32, dialled_one: Dialled, late: usize, seed: u8) -> Cluster {
     let mut chance = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
     let mut cluster = Cluster::new(count);
@@ -261,12 +261,12 @@ fn simulate(count: usize, clients: u32, rate: u32, dialled_one: Dialled, late: u
         }
         if now_ms % 100 == 0 {
             past.push_back((cluster.loads.clone(), cluster.sent.clone()));
-            // Reports are `late` intervals old when they arrive.
+            // A report is `late` intervals old when it arrives.
             if past.len() > late {
                 cluster.report(now_ms, &past[0]);
                 past.pop_front();
             }
-            // The last second's arrivals, as an agent smooths them.
+            // Smooths the arrival rate over a second, as an agent does.
             for (rate, arrived) in rates.iter_mut().zip(&mut window) {
                 *rate = (*rate * 9 + *arrived * 10_000) / 10;
                 *arrived = 0;
@@ -295,7 +295,7 @@ fn clients_that_all_dial_one_are_spread() {
                 let loads = simulate(count, 3000, rate, Dialled::First, 1, seed).loads;
                 let mean = 3000.0 / count as f64;
                 let worst = loads.iter().map(|&load| (f64::from(load) - mean).abs()).fold(0.0, f64::max);
-                // It knows what it does itself, so nothing is left to chance.
+                // The entry knows its own relays, so chance plays no part.
                 assert!(worst <= 4.0, "{count} at {rate}/s, seed {seed}: {loads:?}");
             }
         }
@@ -303,16 +303,16 @@ fn clients_that_all_dial_one_are_spread() {
 }
 
 #[test]
-fn clients_that_come_evenly_are_hardly_relayed() {
+fn evenly_arriving_clients_are_rarely_relayed() {
     for (count, rate) in [3, 5, 7].into_iter().flat_map(|count| [20, 100, 300].map(|rate| (count, rate))) {
         for dialled in [Dialled::AtRandom, Dialled::InTurn] {
             for seed in 0..3 {
-                // The same run twice: what it relays once rates are known.
+                // Runs the same course at two lengths: the difference is relayed once rates are known.
                 let relayed = |clients| {
                     simulate(count, clients, rate, dialled, 0, seed).sent.iter().flatten().sum::<u64>()
                 };
                 let relayed = relayed(6000) - relayed(3000);
-                // Clients at random are not even: what chance piles up must be levelled.
+                // Random clients are uneven, and relays must level the difference.
                 let most = if matches!(dialled, Dialled::InTurn) { 450 } else { 600 };
                 assert!(relayed <= most, "{count} at {rate}/s, {dialled:?}, seed {seed}: {relayed} of 3000");
             }

@@ -287,7 +287,7 @@ fn filters_outlive_the_agent_and_its_successor_takes_them_over() -> Result<()> {
     Ok(())
 }
 
-/// Clients whose address controller `index` restores, by the entry's address and relay source port.
+/// Clients that controller `index` restores as sources, by the entry's address and relay source port.
 fn restored(cluster: &Cluster, index: usize) -> Result<BTreeMap<SocketAddr, SocketAddr>> {
     let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.host());
     let flows = cluster.daemons[index].flows()?.into_iter();

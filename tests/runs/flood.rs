@@ -134,8 +134,8 @@ fn flooded(tag: &str, port: u16) -> Result<Value> {
     let lost = |rate: f64| 100.0 * (1.0 - rate / calm).max(0.0);
     println!(
         "{rate:.0} SYNs a second to port {port}: {calm:.0} echoes a second before, {stormy:.0} during ({:.0} % lost; \
-         {:.0} % where {control_rate:.0} a second go to a closed port); {} of {NEWCOMERS} new clients in, the slowest after \
-         {:.0} ms; {records:?}; maps hold {} KiB, before {}",
+         {:.0} % where {control_rate:.0} a second go to a closed port); {} of {NEWCOMERS} new clients served, the \
+         slowest after {:.0} ms; {records:?}; maps hold {} KiB, before {}",
         lost(stormy),
         lost(control),
         newcomers.ok,
@@ -215,8 +215,8 @@ fn spoofed_syns_without_a_route_back_do_not_stop_relaying() -> Result<()> {
     let status = cluster.daemons[0].status()?;
     let counters = &status["counters"];
     println!(
-        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} new clients at {counts:?}, the \
-         slowest after {:.0} ms",
+        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} new clients at {counts:?}, \
+         the slowest after {:.0} ms",
         counters["repicked"], counters["steered"], newcomers.connect_ms.max
     );
     unharmed(&newcomers, STEADY)?;

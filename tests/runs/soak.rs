@@ -20,7 +20,7 @@ use tests::support::noise::Noise;
 const SHORT_S: u64 = 25;
 /// Fewer clients make a fault pointless; more are too many for one machine.
 const CLIENTS: std::ops::Range<usize> = 100..1500;
-/// Counts match the kernel's, and broken parts work again, within this: a server whose client vanished with a silent
+/// Counts match the kernel's, and broken parts work again, within this: a server that lost a client with its silent
 /// host probes it every 15 s.
 const SETTLE: Duration = Duration::from_secs(30);
 /// Interval between the echoes of a client.
@@ -121,7 +121,7 @@ impl Course {
     fn settle(&mut self, step: Step) -> Result<u64> {
         self.cluster.await_settled()?;
         let Self { cluster, lost: before, .. } = self;
-        // A client whose relay vanished with its entry hears of it when it next sends, which TCP may repeat late.
+        // A client that lost its relay with the entry learns it when it next sends, and TCP may repeat that late.
         let settled = Instant::now();
         let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
             let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;

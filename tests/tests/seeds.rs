@@ -1,4 +1,4 @@
-//! The fuzzer's seeds, past findings among them, through what they are for.
+//! Runs every fuzz target on its seeds, among them past findings.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::fuzz::{TARGETS, seed};
 
 #[test]
-fn every_seed_is_taken_or_refused_in_order() -> Result<()> {
+fn every_fuzz_seed_passes_its_target() -> Result<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     for target in TARGETS {
         let directory = seeds.join(target.name);

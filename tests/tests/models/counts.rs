@@ -1,8 +1,8 @@
-//! Relays are counted at their entry when they are sent and at their owner when they arrive; reports tell the one what
-//! the other has. Is each counted once?
+//! An entry counts a relay when it sends it, the owner when it arrives, and reports carry the owner's counts to the
+//! entry. Is each relay counted once?
 //!
-//! One entry and one owner: pairs do not know of each other. Reports stay in the network once they are told, and
-//! arrive in any order, any number of times or never. SYNs arrive in any order, or are lost.
+//! One entry and one owner are enough, as pairs are independent. A sent report stays in the network and arrives in any
+//! order, any number of times or never. SYNs arrive in any order, or are lost.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use stateright::{Model, Property};
 
 use crate::check;
 
-/// A step of the clock. Two make the second within which a SYN arrives.
+/// A step of the clock. A SYN arrives within two steps, one second.
 const TICK: Duration = Duration::from_millis(500);
 const SECOND: u8 = 2;
 
@@ -28,10 +28,10 @@ struct Bounds {
     losses: u8,
 }
 
-/// What the owner told.
+/// A report of the owner.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Told {
-    /// When, in the order of all reports.
+    /// Position in the order of all reports.
     turn: u8,
     generation: u8,
     sequence: u8,
@@ -44,7 +44,7 @@ struct State {
     tick: u8,
     entry: Entry,
     owner: Owner,
-    /// SYNs on their way.
+    /// SYNs in flight.
     syns: u8,
     told: Vec<Told>,
     ghost: Ghost,
@@ -61,7 +61,7 @@ struct Entry {
     newest: Newest,
 }
 
-/// The controller that serves them.
+/// The controller that serves clients.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct Owner {
     load: u8,
@@ -70,18 +70,18 @@ struct Owner {
     sequence: u8,
 }
 
-/// What nobody in the model knows.
+/// Facts that neither entry nor owner knows.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct Ghost {
     relays: u8,
     restarts: u8,
     losses: u8,
-    /// When each relay was sent that the entry counts.
+    /// Time of sending of each relay that the entry counts.
     sent_at: Vec<u8>,
     /// The latest report that arrived.
     latest: Option<Told>,
-    /// What the product takes for granted was not so: a SYN and the report that counts it took more than a second,
-    /// or one was lost, or a host restarted.
+    /// An assumption of the product was broken: a SYN and the report that counts it took more than a second, or a SYN
+    /// was lost, or a host restarted.
     disturbed: bool,
 }
 
@@ -99,7 +99,7 @@ enum Action {
     RestartEntryHost,
     RestartOwnerAgent,
     RestartOwnerHost,
-    /// The owner's host restarts, and its clock is behind what it was: starts are numbered by it.
+    /// The owner's host restarts with its clock set back: the clock numbers the starts.
     RestartOwnerHostInThePast,
 }
 
@@ -113,12 +113,12 @@ impl Entry {
         Self { sent: 0, view_base: 0, history: Sent::default(), newest: Newest::default() }
     }
 
-    /// As the agent does at each of its rounds.
+    /// As the agent does in each round.
     fn note(&mut self, tick: u8) {
         self.history.note(instant(tick), self.sent.into());
     }
 
-    /// As the agent does when a report arrives: whether it is news.
+    /// As the agent does when a report arrives; returns whether the report is news.
     fn hear(&mut self, tick: u8, told: Told) -> bool {
         let news = self.newest.take(told.generation.into(), told.sequence.into());
         if news {
@@ -129,7 +129,7 @@ impl Entry {
         news
     }
 
-    /// What the programs pick by.
+    /// The count by which the programs pick.
     fn view(&self) -> u32 {
         Controller { view_base: self.view_base, ..Controller::zeroed() }.view(self.sent.into())
     }
@@ -188,14 +188,15 @@ impl State {
         }
     }
 
-    /// No relay more and no fault: what is on its way arrives or is lost for good, a second passes, and a report is
-    /// heard. A start that is numbered lower than the last is heard once the last is forgotten.
+    /// Whether the view becomes right without further relays and faults: SYNs in flight arrive or are lost for good, a
+    /// second passes, and a report is heard. A start with a lower number than the last is heard once the last is
+    /// forgotten.
     fn healed(&self, arrives: bool) -> bool {
         let mut state = self.clone();
         let arrived = if arrives { std::mem::take(&mut state.syns) } else { 0 };
         state.owner.received += arrived;
         state.owner.load += arrived;
-        // The agent may have looked just before the last relay.
+        // The agent may have read the count just before the last relay.
         for _ in 0..=SECOND {
             state.pass();
         }
@@ -216,7 +217,7 @@ impl Model for Bounds {
     fn init_states(&self) -> Vec<State> {
         let mut entry = Entry::new();
         entry.note(0);
-        // Starts are numbered from there, so that a clock can go back.
+        // Starts are numbered from 20, so that a clock can go back.
         let owner = Owner { load: 0, received: 0, generation: 20, sequence: 0 };
         let ghost =
             Ghost { relays: 0, restarts: 0, losses: 0, sent_at: Vec::new(), latest: None, disturbed: false };

@@ -1,8 +1,9 @@
-//! Every order of events, within bounds: what the controllers tell each other is never wrong for ever.
+//! Model checks of every order of events, within bounds: no error in the controllers' views of each other lasts for
+//! ever.
 //!
-//! A model is the world around the product's own functions: hosts that restart, datagrams that are lost, repeated and
-//! overtake each other. stateright visits every state that it can reach. "For ever" is asked of each state: from
-//! there, once faults end, is all well again?
+//! A model is the world around the product's own functions: hosts restart; datagrams are lost, repeated and reordered.
+//! stateright visits every reachable state. "For ever" is checked in each state: once faults end, do the views become
+//! right again?
 
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
@@ -11,7 +12,7 @@ mod ports;
 
 use stateright::{Checker as _, Model};
 
-/// Visits all states of `model` and fails with the way to one in which a property does not hold.
+/// Visits all states of `model`; fails with the path to a state that breaks a property.
 fn check<M>(name: &str, model: M)
 where
     M: Model + Send + Sync + 'static,
@@ -24,5 +25,5 @@ where
     let (depth, took) = (checked.max_depth(), start.elapsed().as_secs_f64());
     println!("{name}: {unique} states, {visited} steps, at most {depth} deep, in {took:.1} s");
     checked.assert_properties();
-    assert!(unique > 1_000, "{name}: {unique} states are none to speak of");
+    assert!(unique > 1_000, "{name}: {unique} states are too few to prove anything");
 }

@@ -1,4 +1,5 @@
-//! A controller gives each other one a relay port and tells it by a report. Has each a port of its own, that it keeps?
+//! A controller assigns a relay port to each other controller and announces it in a report. Does each get a port of its
+//! own and keep it?
 
 use balancer::cluster::peers::Newest;
 use balancer::cluster::slots::{assign, name_hash};
@@ -10,7 +11,7 @@ use stateright::{Model, Property};
 
 use crate::check;
 
-/// A configuration of the controller that gives: the controllers, itself, its relay ports.
+/// A configuration of the assigning controller: all controllers, its own name, its relay ports.
 struct Configured {
     names: &'static [&'static str],
     own: &'static str,
@@ -21,8 +22,8 @@ const fn ports(first: u16, last: u16) -> RelayPorts {
     RelayPorts { first, last }
 }
 
-/// In any order: controllers come, go, are listed in another order; the ports move; this controller changes its name.
-/// None has more ports than it needs but one.
+/// Applied in any order: controllers come, go and are listed in another order; the ports move; this controller changes
+/// its name. Only one configuration has more ports than it needs.
 const CONFIGURATIONS: [Configured; 7] = [
     Configured { names: &["a", "b", "c"], own: "a", ports: ports(17080, 17081) },
     Configured { names: &["c", "b", "a"], own: "a", ports: ports(17080, 17095) },
@@ -32,7 +33,7 @@ const CONFIGURATIONS: [Configured; 7] = [
     Configured { names: &["a"], own: "a", ports: ports(17080, 17080) },
     Configured { names: &["a", "b", "c"], own: "b", ports: ports(17080, 17081) },
 ];
-/// As many as the largest configuration has controllers: one more would hide a slot that is not freed.
+/// The number of controllers in the largest configuration: one slot more would hide a slot that is not freed.
 const SLOTS: usize = 4;
 const ENTRIES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -42,7 +43,7 @@ struct Bounds {
     reports: u8,
 }
 
-/// What the giver told, by entry; 0: no port.
+/// An announcement of the assigning controller, by entry; 0: no port.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Told {
     generation: u8,
@@ -53,21 +54,21 @@ struct Told {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct State {
     configuration: usize,
-    /// In the maps: names and ports.
+    /// Names and ports in the maps.
     slots: Vec<(u64, u16)>,
     generation: u8,
     sequence: u8,
     told: Vec<Told>,
-    /// By entry: the newest report heard, and the port in it.
+    /// The newest report that each entry heard, and the port in it.
     heard: [(Newest, u16); ENTRIES.len()],
     changes: u8,
-    /// Why a property of one step is broken.
+    /// The property that a step broke.
     fault: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Action {
-    /// The agent reads another configuration: its peers stay, its number too.
+    /// The agent reads another configuration; its peers and the number of its start stay.
     Reload(usize),
     RestartAgent(usize),
     RestartHost(usize),
@@ -96,7 +97,7 @@ impl State {
         &CONFIGURATIONS[self.configuration]
     }
 
-    /// As the agent does with what it finds in the maps.
+    /// As the agent does with the slots that it finds in the maps.
     fn configure(&mut self, configuration: usize) {
         self.configuration = configuration;
         let Configured { names, own, ports } = self.configured();
@@ -108,7 +109,7 @@ impl State {
         let mut slots: Vec<Controller> = self.slots.iter().map(slot).collect();
         let before = slots.clone();
         match assign(&mut slots, names, own, *ports) {
-            Err(_) => self.fault = Some("there are ports enough, and one gets none"),
+            Err(_) => self.fault = Some("there are enough ports, and an entry gets none"),
             Ok(indices) => {
                 for (name, index) in names.iter().zip(indices) {
                     let was = before.iter().position(|slot| slot.name_hash == name_hash(name));
@@ -116,7 +117,7 @@ impl State {
                     let keeps =
                         port.is_none_or(|port| !ports.contains(port) || slots[index].relay_in.host() == port);
                     if was.is_some_and(|was| was != index) || (name != own && !keeps) {
-                        self.fault = Some("what was given is taken away");
+                        self.fault = Some("an assigned port is taken away");
                     }
                 }
             }
@@ -124,7 +125,7 @@ impl State {
         self.slots = slots.iter().map(|slot| (slot.name_hash, slot.relay_in.host())).collect();
     }
 
-    /// The port of an entry at the giver; 0 where it is none of the others.
+    /// The port assigned to an entry; 0 if it is not among the other controllers.
     fn given(&self, entry: usize) -> u16 {
         let Configured { names, own, .. } = self.configured();
         let name = ENTRIES[entry];
@@ -161,14 +162,14 @@ impl Model for Bounds {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         if state.changes < self.changes {
             for (configuration, then) in CONFIGURATIONS.iter().enumerate() {
-                // Ports and name stay while an agent runs.
+                // Ports and own name cannot change while an agent runs.
                 let now = state.configured();
                 if (now.own, now.ports) == (then.own, then.ports) {
                     actions.push(Action::Reload(configuration));
                 }
                 actions.extend([Action::RestartAgent(configuration), Action::RestartHost(configuration)]);
             }
-            // b stands for all entries: they are alike to each other.
+            // b stands for all entries, as they behave alike.
             actions.push(Action::RestartEntry(1));
         }
         if state.told.len() < usize::from(self.reports) {
@@ -194,7 +195,7 @@ impl Model for Bounds {
             }
             Action::Tell => drop(state.tell()),
             Action::Hear(entry, told) => state.hear(entry, *before.told.get(told)?),
-            // Its maps are new, and so is its agent.
+            // Its maps and its agent are new.
             Action::RestartEntry(entry) => state.heard[entry] = (Newest::default(), 0),
         }
         if state == *before {
@@ -208,7 +209,7 @@ impl Model for Bounds {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no port is given to two at once", |_, state: &State| {
+            Property::always("no port is assigned to two entries at once", |_, state: &State| {
                 let Configured { names, own, ports } = state.configured();
                 let mut given: Vec<u16> = (0..ENTRIES.len()).map(|entry| state.given(entry)).collect();
                 given.retain(|port| *port != 0);
@@ -218,7 +219,7 @@ impl Model for Bounds {
                 let others = names.iter().filter(|name| *name != own).count();
                 given.len() == count && count == others && given.iter().all(|port| ports.contains(*port))
             }),
-            Property::always("what was given is kept, and all get one", |_, state: &State| {
+            Property::always("every entry gets a port and keeps it", |_, state: &State| {
                 state.fault.is_none()
             }),
             Property::always("no entry is wrong about its port for ever", |_, state: &State| {
@@ -229,7 +230,7 @@ impl Model for Bounds {
                     state.heard[entry].1 == state.given(entry)
                 })
             }),
-            Property::sometimes("an entry believes in another's port", |_, state: &State| {
+            Property::sometimes("an entry holds another's port for its own", |_, state: &State| {
                 let believed = state.heard[1].1;
                 believed != 0 && believed != state.given(1) && believed == state.given(3)
             }),

@@ -1,4 +1,4 @@
-//! Seven controllers' peer sync on a simulated network, an attacker beside them, and a record of all that they saw.
+//! Peer sync of seven controllers on a simulated network, with an attacker, and a record of everything they saw.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,15 +20,15 @@ use turmoil::{Builder, Sim};
 
 pub const CONTROLLERS: usize = 7;
 const PORT: u16 = 17078;
-/// When every simulation begins.
+/// Time at the start of every simulation.
 const EPOCH: Duration = Duration::from_hours(500_000);
-/// Datagrams come in, and views are looked at, this often.
+/// Tick of the simulation: datagrams arrive, and views are read, once a tick.
 pub const STEP: Duration = Duration::from_millis(2);
-/// How often an agent publishes its report, changed or not.
+/// Interval at which an agent publishes its report, changed or not.
 const TICK: Duration = Duration::from_millis(100);
-/// How a line of a course begins that says how long something took.
+/// Prefix of the lines of a course that give a measured time.
 pub const TOOK: &str = "took: ";
-/// Longest datagram that an attacker sends.
+/// Length of the longest datagram that the attacker sends.
 const LONGEST: usize = 2048;
 
 pub const fn ms(count: u64) -> Duration {
@@ -65,14 +65,14 @@ pub struct Sent {
     pub datagram: Vec<u8>,
 }
 
-/// What the network does to datagrams, and the hosts' clocks.
+/// The network's effect on datagrams, and the hosts' clocks.
 struct Air {
     noise: Noise,
-    /// Parts of 1.0.
+    /// Probability of a loss, from 0.0 to 1.0.
     lost: f64,
     doubled: f64,
     recorded: Option<Vec<Sent>>,
-    /// How far each wall clock is ahead, milliseconds.
+    /// Milliseconds by which each wall clock is ahead.
     ahead_ms: [i64; CONTROLLERS],
     attacks: VecDeque<(SocketAddr, usize, Vec<u8>)>,
 }
@@ -82,7 +82,7 @@ impl Air {
         part > 0.0 && f64::midpoint(self.noise.signed_unit(), 1.0) < part
     }
 
-    /// How often a datagram arrives.
+    /// Returns the number of times that a datagram arrives.
     fn carry(&mut self, from: usize, datagram: &[u8], to: SocketAddr) -> usize {
         if let Some(recorded) = &mut self.recorded
             && let Some(to) = (0..CONTROLLERS).find(|&node| socket_address(node) == to)
@@ -102,11 +102,11 @@ struct SharedAir(Arc<Mutex<Air>>);
 
 impl SharedAir {
     fn lock(&self) -> MutexGuard<'_, Air> {
-        self.0.lock().expect("nothing panics in the air")
+        self.0.lock().expect("no thread panics while it holds the lock")
     }
 }
 
-/// A controller's host. What the attacker sends begins with the address that it is sent in the name of.
+/// A controller's host. The attacker's datagrams begin with the address that they are spoofed from.
 struct SimulatedHost {
     node: usize,
     socket: UdpSocket,
@@ -145,7 +145,7 @@ impl Host for SimulatedHost {
     }
 }
 
-/// Peer sync that runs on a host.
+/// Running peer sync of a host.
 struct Running {
     peers: Peers,
     changed: watch::Receiver<u64>,
@@ -156,11 +156,11 @@ struct Node {
     running: Rc<RefCell<Option<Running>>>,
     members: Rc<RefCell<Vec<Member>>>,
     published: Option<Report>,
-    /// Its wall clock when it was last started.
+    /// Wall clock at its last start.
     started_ns: u64,
 }
 
-/// What one controller sees of another.
+/// One controller's view of another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     pub alive: bool,
@@ -168,7 +168,7 @@ pub struct Seen {
     pub connections: Option<u64>,
 }
 
-/// A controller sees another in another way than before.
+/// A change in one controller's view of another.
 #[derive(Debug)]
 pub struct Event {
     pub at: Duration,
@@ -190,7 +190,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Controllers that know each other, on a network with latencies in `latency_ms`; those in `running` are started.
+    /// Controllers that know each other, on a network with latencies in `latency_ms`; starts those in `running`.
     pub fn new(seed: u64, latency_ms: (u64, u64), running: &[usize]) -> Self {
         let mut builder = Builder::new();
         builder.rng_seed(seed).epoch(SystemTime::UNIX_EPOCH + EPOCH).tick_duration(STEP).udp_capacity(16_384);
@@ -205,7 +205,7 @@ impl Cluster {
             attacks: VecDeque::new(),
         })));
         let sim = builder.build();
-        // As many latencies in each tenth of the range, or nearly so.
+        // Spreads latencies almost evenly over the range.
         sim.set_message_latency_curve(1.5);
         let mut cluster = Self {
             sim,
@@ -275,12 +275,12 @@ impl Cluster {
         self.air.lock().doubled = part;
     }
 
-    /// Sets a host's wall clock ahead of the true time, or behind.
+    /// Sets a host's wall clock ahead of the true time, or behind it.
     pub fn set_ahead(&self, node: usize, ms: i64) {
         self.air.lock().ahead_ms[node] = ms;
     }
 
-    /// Records what is sent from here on.
+    /// Records every datagram from here on.
     pub fn record(&self) {
         self.air.lock().recorded = Some(Vec::new());
     }
@@ -289,9 +289,9 @@ impl Cluster {
         self.air.lock().recorded.take().unwrap_or_default()
     }
 
-    /// Has the attacker send a datagram as if it came from `source`.
+    /// Makes the attacker send a datagram with `source` as its spoofed source.
     pub fn attack(&self, source: SocketAddr, to: usize, datagram: Vec<u8>) {
-        assert!(datagram.len() <= LONGEST, "{} octets are too long", datagram.len());
+        assert!(datagram.len() <= LONGEST, "{} bytes are too long", datagram.len());
         self.air.lock().attacks.push_back((source, to, datagram));
     }
 
@@ -305,12 +305,12 @@ impl Cluster {
         Duration::from_millis(ms.saturating_add_signed(self.air.lock().ahead_ms[node]))
     }
 
-    /// A host's wall clock, milliseconds.
+    /// A host's wall clock in milliseconds.
     pub fn wall_clock_ms(&self, node: usize) -> u64 {
         self.wall_clock(node).as_millis() as u64
     }
 
-    /// A controller's loss of power.
+    /// Cuts a controller's power.
     pub fn crash(&mut self, node: usize) {
         let running = self.nodes[node].running.borrow_mut().take();
         self.counted[node] = SyncCounts::default();
@@ -319,7 +319,7 @@ impl Cluster {
         self.seen.retain(|(observer, _), _| *observer != node);
     }
 
-    /// Starts controllers that have crashed, each of which has another count then.
+    /// Starts crashed controllers, each with another count than before.
     pub fn start(&mut self, nodes: &[usize], connections: u64) {
         for &node in nodes {
             self.sim.bounce(address(node));
@@ -331,7 +331,7 @@ impl Cluster {
         }
     }
 
-    /// The wall clock at a controller's last start, nanoseconds.
+    /// The wall clock at a controller's last start, in nanoseconds.
     pub fn started_ns(&self, node: usize) -> u64 {
         self.nodes[node].started_ns
     }
@@ -340,13 +340,13 @@ impl Cluster {
         self.nodes[node].started_ns = self.wall_clock(node).as_nanos() as u64;
     }
 
-    /// Stops a host's processor for so long, which its monotonic clock goes on in. To the others the time is none.
+    /// Pauses a host for `pause` by its own monotonic clock; no time passes for the others.
     pub fn pause(&self, node: usize, pause: Duration) {
         let running = self.nodes[node].running.borrow();
-        running.as_ref().expect("it runs").pauses.send(pause).expect("it hears");
+        running.as_ref().expect("the host runs").pauses.send(pause).expect("the host receives");
     }
 
-    /// Sets the members that a controller is started with.
+    /// Sets the members with which a controller starts.
     pub fn configure(&self, node: usize, members: &[usize]) {
         *self.nodes[node].members.borrow_mut() = members.iter().copied().map(member).collect();
     }
@@ -354,7 +354,7 @@ impl Cluster {
     /// Tells a running controller its members.
     pub fn set_members(&self, node: usize, members: &[usize]) {
         let members: Vec<_> = members.iter().copied().map(member).collect();
-        self.with(node, |peers| peers.set_members(&members)).expect("a cluster");
+        self.with(node, |peers| peers.set_members(&members)).expect("the members are accepted");
     }
 
     pub fn publish(&mut self, node: usize, connections: u64) {
@@ -394,7 +394,7 @@ impl Cluster {
         each_pair(these, those, |a, b| self.sim.repair(address(a), address(b)));
     }
 
-    /// Keeps what is sent between them for [`Self::release`].
+    /// Holds datagrams between them until [`Self::release`].
     pub fn hold(&self, these: &[usize], those: &[usize]) {
         each_pair(these, those, |a, b| self.sim.hold(address(a), address(b)));
     }
@@ -413,7 +413,7 @@ impl Cluster {
         });
     }
 
-    /// Whether anybody saw something new.
+    /// Runs one step; returns whether any view changed.
     fn step(&mut self) -> bool {
         self.sim.step().expect("no host fails");
         if self.elapsed().as_millis().is_multiple_of(TICK.as_millis()) {
@@ -461,7 +461,7 @@ impl Cluster {
         }
     }
 
-    /// Runs until `check` holds and says how long that took.
+    /// Runs until `check` holds; returns the time taken.
     pub fn until(&mut self, what: &str, within: Duration, check: impl Fn(&Self) -> bool) -> Duration {
         let start = self.elapsed();
         let mut is_due = true;
@@ -476,7 +476,7 @@ impl Cluster {
         }
     }
 
-    /// Whether each of `nodes` sees each other of them alive, and its latest report, of its latest start.
+    /// Whether each of `nodes` sees every other one alive, with its latest report from its latest start.
     pub fn agree(&self, nodes: &[usize]) -> bool {
         nodes.iter().all(|&observer| {
             let views = self.with(observer, Peers::views);
@@ -495,7 +495,7 @@ impl Cluster {
         self.events.iter().filter(|event| event.died && event.at >= since).collect()
     }
 
-    /// What a controller dropped since this was last asked, or it was started.
+    /// Counts of datagrams that a controller dropped since the last call or its start.
     pub fn drops(&mut self, node: usize) -> SyncCounts {
         let now = self.with(node, |peers| peers.counters().snapshot());
         let before = std::mem::replace(&mut self.counted[node], now);
@@ -518,7 +518,7 @@ impl Cluster {
         SyncCounts { received: 0, accepted: 0, ..counts }
     }
 
-    /// All that came to pass.
+    /// The whole course of the simulation as text.
     pub fn course(&self) -> String {
         let mut course = format!("{:?}\n", self.events);
         for (what, took) in &self.took {
@@ -533,7 +533,7 @@ impl Cluster {
     }
 }
 
-/// What was last seen.
+/// Prints the last known views.
 impl std::fmt::Display for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "at {:?}, last seen:", self.elapsed())?;

@@ -1,7 +1,8 @@
-//! Peer sync of seven controllers under simulated time and a simulated network: liveness and views within bounds,
-//! whatever becomes of datagrams, hosts and clocks, and whoever sends what.
+//! Peer sync of seven controllers under simulated time and on a simulated network: liveness and views stay within
+//! bounds under faults of datagrams, hosts and clocks, and under an attacker's datagrams.
 //!
-//! Each row runs under many seeds; `BALANCER_SEEDS=1000` gives it more, and what fails says how to run its seed alone.
+//! Each row runs under many seeds; `BALANCER_SEEDS=1000` gives it more, and a failure prints the command that runs its
+//! seed alone.
 
 mod cluster;
 mod seeded;
@@ -19,21 +20,20 @@ use crate::seeded::each_seed;
 /// Latencies of a local network, and of a bad one.
 const NEAR: (u64, u64) = (1, 5);
 const FAR: (u64, u64) = (1, 50);
-/// From the first datagram until all know all: a heartbeat has to move, and those who are silent are sought every 100
-/// ms.
+/// From the first datagram until all controllers know each other: a heartbeat has to move, and silent peers are
+/// contacted every 100 ms.
 const START: Duration = ms(300);
-/// Until all know all again, whose heartbeats have moved meanwhile.
+/// Until all controllers know each other again after their heartbeats have moved on.
 const RETURN: Duration = ms(200);
-/// What a silence may last before, and until, it is a death: 1.3 s, which begin when the last heartbeat came, be it
-/// through others.
+/// Bounds on the silence that counts as death: 1.3 s from the last heartbeat, which may have come through others.
 const DEATH: (Duration, Duration) = (ms(1000), ms(2000));
 
-/// How long a change is on its way at most: it waits for the push before it, and travels with the third datagram.
+/// Longest time until a change arrives: it waits for the push before it and travels with the third datagram.
 fn pushed((_, latency_ms): (u64, u64)) -> Duration {
     ms(10) + 3 * (ms(latency_ms) + 2 * STEP)
 }
 
-/// Everybody, in agreement.
+/// A cluster in which all controllers run and agree.
 fn started(seed: u64, latency_ms: (u64, u64)) -> Cluster {
     let mut cluster = Cluster::new(seed, latency_ms, &everybody());
     cluster.run(STEP);
@@ -71,7 +71,7 @@ fn changes_are_pushed_to_everybody() {
     });
 }
 
-/// Changes while a part of all datagrams is lost; each is to be everywhere `within`.
+/// Publishes changes while a part of all datagrams is lost, and checks that each is everywhere `within`.
 fn lossy(seed: u64, part: f64, within: Duration) -> Cluster {
     let mut cluster = started(seed, FAR);
     cluster.air_loses(part);
@@ -86,7 +86,7 @@ fn lossy(seed: u64, part: f64, within: Duration) -> Cluster {
 }
 
 #[test]
-fn views_converge_where_2_percent_are_lost() {
+fn views_converge_with_2_percent_loss() {
     each_seed(8, |seed| {
         let cluster = lossy(seed, 0.02, ms(300));
         nobody_died(&cluster, Duration::ZERO);
@@ -95,7 +95,7 @@ fn views_converge_where_2_percent_are_lost() {
 }
 
 #[test]
-fn views_converge_where_10_percent_are_lost() {
+fn views_converge_with_10_percent_loss() {
     each_seed(8, |seed| {
         let cluster = lossy(seed, 0.1, ms(400));
         nobody_died(&cluster, Duration::ZERO);
@@ -104,7 +104,7 @@ fn views_converge_where_10_percent_are_lost() {
 }
 
 #[test]
-fn views_converge_where_30_percent_are_lost() {
+fn views_converge_with_30_percent_loss() {
     each_seed(8, |seed| {
         let cluster = lossy(seed, 0.3, ms(800));
         nobody_died(&cluster, Duration::ZERO);
@@ -112,7 +112,7 @@ fn views_converge_where_30_percent_are_lost() {
     });
 }
 
-/// Cuts `these` off from the rest for a while.
+/// Partitions `these` from the rest for a while.
 fn partitioned(seed: u64, these: &[usize]) -> String {
     let those: Vec<_> = everybody().into_iter().filter(|node| !these.contains(node)).collect();
     let mut cluster = started(seed, NEAR);
@@ -149,11 +149,11 @@ fn each_side_of_a_partition_sees_the_other_die_and_come_back() {
 }
 
 #[test]
-fn one_that_is_cut_off_dies_and_comes_back() {
+fn a_controller_that_is_cut_off_dies_and_comes_back() {
     each_seed(6, |seed| partitioned(seed, &[seed as usize % CONTROLLERS]));
 }
 
-/// Whoever has seen the start after `since` never goes back to the one before.
+/// Checks that no observer that has seen the start after `since` goes back to an older start.
 fn nothing_old_came_back(cluster: &Cluster, subject: usize, connections: u64, since: Duration) {
     let started = cluster.started_ns(subject);
     let mut knowing = [false; CONTROLLERS];
@@ -196,7 +196,7 @@ fn a_restart_is_seen_whether_or_not_the_death_was() {
 }
 
 #[test]
-fn all_restart_at_once() {
+fn all_controllers_restart_at_once() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         cluster.run(ms(1000));
@@ -216,10 +216,9 @@ fn all_restart_at_once() {
     });
 }
 
-/// Those who heard nothing of it since the cut hear of a heartbeat that has moved, and cannot know that it was the
-/// last.
+/// Observers behind the partition hear of a moved heartbeat and cannot know that it was the last.
 #[test]
-fn one_that_died_beyond_a_partition_passes_for_alive_no_longer_than_any() {
+fn a_death_behind_a_partition_is_noticed_as_fast_as_any_other() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         let (these, those) = ([0, 1, 2], [3, 4, 5, 6]);
@@ -246,9 +245,9 @@ fn one_that_died_beyond_a_partition_passes_for_alive_no_longer_than_any() {
     });
 }
 
-/// Those who have restarted hear of the dead for the first time, and pass it on for longer than the others.
+/// Restarted controllers hear of the dead one for the first time and pass its report on for longer than the others.
 #[test]
-fn a_dead_ones_report_grows_no_younger_by_hearsay() {
+fn a_dead_controllers_report_does_not_get_younger_through_gossip() {
     each_seed(1, |seed| {
         let mut cluster = started(seed, NEAR);
         let (these, those) = ([0, 1, 2], [3, 4, 5]);
@@ -272,7 +271,7 @@ fn a_dead_ones_report_grows_no_younger_by_hearsay() {
 }
 
 #[test]
-fn one_restarted_with_its_clock_set_back_is_heard_once_its_last_start_is_forgotten() {
+fn a_controller_restarted_with_its_clock_set_back_is_heard_once_its_last_start_is_forgotten() {
     each_seed(1, |seed| {
         let mut cluster = started(seed, NEAR);
         cluster.crash(3);
@@ -283,7 +282,7 @@ fn one_restarted_with_its_clock_set_back_is_heard_once_its_last_start_is_forgott
         assert_eq!(cluster.deaths(start).len(), 6, "each of the others sees it die, once; {cluster}");
         for node in [0, 1, 2, 4, 5, 6] {
             assert!(!cluster.view(node, 3).alive, "{cluster}");
-            assert!(cluster.drops(node).replayed > 0, "it speaks as of a past start");
+            assert!(cluster.drops(node).replayed > 0, "its datagrams look like those of a past start");
         }
         cluster.until("forgetting", ms(2000), |cluster| cluster.agree(&everybody()));
         cluster.run(ms(3000));
@@ -294,7 +293,7 @@ fn one_restarted_with_its_clock_set_back_is_heard_once_its_last_start_is_forgott
 }
 
 #[test]
-fn one_whose_clock_is_set_too_far_is_not_heard_until_it_is_right() {
+fn a_controller_with_a_wrong_clock_is_not_heard_until_the_clock_is_right() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         let others = [0, 1, 3, 4, 5, 6];
@@ -318,7 +317,7 @@ fn one_whose_clock_is_set_too_far_is_not_heard_until_it_is_right() {
 }
 
 #[test]
-fn a_slow_one_is_alive_and_late() {
+fn a_slow_controller_is_alive_and_late() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         let others = [0, 1, 2, 3, 5, 6];
@@ -340,7 +339,7 @@ fn a_slow_one_is_alive_and_late() {
 }
 
 #[test]
-fn what_is_held_up_for_5_s_and_comes_at_once_does_no_harm() {
+fn datagrams_held_up_for_5_s_and_delivered_at_once_do_no_harm() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         let others = [0, 1, 2, 3, 4, 6];
@@ -361,7 +360,7 @@ fn what_is_held_up_for_5_s_and_comes_at_once_does_no_harm() {
 }
 
 #[test]
-fn a_host_that_stood_still_for_5_s_blames_nobody() {
+fn a_host_that_paused_for_5_s_declares_no_other_dead() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         cluster.run(ms(1000));
@@ -376,7 +375,7 @@ fn a_host_that_stood_still_for_5_s_blames_nobody() {
 }
 
 #[test]
-fn what_is_doubled_and_out_of_order_is_taken_once() {
+fn duplicated_and_reordered_datagrams_are_taken_once() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, FAR);
         cluster.air_doubles(0.2);
@@ -396,7 +395,7 @@ fn what_is_doubled_and_out_of_order_is_taken_once() {
 }
 
 #[test]
-fn members_change_while_10_percent_are_lost() {
+fn members_change_with_10_percent_loss() {
     each_seed(6, |seed| {
         let six = [0, 1, 2, 3, 4, 5];
         let mut cluster = Cluster::new(seed, NEAR, &everybody());
@@ -426,14 +425,14 @@ fn members_change_while_10_percent_are_lost() {
         cluster.run(ms(2000));
         let news = &cluster.events[before..];
         assert!(news.iter().all(|event| event.subject != 6 || event.observer == 6), "{news:?}");
-        assert!(cluster.drops(0).unknown_sender > 0, "the seventh goes on and is no member");
+        assert!(cluster.drops(0).unknown_sender > 0, "the seventh still sends and is no member");
         cluster.course()
     });
 }
 
 const OTHER_KEY: [u8; 32] = [8; 32];
 
-/// Datagrams that nobody lost, from everybody to everybody.
+/// Records every datagram between the controllers for `time`; all of them arrive.
 fn overheard(cluster: &mut Cluster, time: Duration) -> Vec<Sent> {
     cluster.record();
     cluster.run(time);
@@ -442,14 +441,15 @@ fn overheard(cluster: &mut Cluster, time: Duration) -> Vec<Sent> {
     recorded
 }
 
-/// Each change of one bit in a datagram that is a whole message, from a sender whose number of it is no power of two.
+/// All changes of one bit in a datagram that is a whole message. Its sequence number must not be a power of two, as a
+/// flip would make it 0, and the datagram malformed.
 fn flipped(datagram: &[u8]) -> (Vec<Vec<u8>>, SyncCounts) {
     let flip = |bit: usize| {
         let mut changed = datagram.to_vec();
         changed[bit / 8] ^= 1 << (bit % 8);
         changed
     };
-    // Magic, version, zero; part; parts, of which five changes are possible; to.
+    // Magic, version, zero byte; part; three bits of parts, as the other five give a possible number; receiver.
     let malformed = 8 * 6 + 8 + 3 + 8 * 8;
     let unknown_sender = 8 * 8;
     let bits = 8 * datagram.len();
@@ -458,10 +458,10 @@ fn flipped(datagram: &[u8]) -> (Vec<Vec<u8>>, SyncCounts) {
     ((0..bits).map(flip).collect(), expected)
 }
 
-/// What an attacker does, from whose address, with which datagrams, and what is counted.
+/// An attack: its name, its spoofed address, its datagrams, and the expected counts.
 type Attack = (&'static str, SocketAddr, Vec<Vec<u8>>, SyncCounts);
 
-/// All that an attacker sends to `a`.
+/// All attacks on `a`.
 fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
     let [a, b, c] = [0, 1, 2];
     let key = *cluster.key.sync_key();
@@ -497,7 +497,7 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
             SyncCounts { wrong_key: 3, ..none() },
         ),
         (
-            "a third one's name",
+            "a third controller's name",
             socket_address(b),
             vec![sealed(Spoken { from: "c", ..spoken }, key); 3],
             SyncCounts { unknown_sender: 3, ..none() },
@@ -510,7 +510,7 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
             SyncCounts { unknown_sender: 3, ..none() },
         ),
         (
-            "a clock too far",
+            "a clock too far off",
             socket_address(b),
             [-31_000, 31_000]
                 .map(|ms| sealed(Spoken { sent_ms: spoken.sent_ms.saturating_add_signed(ms), ..spoken }, key))
@@ -523,8 +523,13 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
             vec![sealed(Spoken { boot: 1, ..spoken }, key)],
             SyncCounts { replayed: 1, ..none() },
         ),
-        ("what it heard before", socket_address(b), repeated, SyncCounts { replayed, ..none() }),
-        ("what another heard", socket_address(b), elsewhere, SyncCounts { malformed: for_another, ..none() }),
+        ("datagrams that it heard before", socket_address(b), repeated, SyncCounts { replayed, ..none() }),
+        (
+            "datagrams to another controller",
+            socket_address(b),
+            elsewhere,
+            SyncCounts { malformed: for_another, ..none() },
+        ),
         (
             "every length",
             socket_address(b),
@@ -542,7 +547,7 @@ fn an_attacker_is_dropped_counted_and_changes_nothing() {
         let mut cluster = started(seed, NEAR);
         let heard = overheard(&mut cluster, ms(500));
         nothing_dropped(&mut cluster);
-        // Who the members are is told anew, which forgets nothing of what was heard of them.
+        // Setting the same members again must not forget anything that was heard of them.
         cluster.set_members(0, &everybody());
         cluster.run(ms(100));
         let before = cluster.events.len();
@@ -562,10 +567,10 @@ fn an_attacker_is_dropped_counted_and_changes_nothing() {
     });
 }
 
-/// A receiver that has just started has no window yet: what it is told again is at most what was said within the
-/// clock's bound, and holds until the speaker is heard.
+/// A receiver that has just started has no replay window yet: an attacker can repeat only datagrams within the clock's
+/// bound, and their content lasts until the real sender is heard.
 #[test]
-fn what_is_repeated_to_one_that_restarted_does_not_last() {
+fn replays_to_a_restarted_controller_do_not_last() {
     each_seed(6, |seed| {
         let mut cluster = started(seed, NEAR);
         let heard = overheard(&mut cluster, ms(500));

@@ -1,8 +1,8 @@
-//! One seed, one course: where a simulation's randomness comes from, and each seed in a process of its own.
+//! One seed gives one course: the source of a simulation's randomness. Each seed runs in a process of its own.
 //!
-//! chitchat chooses whom to gossip with by `rand`, its tables are std's, and both ask the C library for random bytes:
-//! the `getrandom` below answers with the seed's. Of two branches of a `select!` that are ready tokio takes one at
-//! random, and seeds that by a number that it gives to each runtime of the process: hence the processes.
+//! chitchat picks its gossip partners with `rand` and uses std's hash tables, and both ask the C library for random
+//! bytes: the `getrandom` below answers from the seed. If two branches of a `select!` are ready, tokio takes one at
+//! random, seeded by a number that it counts up for each runtime of the process: hence the processes.
 
 use std::any::type_name;
 use std::cell::Cell;
@@ -17,9 +17,9 @@ use tests::support::noise::Noise;
 
 use crate::cluster::TOOK;
 
-/// Names the one seed that is to be run, in this process.
+/// Environment variable with the one seed to run in this process.
 const ONE: &str = "BALANCER_SEED";
-/// How many seeds each row is given.
+/// Environment variable with the number of seeds of each row.
 const MANY: &str = "BALANCER_SEEDS";
 const SAID: &str = "course: ";
 
@@ -27,24 +27,24 @@ thread_local! {
     static SEEDED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// What the C library gives, but in a seeded thread.
+/// Replaces the C library's function: unchanged except in a seeded thread.
 #[unsafe(no_mangle)]
 extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint) -> isize {
     let Some(seed) = SEEDED.get() else {
-        // SAFETY: the arguments are those of the caller, who promised them to the same call.
+        // SAFETY: the arguments are the caller's, and the caller made them valid for the same system call.
         return unsafe { libc::syscall(libc::SYS_getrandom, buffer, length, flags) as isize };
     };
     let mut noise = Noise::new(seed);
     SEEDED.set(Some(noise.next()));
     if length > 0 {
-        // SAFETY: the caller has `length` octets at `buffer` to be written; it need not have written them before, and
-        // octets are all that `fill` writes.
+        // SAFETY: the caller provides `length` writable bytes at `buffer`; they may be uninitialised, but `fill` only
+        // writes to them.
         noise.fill(unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length) });
     }
     length as isize
 }
 
-/// Runs `row`, which says what came to pass, under seeds from 1 on; the first one twice, which has to come to the same.
+/// Runs `row`, which returns its course, under seeds from 1 on; the first seed twice, which must give the same course.
 pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
     if let Some(seed) = number(ONE) {
         let course = seeded(seed, row);
@@ -55,7 +55,7 @@ pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
         return;
     }
     let name = type_name::<Row>();
-    let name = name.trim_end_matches("::{{closure}}").split_once("::").expect("a path of a function").1;
+    let name = name.trim_end_matches("::{{closure}}").split_once("::").expect("the path of a function").1;
     let mut seeds = (1..=number(MANY).unwrap_or(count)).chain([1]);
     let (mut courses, mut took) = (Vec::new(), BTreeMap::new());
     loop {
@@ -66,7 +66,7 @@ pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
         }
         let running: Vec<_> = some.into_iter().map(|seed| (seed, start(name, seed))).collect();
         for (seed, (shown, child)) in running {
-            let output = child.wait_with_output().expect("the end of a run");
+            let output = child.wait_with_output().expect("the run ends");
             note(&mut took, &String::from_utf8_lossy(&output.stderr));
             courses.push(course(&output).unwrap_or_else(|| {
                 let said = [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat();
@@ -80,7 +80,7 @@ pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
     }
 }
 
-/// Takes the shortest and the longest time for each thing.
+/// Keeps the shortest and the longest time of each measured step.
 fn note(took: &mut BTreeMap<String, (u64, u64)>, said: &str) {
     for (what, time) in said.lines().filter_map(|line| line.strip_prefix(TOOK)?.split_once(": ")) {
         if let Some(Ok(time)) = time.split(' ').next().map(str::parse) {
@@ -95,7 +95,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
 }
 
-/// A thread of its own has met no randomness before.
+/// Uses a new thread, as it has drawn no random numbers before.
 fn seeded<Row: Fn(u64) -> String + Send>(seed: u64, row: Row) -> String {
     let run = move || {
         SEEDED.set(Some(seed));
@@ -105,12 +105,12 @@ fn seeded<Row: Fn(u64) -> String + Send>(seed: u64, row: Row) -> String {
 }
 
 fn start(name: &str, seed: u64) -> (String, std::process::Child) {
-    let program = env::current_exe().expect("this program's path");
+    let program = env::current_exe().expect("the path of this program");
     let mut command = Command::new(&program);
     command.args([name, "--exact", "--nocapture"]).env(ONE, seed.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let shown = format!("{ONE}={seed} {} {name} --exact --nocapture", program.display());
-    (shown, command.spawn().expect("a run of one seed"))
+    (shown, command.spawn().expect("a process for one seed starts"))
 }
 
 fn course(output: &Output) -> Option<String> {
