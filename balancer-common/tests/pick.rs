@@ -1,12 +1,11 @@
 //! `pick` compared with its formula in floating point, and simulated over time.
 
-#![allow(
+#![expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::needless_range_loop,
-    clippy::float_cmp,
-    reason = "loads and rates are far below 2^52; a certainty is exactly 1; controllers are indices into several tables"
+    reason = "loads and rates are far below 2^52; controllers are indices into several tables"
 )]
 
 use balancer_common::policy::pick::{Candidate, DEAD_BAND, MOST, Pick, PickScratch, WEIGHT_ONE, pick};

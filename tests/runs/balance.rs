@@ -1,6 +1,6 @@
 //! The main job over real sockets: clients that all dial one controller end up evenly spread, and every count matches
 //! the kernel's. Every host has a default-deny firewall with connection tracking unless a run says otherwise.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::time::Duration;
 

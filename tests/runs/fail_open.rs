@@ -1,5 +1,4 @@
 //! Connections that the balancer does not handle are served as they were without it.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -30,7 +29,7 @@ fn settled(tag: &str, hard_limit: Option<u64>) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Such as one that Juju does not list, or a virtual address of keepalived: its clients are served where they dial.
+/// Juju may not list an address, such as a virtual one of keepalived: its clients are served where they dial.
 #[test]
 fn an_unlisted_address_is_served_up_to_the_limit() -> Result<()> {
     const LIMIT: usize = 60;

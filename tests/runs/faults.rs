@@ -1,6 +1,6 @@
 //! Faults around the balancer that must not break its clients: agents killed, restarted and removed, a controller's
 //! host gone, servers killed, connections closed in every way, and connections older than the balancer.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -287,7 +287,7 @@ fn filters_outlive_the_agent_and_its_successor_takes_them_over() -> Result<()> {
     Ok(())
 }
 
-/// Clients that controller `index` restores as sources, by the entry's address and relay source port.
+/// The client address that controller `index` restores for each entry address and relay source port.
 fn restored(cluster: &Cluster, index: usize) -> Result<BTreeMap<SocketAddr, SocketAddr>> {
     let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.host());
     let flows = cluster.daemons[index].flows()?.into_iter();

@@ -1,6 +1,6 @@
 //! A flood of spoofed SYNs: open connections survive, real clients get in, and the tables stay within their bounds.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
-#![allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
+#![expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! Zero configuration: Juju's own files name the controllers and give the key that they share.
 
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The real python-libjuju as a client: it connects, is relayed, stays connected, and comes back after a shed.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

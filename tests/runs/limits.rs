@@ -1,6 +1,6 @@
 //! The hard limit over real sockets: reached exactly, never exceeded, clients above it refused by RST, controllers
 //! exempt.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

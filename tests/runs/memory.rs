@@ -1,5 +1,5 @@
 //! A server that grows with its clients in a small cgroup: the kernel kills it without the balancer, not with it.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Keeping the balance: established connections shed as fast as logins allow, drains, limits, and new clients that
 //! another controller should serve.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
-#![allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
+#![expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ fn existing_connections_are_spread_as_fast_as_logins_allow() -> Result<()> {
     })?;
     println!("within 5 % of each other after {:.0} s", took.as_secs_f64());
     ensure!(took >= SETTLED, "nothing is closed in the first minute");
-    // Shedding goes on to a little closer than 5 %; then the last agents come back.
+    // Shedding stops only when the counts are a little closer than 5 %; then the last agents come back.
     eventually(DEADLINE * 3, "shedding stops", || {
         let status = cluster.daemons[0].status().map_err(|error| format!("{error:#}"))?;
         let balance = &status["balance"];

@@ -1,6 +1,6 @@
 //! Refusals and their messages: bad configurations, occupied ports and paths, missing privileges, and packets of
 //! strangers. A failed start leaves nothing attached or pinned.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};

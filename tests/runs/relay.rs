@@ -1,6 +1,6 @@
 //! Relayed connections over real sockets: the client's address at the owner, reused ports, bulk data with every offload
 //! setting and over a low MTU, firewalls, and the share of connections that is relayed at all.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

@@ -3,7 +3,7 @@
 //!
 //! `$BALANCER_SOAK_SECONDS` sets the length (short by default) and `$BALANCER_SOAK_SEED` the course: a run prints the
 //! seed that repeats it.
-#![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -121,7 +121,7 @@ impl Course {
     fn settle(&mut self, step: Step) -> Result<u64> {
         self.cluster.await_settled()?;
         let Self { cluster, lost: before, .. } = self;
-        // A client that lost its relay with the entry learns it when it next sends, and TCP may repeat that late.
+        // A client that lost its relay with the entry notices when it next sends, and TCP may retransmit that late.
         let settled = Instant::now();
         let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
             let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;

@@ -68,7 +68,7 @@ pub struct Sent {
 /// The network's effect on datagrams, and the hosts' clocks.
 struct Air {
     noise: Noise,
-    /// Probability of a loss, from 0.0 to 1.0.
+    /// Probabilities of a loss and of a duplicate, from 0.0 to 1.0.
     lost: f64,
     doubled: f64,
     recorded: Option<Vec<Sent>>,
