@@ -33,7 +33,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
 
 proptest! {
     #[test]
-    fn the_limit_holds_and_no_reservation_is_lost(steps in steps(), limit in 0u32..40, cap in 1u32..40, before in -5i64..20) {
+    fn the_limit_and_the_reservations_hold(steps in steps(), limit in 0u32..40, cap in 1u32..40, before in -5i64..20) {
         let settings = Settings { limit, handshake_cap: cap, adjust: before, ..Settings::zeroed() };
         let mut budget = Budget::default();
         let (mut now_s, mut held, mut established) = (1_000u32, Vec::<u32>::new(), 0u32);

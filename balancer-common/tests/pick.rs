@@ -203,7 +203,6 @@ impl Cluster {
         }
     }
 
-    /// Dials `entry` at `now_ms`.
     fn dial(&mut self, entry: usize, now_ms: u32, rates_milli: &[u32], random: (u32, u32)) {
         let count = self.loads.len();
         let mut field = even(count, 0, 0);

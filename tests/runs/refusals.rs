@@ -105,7 +105,6 @@ fn counter(daemon: &Daemon, name: &str) -> Result<u64> {
     status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
 }
 
-/// Waits until the daemon's status satisfies `wanted`.
 fn await_status(daemon: &Daemon, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
     eventually(SOON, what, || match daemon.status() {
         Ok(status) if wanted(&status) => Ok(status),

@@ -60,7 +60,6 @@ fn seen<'a>(status: &'a Value, name: &str) -> &'a Value {
     controllers.find(|one| one["name"] == name).unwrap_or(&Value::Null)
 }
 
-/// Counter `name` of controller `index`.
 fn counter(cluster: &Cluster, index: usize, name: &str) -> Result<u64> {
     let status = cluster.daemons[index].status()?;
     status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))

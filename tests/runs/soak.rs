@@ -75,7 +75,6 @@ struct Course {
     noise: Noise,
     dials: usize,
     done: BTreeMap<Step, usize>,
-    /// Connections lost so far.
     lost: u64,
 }
 

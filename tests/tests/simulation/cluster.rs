@@ -57,7 +57,6 @@ pub fn everybody() -> Vec<usize> {
     (0..CONTROLLERS).collect()
 }
 
-/// A datagram as it was sent.
 #[derive(Clone)]
 pub struct Sent {
     pub from: usize,
@@ -295,7 +294,6 @@ impl Cluster {
         self.air.lock().attacks.push_back((source, to, datagram));
     }
 
-    /// Time since the simulation began.
     pub fn elapsed(&self) -> Duration {
         self.sim.elapsed()
     }
@@ -490,7 +488,6 @@ impl Cluster {
         })
     }
 
-    /// Deaths seen from `since` on.
     pub fn deaths(&self, since: Duration) -> Vec<&Event> {
         self.events.iter().filter(|event| event.died && event.at >= since).collect()
     }
