@@ -1,5 +1,5 @@
-//! The balancer's agent: loads the data path, exchanges counts with its peers, keeps the hard limit
-//! true, and tells operators what happens.
+//! The balancer's agent: it loads the data path, exchanges counts with its peers, enforces the hard limit, and reports
+//! to operators.
 //!
 //! A setting goes from [`cli`] through [`config`] and [`agent`] to [`datapath`]. A count goes from [`datapath`] (the
 //! programs' own) and [`count::sock_diag`] (the kernel's list) through [`count::audit`] and [`cluster::peers`] to

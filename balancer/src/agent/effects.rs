@@ -1,4 +1,4 @@
-//! Carrying out what the steps ask for.
+//! Carrying out the effects that the steps return.
 
 use std::{net::SocketAddr, time::Duration, time::Instant};
 
@@ -93,7 +93,7 @@ impl Agent {
         self.balance.note_closed(now, closed);
     }
 
-    /// Resets the connections relayed to the controller in `slot`, whose host is dead.
+    /// Resets the connections relayed to the controller in `slot`; its host is dead.
     fn reset_flows(&mut self, slot: usize, name: &str) -> Result<()> {
         let mut ended = 0_u32;
         let maps = &mut self.programs.data_path.maps;

@@ -1,4 +1,4 @@
-//! Gathering what the steps decide by, and publishing this controller's report.
+//! Reading the inputs of the steps, and publishing this controller's report.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -98,7 +98,7 @@ impl Agent {
         membership::is_client(&self.config.running, address)
     }
 
-    /// Tells the other controllers what they pick by.
+    /// Publishes this controller's load, limit and state; the other controllers pick by them.
     pub(super) fn publish(&mut self) {
         let Ok((mut budget, received)) = self.read_load() else { return };
         budget.advance(boot_s());

@@ -12,7 +12,7 @@ const ATTACH_S: u32 = 30;
 /// For so many seconds after attaching, handshakes exist that the programs did not see begin.
 const GRACE_S: u32 = HANDSHAKE_WINDOW_S as u32 + 1;
 
-/// What an agent begins with.
+/// The state that an agent begins with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Beginning {
     /// The programs have counted nothing before: every connection that is there is seeded.
@@ -25,7 +25,7 @@ struct Beginning {
 }
 
 impl Beginning {
-    /// After the data path `found`, whose settings are `settings`. The count is made anew after another version's; the
+    /// After the data path `found` with its `settings`. The count is made anew after another version's; the
     /// operator's orders go on after either.
     fn of(found: PreviousDataPath, settings: &Settings, boot_s: u32) -> Self {
         let first = Self {

@@ -1,9 +1,9 @@
 //! The agent: in which order things start, run and end.
 //!
 //! The state has owners, and every decision is a pure step of one of them: [`Cluster`] (the other controllers),
-//! [`Count`] (the connections here), [`Balance`] (what is done about them). `inputs` gathers all that a step decides by,
-//! `effects` carries out what it asks for, and [`Programs`] holds the programs and the interfaces that they are
-//! attached to. This file is the loop around them.
+//! [`Count`] (the connections here), [`Balance`] (limits, shedding, drains). `inputs` reads everything that a step
+//! decides by, `effects` carries out the effects that it returns, and [`Programs`] holds the programs and the
+//! interfaces that they are attached to. This file is the loop around them.
 
 mod effects;
 mod inputs;
@@ -52,7 +52,7 @@ use crate::{
 /// How often counts are read, views written and a report published.
 const TICK: Duration = Duration::from_millis(100);
 /// How often the load is looked at in between, and by how many connections it must have moved to be published at once:
-/// a burst is spread by what the others know of it.
+/// the other controllers spread a burst by the reports that they have of it.
 const GLANCE: Duration = Duration::from_millis(20);
 const MOVED: u32 = 4;
 /// How often flows are collected.

@@ -102,7 +102,7 @@ impl Programs {
 }
 
 impl Agent {
-    /// Writes what the configuration says of addresses and controllers into the maps.
+    /// Writes the configured addresses and controllers into the maps.
     pub(super) fn write_addresses(&mut self) -> Result<()> {
         let config = &self.config.running;
         let maps = &mut self.programs.data_path.maps;

@@ -110,7 +110,7 @@ impl Agent {
     }
 }
 
-/// Refuses a configuration that changes what cannot change while the agent runs.
+/// Refuses a configuration that changes a key which is fixed while the agent runs.
 fn refuse_fixed(running: &Config, new: &Config) -> Result<()> {
     let fixed = [
         ("api.port", new.api.port == running.api.port),

@@ -54,7 +54,7 @@ impl Agent {
                 return Ok(self.balance.rebalance(now, *begin, *dry_run, &inputs)?.into());
             }
         };
-        // The others learn at once what has changed.
+        // Publish at once: the other controllers pick by the new state.
         self.write_views();
         self.publish();
         Ok(text.into())

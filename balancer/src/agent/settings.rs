@@ -18,8 +18,8 @@ use crate::{
     count::{self, sock_diag::Socket},
 };
 
-/// New flows per second and CPU above which SYNs are served locally: ten times what a controller can log in, a tenth of
-/// what the programs can decide.
+/// New flows per second and CPU above which SYNs are served locally: ten times the logins that
+/// a controller can handle, a tenth of the SYNs that the programs can decide.
 const FLOOD_PER_CPU: u32 = 20_000;
 /// Fewest handshakes in progress that are given places at once.
 const HANDSHAKES: u32 = 256;

@@ -45,7 +45,7 @@ use crate::{
 /// How often the programs' messages are fetched.
 const FLUSH: Duration = Duration::from_millis(250);
 
-/// What is opened while the process has all its privileges.
+/// Everything that only a process with all its privileges can open.
 pub struct Started {
     path: PathBuf,
     pub(super) config: Config,
@@ -57,7 +57,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// Reads configuration and key, checks privileges, opens what needs them, loads the data path.
+    /// Reads the configuration and the key, checks the privileges, opens sockets that need them, and loads the data path.
     pub fn prepare(path: &Path) -> Result<Self> {
         let config = Config::load(path, &interfaces::addresses()?)?;
         let missing = privileges::check()?;

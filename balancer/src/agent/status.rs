@@ -1,4 +1,4 @@
-//! `status`: what the owners know, put together.
+//! `status`, put together from all owners.
 
 use std::{collections::BTreeMap, time::Instant};
 

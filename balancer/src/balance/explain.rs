@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Balance {
-    /// What is closed, and why not more; `asked`: as if the threshold did not matter.
+    /// The plan in words: how many connections it closes, and why not more. `asked`: as if the threshold did not matter.
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     pub(super) fn explain(&self, now: Instant, inputs: &Inputs, asked: bool) -> String {
         let own = self.own_load(now, inputs);

@@ -9,7 +9,7 @@ use crate::{config::Policy, host::pressure::Usage};
 /// No limit for the memory's sake.
 const FREE: Limits = Limits { admit: u32::MAX, pick: u32::MAX };
 
-/// What the memory allows.
+/// The memory guard's stage, and the limits that follow from it.
 #[derive(Debug)]
 pub struct Memory {
     guard: Guard,

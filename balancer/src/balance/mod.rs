@@ -1,4 +1,4 @@
-//! What this controller does about the balance: the limit in force, shedding, draining, and the guard of the memory.
+//! Keeping the balance on this controller: the limit in force, shedding, draining, and the memory guard.
 //!
 //! [`Balance`] owns the state. Its steps decide from [`Inputs`] alone and return [`Effect`]s, which the agent carries
 //! out; they read no clock and no map.
@@ -86,7 +86,7 @@ pub struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Those that `config` names, with what was measured.
+    /// The configured values, with the measured ones beside them.
     pub fn new(
         config: &'a Config,
         boot_s: u32,
@@ -99,7 +99,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// What a step asks the agent to do.
+/// A request of a step to the agent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
     /// Close clients' connections at random, none younger than a number of seconds; see [`Balance::note_closed`].
@@ -185,7 +185,7 @@ impl Balance {
         self.shedder.sheds() && self.may_close
     }
 
-    /// Connections closed within [`RETURN_MS`], whose clients may not be back.
+    /// Connections closed within [`RETURN_MS`]: their clients may not be back.
     pub fn closing(&self, now: Instant) -> u64 {
         self.closed.iter().filter(|(at, _)| is_away(now, *at)).map(|(_, closed)| closed).sum()
     }
@@ -328,7 +328,7 @@ fn rules(policy: &Policy) -> Rules {
     }
 }
 
-/// Whether a client whose connection was closed at `closed_at` may not be back.
+/// Whether a client may still be away after its connection was closed at `closed_at`.
 fn is_away(now: Instant, closed_at: Instant) -> bool {
     now.duration_since(closed_at) < Duration::from_millis(RETURN_MS)
 }

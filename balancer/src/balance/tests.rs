@@ -47,8 +47,8 @@ impl Bench {
         act(&mut self.balance, self.start + Duration::from_secs(second), &inputs)
     }
 
-    /// A step at `second`; returns how many connections it closes, their least age, and what it says. The closed ones
-    /// leave the load.
+    /// A step at `second`; returns how many connections it closes, their least age, and its log line. The closed
+    /// ones leave the load.
     fn step(&mut self, second: u64) -> (usize, Option<u32>, String) {
         let effects = self.act(second, Balance::step);
         let (mut closed, mut age, mut said) = (0, None, String::new());

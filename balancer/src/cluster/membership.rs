@@ -1,4 +1,4 @@
-//! Whose is each of the addresses that `agent.conf` lists? Each controller says which are its own.
+//! Grouping addresses by controller: `agent.conf` lists addresses only, and each controller reports its own.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ pub type Reported = BTreeMap<String, Vec<IpAddr>>;
 /// reported; addresses that nobody reported stay candidates. Where the configuration names the
 /// controllers, nothing is to be found out.
 ///
-/// A report can only claim what is listed, is not this controller's, and is no other reporter's name.
+/// A report can only claim an address that is listed, is not this controller's, and is not the name of another reporter.
 pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
     if listed.source == Source::File {
         return listed.clone();
@@ -85,7 +85,7 @@ pub fn relay_addresses(addresses: &[IpAddr]) -> (Address, Address) {
     (first(true), first(false))
 }
 
-/// Every host whose datagrams are heard: the controllers, and the candidates, each of which may be one.
+/// Every host that is heard: the controllers, and the candidates, each of which may be a controller.
 pub fn members(cluster: &Cluster) -> Vec<Member> {
     let controllers = cluster.controllers.iter();
     let controllers =
@@ -160,7 +160,7 @@ mod tests {
                 &[("10.0.0.2", &["10.0.0.2", "fd00::2"]), ("10.0.0.3", &["fd00::3"])],
                 "10.0.0.1 fd00::1, 10.0.0.2 fd00::2, 10.0.0.3 fd00::3 | 192.0.2.9",
             ),
-            // What is not listed, this controller's, another reporter's or claimed already stays whose it is.
+            // No report can claim an address that is not listed, is this controller's, or belongs to another reporter.
             (
                 &[("10.0.0.2", &["8.8.8.8", "10.0.0.1", "10.0.0.3", "fd00::2"]), ("10.0.0.3", &["fd00::2"])],
                 "10.0.0.1 fd00::1, 10.0.0.2 fd00::2, 10.0.0.3 | 192.0.2.9 fd00::3",

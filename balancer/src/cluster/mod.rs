@@ -1,4 +1,4 @@
-//! What this host knows of the other controllers, and what it makes of their reports.
+//! The other controllers: their reports, states, slots and addresses.
 //!
 //! [`Cluster`] owns the state. [`Cluster::step`] turns reports, probes and the records in the maps into [`Effect`]s,
 //! which the agent carries out; it reads no clock and no map itself.
@@ -70,7 +70,7 @@ pub struct Cluster {
     peers: Vec<Peer>,
 }
 
-/// What the maps hold about one controller.
+/// One controller's records in the maps.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
     /// As the agent last wrote it.
@@ -84,13 +84,13 @@ pub struct Record {
 pub struct Inputs {
     /// Boot clock, nanoseconds.
     pub boot_ns: u64,
-    /// What peer sync knows of each controller, by name.
+    /// The views of peer sync, by the controller's name.
     pub views: BTreeMap<String, PeerView>,
     /// The records of the controllers, by slot; a controller without one is left as it is.
     pub records: BTreeMap<usize, Record>,
 }
 
-/// What a step asks the agent to do.
+/// A request of a step to the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Write a controller's record, which has changed.
@@ -235,7 +235,7 @@ impl Cluster {
             && takers.all(|peer| peer.unreachable || relay_out(peer.slot) == Some(Port::NONE))
     }
 
-    /// Notes which addresses the others report, where `agent.conf` lists addresses without telling whose they are.
+    /// Notes the addresses that the others report. `agent.conf` lists addresses without their controllers.
     fn note_addresses(&mut self, views: &BTreeMap<String, PeerView>) {
         if self.listed.source == Source::File {
             return;

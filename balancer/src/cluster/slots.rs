@@ -1,7 +1,7 @@
-//! Which slot of the maps each controller has, and which relay port this host gives it.
+//! The controllers' slots in the maps, and the relay ports that this host gives them.
 //!
-//! Both are kept: a controller that was there before stays where it was, so that its relays, its counts and what it
-//! has been told go on over the agent's restart.
+//! A controller keeps both over a restart of the agent, so that its relays, its counts and the port announced to it stay
+//! valid.
 
 use anyhow::{Context as _, Result};
 use balancer_common::{records::Controller, wire::Port};
@@ -9,11 +9,8 @@ use bytemuck::Zeroable as _;
 
 use crate::config::RelayPorts;
 
-/// Gives each controller of `names` a slot, the one it had if it had one, and each of them but `own` a relay port.
-/// Returns the slots' indices in the order of the names. Slots of others are freed first.
-///
-/// # Errors
-/// There are more controllers than slots, or than relay ports; the message says which key to change.
+/// Gives each controller of `names` a slot, and each of them but `own` a relay port; both are the earlier ones where there
+/// were any. Frees the slots of other controllers first. Returns the slots' indices in the order of the names.
 pub fn assign(
     slots: &mut [Controller],
     names: &[&str],
@@ -25,7 +22,7 @@ pub fn assign(
         if slot.name_hash != 0 && !hashes.contains(&slot.name_hash) {
             *slot = Controller::zeroed();
         } else if slot.name_hash == name_hash(own) {
-            // From when this host was another controller: nobody else would get it.
+            // A port from the time when this host was another controller; no controller could get it otherwise.
             slot.relay_in = Port::NONE;
         }
     }
@@ -71,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_is_kept() {
+    fn slots_and_ports_are_kept() {
         let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
         assert_eq!(assigned(&mut slots, &["a", "b", "c"], PORTS), [(0, 0), (1, 17080), (2, 17081)]);
         assert_eq!(assigned(&mut slots, &["c", "a", "b"], PORTS), [(2, 17081), (0, 0), (1, 17080)]);
@@ -81,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_takes_anothers_name_gives_its_port_on() {
+    fn a_host_that_takes_another_name_frees_that_name_s_port() {
         let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
         let two = RelayPorts { first: 17080, last: 17081 };
         assign(&mut slots, &["a", "b", "c"], "a", two).unwrap();
@@ -90,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_given_is_said() {
+    fn a_lack_of_slots_or_ports_is_an_error() {
         let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
         let few = RelayPorts { first: 17080, last: 17080 };
         let error = assign(&mut slots, &["a", "b", "c"], "a", few).unwrap_err();

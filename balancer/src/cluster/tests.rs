@@ -1,4 +1,4 @@
-//! Rows for [`Cluster::step`], with a clock of their own: what is heard of controller b, and the effects.
+//! Rows for [`Cluster::step`], with a clock of their own: news of controller b in, effects out.
 
 use bytemuck::Zeroable as _;
 
@@ -9,7 +9,7 @@ const SLOT: usize = 1;
 /// Relay port that b announces to a.
 const RELAY_PORT: u16 = 17_080;
 
-/// What reaches controller a between two steps.
+/// News that reaches controller a between two steps.
 #[derive(Clone, Copy, Debug)]
 enum Heard {
     /// A fresh report with so many connections.
@@ -146,7 +146,7 @@ fn short(effects: &[Effect]) -> String {
     effects.iter().filter_map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Steps through `rows`: time, what is heard, state and effects then.
+/// Steps through `rows`: time, news, and the state and effects after it.
 fn prove(found: State, rows: &[(u64, Heard, State, &str)]) {
     let mut bench = Bench::new(found);
     for &(ms, heard, state, effects) in rows {

@@ -31,7 +31,7 @@ impl Sent {
         }
     }
 
-    /// The view that a report makes: what the programs add their count to.
+    /// The view that follows from a report; the programs add their count of sent relays to it.
     pub fn settle(&mut self, report: &Report, received: u64, sent: u64) -> i64 {
         let before = self.history.front().map_or(sent, |&(_, sent)| sent);
         let on_their_way = self.ledger.settle(received, sent, before.min(sent));

@@ -36,7 +36,7 @@ pub struct Count {
     relays: Relays,
 }
 
-/// What a step asks the agent to do.
+/// A request of a step to the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Note the socket with this cookie as one that the programs have not seen begin.
@@ -131,7 +131,7 @@ impl Count {
         effects
     }
 
-    /// Counts the relays among `pairs` and returns the pairs whose connections are over.
+    /// Counts the relays among `pairs` and returns the pairs of finished connections.
     pub fn collect(&mut self, now_s: u32, pairs: Vec<FlowPair>) -> Vec<FlowPair> {
         let mut relays = Relays::default();
         let is_done = |pair: &FlowPair| {
