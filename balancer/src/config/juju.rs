@@ -11,8 +11,12 @@ use anyhow::Result;
 use toml::Spanned;
 
 use super::{
-    Cluster, Controller, DEFAULT_KEY_FILE, DEFAULT_SYNC_PORT, Fault, Host, NO_CONTROLLERS, RawCluster,
-    absolute, listen, relay_ports, unreachable_kind,
+    Host, NO_CONTROLLERS,
+    cluster::{Cluster, DEFAULT_KEY_FILE, DEFAULT_SYNC_PORT, RawCluster, listen},
+    controllers::{Controller, unreachable_kind},
+    error::Fault,
+    paths::absolute,
+    relay_ports::relay_ports,
 };
 use crate::juju::{
     agent_conf::{self, AgentConf, SecretField},

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Fault;
+use super::error::Fault;
 
 /// Most logins a second that `login_rate` may say, which lifts the limit.
 const HIGHEST_RATE: f64 = 100_000.0;

@@ -1,0 +1,72 @@
+//! Why a configuration is not used, and where in the file.
+
+use std::{
+    fmt,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+/// Why a configuration is not used: where, what, and what to do.
+#[derive(Debug)]
+pub struct ConfigError {
+    pub(super) file: PathBuf,
+    pub(super) place: Option<Place>,
+    pub(super) message: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Place {
+    line: usize,
+    column: usize,
+    source: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Place { line, column, source }) = &self.place else {
+            return write!(f, "{}: {}", self.file.display(), self.message);
+        };
+        write!(f, "{}:{line}:{column}: {}", self.file.display(), self.message)?;
+        if source.trim().is_empty() {
+            return Ok(());
+        }
+        write!(f, "\n  {line} | {source}\n  {:width$} | {:>column$}", "", "^", width = line.to_string().len())
+    }
+}
+
+fn place(text: &str, offset: usize) -> Place {
+    let before = text.get(..offset).unwrap_or(text);
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    Place {
+        line: before.matches('\n').count() + 1,
+        column: before[start..].chars().count() + 1,
+        source: text[start..].lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+pub(super) struct Fault {
+    pub(super) span: Option<Range<usize>>,
+    pub(super) message: String,
+}
+
+impl Fault {
+    pub(super) fn at(span: Range<usize>, message: impl Into<String>) -> Self {
+        Self { span: Some(span), message: message.into() }
+    }
+
+    /// As it is told of `text`, the content of `file`.
+    pub(super) fn at_place(self, file: &Path, text: &str) -> ConfigError {
+        let place = self.span.map(|span| place(text, span.start));
+        ConfigError { file: file.to_path_buf(), place, message: self.message }
+    }
+}
+
+impl From<toml::de::Error> for Fault {
+    fn from(error: toml::de::Error) -> Self {
+        let message =
+            error.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
+        Self { span: error.span(), message }
+    }
+}
