@@ -1,0 +1,53 @@
+//! The configuration, and Juju's `agent.conf` beside it.
+
+use std::{net::IpAddr, path::Path};
+
+use super::Finding;
+use crate::{
+    config::{Config, Source},
+    juju::agent_conf::{self, AgentConf},
+};
+
+/// Where the configuration comes from, and what of it from Juju's `agent.conf`.
+pub(super) fn configuration(path: &Path, config: &Config) -> Vec<Finding> {
+    let from = if path.exists() { path.display().to_string() } else { format!("no {}", path.display()) };
+    let others = config.cluster.others().count();
+    let others = match config.cluster.source {
+        Source::File => format!("{others} others"),
+        Source::AgentConf(_) => format!("{others} addresses of others"),
+    };
+    let mut findings =
+        vec![Finding::good("config", format!("{from}; controller {}, {others}", config.cluster.name))];
+    match agent_conf::find(&config.paths.juju) {
+        Ok(Some(conf)) => {
+            let text = match config.cluster.source {
+                Source::AgentConf(_) => taken_from(&conf, config),
+                Source::File => format!("{}; the configuration names the controllers", conf.path.display()),
+            };
+            findings.push(Finding::good("agent.conf", text));
+        }
+        Ok(None) => {}
+        Err(error) => findings.push(Finding::doubtful("agent.conf", format!("{error:#}"))),
+    }
+    findings
+}
+
+fn taken_from(conf: &AgentConf, config: &Config) -> String {
+    let list = |addresses: Vec<IpAddr>| {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") }
+    };
+    let port = match conf.api_port {
+        Some(port) if port == config.api.port => format!("API port {port}"),
+        Some(port) => format!("API port {port} (api.port is {}, which counts)", config.api.port),
+        None => format!("no API port (so {})", config.api.port),
+    };
+    let own = list(config.cluster.this().addresses.clone());
+    let others =
+        list(config.cluster.others().flat_map(|controller| &controller.addresses).copied().collect());
+    let skipped = match conf.skipped.as_slice() {
+        [] => String::new(),
+        names => format!("; no IP addresses, and of no use: {}", names.join(", ")),
+    };
+    format!("{}: {port}; own addresses {own}; others' {others}{skipped}", conf.path.display())
+}

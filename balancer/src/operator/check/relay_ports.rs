@@ -1,0 +1,96 @@
+//! Whether the relay ports are free.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
+};
+
+use super::Finding;
+use crate::{
+    config::Config,
+    count::sock_diag::{SockDiag, State},
+};
+
+/// Whether anything else has a relay port, as listener or as end of a connection.
+pub(super) fn relay_ports(config: &Config) -> Finding {
+    let ports = config.cluster.relay_ports;
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    let (drawn, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
+    let shared = ports.iter().any(|port| is_drawn(port, &drawn, &reserved)).then(|| {
+        let range = drawn.split_whitespace().collect::<Vec<_>>().join(" ");
+        Finding::doubtful(
+            "relay ports",
+            format!(
+                "the kernel may give {ports} to connections of this host (net.ipv4.ip_local_port_range is {range}): \
+                 set net.ipv4.ip_local_reserved_ports={ports}"
+            ),
+        )
+    });
+    if std::os::unix::net::UnixStream::connect(&config.paths.control).is_ok() {
+        return shared
+            .unwrap_or_else(|| Finding::good("relay ports", format!("{ports} are the running agent's")));
+    }
+    let is_taken = |port: u16| {
+        let taken = |address: IpAddr| {
+            TcpListener::bind((address, port)).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        };
+        // A host without IPv6 has no address of the first kind.
+        taken(Ipv6Addr::UNSPECIFIED.into()) || taken(Ipv4Addr::UNSPECIFIED.into())
+    };
+    let listening = ports.iter().find(|&port| is_taken(port));
+    if let Some(port) = listening {
+        return Finding::fatal(
+            "relay ports",
+            format!("TCP port {port} is taken; choose others in cluster.relay_ports"),
+        );
+    }
+    if let Some(shared) = shared {
+        return shared;
+    }
+    let used = SockDiag::open()
+        .and_then(|mut sockets| sockets.dump(&[ports.first..=ports.last], &State::AFTER_HANDSHAKE));
+    match used {
+        Ok(used) if used.is_empty() => Finding::good("relay ports", format!("{ports} are free")),
+        Ok(used) => Finding::doubtful(
+            "relay ports",
+            format!(
+                "{} connections use ports of {ports}; keep them out of net.ipv4.ip_local_port_range",
+                used.len()
+            ),
+        ),
+        Err(error) => Finding::doubtful("relay ports", format!("{error:#}")),
+    }
+}
+
+/// Whether the kernel draws `port` for connections from here: `drawn` is first and last, `reserved` a list of ports and
+/// ranges, as in `/proc/sys/net/ipv4` (kernel `Documentation/networking/ip-sysctl.rst`).
+fn is_drawn(port: u16, drawn: &str, reserved: &str) -> bool {
+    let number = |text: &str| text.trim().parse::<u16>().ok();
+    let within = |first: &str, last: &str| {
+        number(first).zip(number(last)).is_some_and(|(first, last)| (first..=last).contains(&port))
+    };
+    let range = drawn.trim().split_once(char::is_whitespace);
+    let spared = |one: &str| one.split_once('-').map_or_else(|| within(one, one), |(a, b)| within(a, b));
+    range.is_some_and(|(first, last)| within(first, last)) && !reserved.split(',').any(spared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_the_kernel_draws_are_those_of_its_range_that_are_not_reserved() {
+        for (port, drawn, reserved, expected) in [
+            (17_080, "32768\t60999\n", "\n", false),
+            (17_080, "1024\t65535\n", "\n", true),
+            (17_080, "17080\t17080\n", "", true),
+            (17_080, "1024\t65535\n", "17080-17095\n", false),
+            (17_095, "1024\t65535\n", "8080,17080-17095\n", false),
+            (17_096, "1024\t65535\n", "8080,17080-17095\n", true),
+            (8_080, "1024\t65535\n", "8080,17080-17095\n", false),
+            (17_080, "", "", false),
+        ] {
+            assert_eq!(is_drawn(port, drawn, reserved), expected, "{port} of {drawn:?} without {reserved:?}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The agent's end of the control socket.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use log::{debug, warn};
+use rustix::fs::{Mode, fchmod};
+use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{Answer, Request};
+
+/// Longest request, line break included.
+const LONGEST_REQUEST: u64 = 64 << 10;
+pub(super) const MOST_CONNECTIONS: usize = 32;
+/// A connection that says nothing for this long is closed; so is one that does not read its answer.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// What the control socket refused.
+#[derive(Debug, Default)]
+pub struct Refused {
+    strangers: AtomicU64,
+    crowd: AtomicU64,
+}
+
+impl Refused {
+    /// Connections of users other than root.
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Relaxed)
+    }
+
+    /// Connections beyond the most that are served at once.
+    pub fn crowd(&self) -> u64 {
+        self.crowd.load(Ordering::Relaxed)
+    }
+}
+
+/// The control socket, bound. Dropping it removes it from the file system.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    file: SocketFile,
+    refused: Arc<Refused>,
+}
+
+/// A socket in the file system that is ours for as long as its inode is.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.into(), device_and_inode: Self::identity(path)? })
+    }
+
+    fn identity(path: &Path) -> io::Result<(u64, u64)> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if Self::identity(&self.path).is_ok_and(|identity| identity == self.device_and_inode)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!("failed to remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl ControlSocket {
+    /// Binds the socket at `path` with mode 0600, in a directory that is made with mode 0700 if there is none. The
+    /// socket of a daemon that died is replaced. Must run inside the tokio runtime.
+    ///
+    /// # Errors
+    /// When another daemon answers there, something else than a socket is there, or the path cannot be used.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let failed = || format!("failed to open the control socket {}", path.display());
+        if let Some(directory) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
+                format!("failed to make the directory {} of the control socket", directory.display())
+            })?;
+        }
+        make_room(path)?;
+        let bind = || -> io::Result<_> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // A Unix socket's mode goes over to its file at bind: nobody else can connect, not for an instant.
+            fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            let file = SocketFile::new(path)?;
+            socket.listen(128)?;
+            socket.set_nonblocking(true)?;
+            Ok((UnixListener::from_std(socket.into())?, file))
+        };
+        let (listener, file) = bind().with_context(failed)?;
+        Ok(Self { listener, file, refused: Arc::default() })
+    }
+
+    /// Counters of what was refused.
+    pub fn refused(&self) -> Arc<Refused> {
+        Arc::clone(&self.refused)
+    }
+
+    /// Answers requests by `handler` until `shutdown` completes, then closes every connection and removes the socket.
+    pub async fn serve<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Value, String>> + Send,
+    {
+        let Self { listener, file, refused } = self;
+        let handler = Arc::new(handler);
+        let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        warn!("failed to accept a connection on {}: {error}", file.path.display());
+                        // Out of file descriptors, most likely: give others time to close theirs.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                Some(_) = connections.join_next() => continue,
+                () = &mut shutdown => break,
+            };
+            if let Err(reason) = admit(&stream) {
+                refused.strangers.fetch_add(1, Ordering::Relaxed);
+                warn!("refused a connection on {}: {reason}", file.path.display());
+                turn_away(&stream, reason);
+                continue;
+            }
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                refused.crowd.fetch_add(1, Ordering::Relaxed);
+                turn_away(&stream, format!("{MOST_CONNECTIONS} connections are open already: close some"));
+                continue;
+            };
+            let handler = Arc::clone(&handler);
+            connections.spawn(async move {
+                if let Err(error) = converse(stream, &*handler).await {
+                    debug!("a control connection ended: {error}");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+/// Removes the socket of a dead daemon.
+fn make_room(path: &Path) -> Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+    };
+    ensure!(
+        metadata.file_type().is_socket(),
+        "{} is in the way of the control socket: remove it, or choose another paths.control",
+        path.display()
+    );
+    // Without waiting: a live daemon with a full queue answers WouldBlock.
+    let knock = || -> io::Result<()> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    match knock() {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| {
+                format!("failed to remove the control socket {} of a dead daemon", path.display())
+            })
+        }
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error)
+            .with_context(|| format!("failed to find out whether a daemon answers on {}", path.display())),
+        Ok(()) | Err(_) => {
+            bail!("another balancer answers on {}: stop it, or choose another paths.control", path.display())
+        }
+    }
+}
+
+fn admit(stream: &UnixStream) -> Result<(), String> {
+    let peer = stream.peer_cred().map_err(|error| format!("its user is unknown: {error}"))?;
+    if peer.uid() == 0 {
+        return Ok(());
+    }
+    Err(format!("only root may control the balancer, and this is user {}", peer.uid()))
+}
+
+/// Says why, without waiting: the answer fits a fresh socket's buffer, and a stranger shall hold nothing of ours.
+fn turn_away(stream: &UnixStream, reason: String) {
+    let mut line = serde_json::to_vec(&Answer::Error(reason)).unwrap_or_default();
+    line.push(b'\n');
+    if let Err(error) = stream.try_write(&line) {
+        debug!("failed to tell why a control connection is refused: {error}");
+    }
+}
+
+/// Answers the requests of one connection by `handler` until it ends, says nothing for long, or breaks a rule.
+///
+/// # Errors
+/// It cannot be read or written, or takes too long.
+///
+/// # Panics
+/// Outside a tokio runtime with a clock.
+pub async fn converse<S, H, F>(stream: S, handler: &H) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Request) -> F,
+    F: Future<Output = Result<Value, String>>,
+{
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        timeout(IDLE, (&mut stream).take(LONGEST_REQUEST).read_until(b'\n', &mut line)).await??;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let complete = line.last() == Some(&b'\n');
+        let answer = if !complete && line.len() as u64 == LONGEST_REQUEST {
+            Answer::Error(format!("the request is longer than {LONGEST_REQUEST} bytes"))
+        } else {
+            match serde_json::from_slice(&line) {
+                Ok(request) => match handler(request).await {
+                    Ok(value) => Answer::Ok(value),
+                    Err(text) => Answer::Error(text),
+                },
+                Err(error) => Answer::Error(format!("not a request: {error}")),
+            }
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        timeout(IDLE, stream.get_mut().write_all(&text)).await??;
+        // What follows an over-long or unfinished line cannot be told apart from its rest.
+        if !complete {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use rustix::{process::Uid, thread::set_thread_res_uid};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{server::MOST_CONNECTIONS, *};
+
+struct Daemon {
+    directory: TempDir,
+    path: PathBuf,
+    refused: Arc<Refused>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        let refused = socket.refused();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let handler = |request| async move {
+            if request == Request::Status {
+                return Ok(json!({"controller": "a"}));
+            }
+            Ok(json!(format!("{request:?}")))
+        };
+        let task = tokio::spawn(socket.serve(handler, async { drop(stopped.await) }));
+        Self { directory, path, refused, stop, task }
+    }
+
+    async fn exchange(&self, request: &[u8]) -> String {
+        let mut stream = UnixStream::connect(&self.path).await.unwrap();
+        // The daemon may hang up before it has read everything.
+        let _ = stream.write_all(request).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn requests_are_tagged() {
+    assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+}
+
+#[tokio::test]
+async fn root_is_answered_and_the_socket_goes_with_the_daemon() {
+    let daemon = Daemon::start();
+    assert_eq!(mode(&daemon.path), 0o600);
+    assert_eq!(mode(daemon.path.parent().unwrap()), 0o700);
+    assert_eq!(call(&daemon.path, &Request::Status).await.unwrap(), json!({"controller": "a"}));
+    let twice = daemon.exchange(b"{\"request\":\"status\"}\n{\"request\":\"status\"}\n").await;
+    assert_eq!(twice, "{\"ok\":{\"controller\":\"a\"}}\n".repeat(2));
+    let idle = UnixStream::connect(&daemon.path).await.unwrap();
+    daemon.stop.send(()).unwrap();
+    timeout(Duration::from_secs(2), daemon.task).await.unwrap().unwrap();
+    assert!(!daemon.path.exists());
+    drop(idle);
+    let error = call(&daemon.path, &Request::Status).await.unwrap_err();
+    assert!(error.to_string().contains("is the daemon running? systemctl status balancer"), "{error}");
+    drop(daemon.directory);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_answered_by_an_error() {
+    let daemon = Daemon::start();
+    let long = vec![b' '; 100 << 10];
+    let longest = [&b"{\"request\":\"status\"}"[..], &long[..(64 << 10) - 21], b"\n"].concat();
+    let rows: [(&str, &[u8], &str); 8] = [
+        ("garbage", b"hello\n", "not a request"),
+        ("another verb", b"{\"request\":\"stop\"}\n", "unknown variant `stop`, expected one of `status`"),
+        ("a verb", b"{\"request\":\"drain\",\"within_s\":9}\n", "Drain { within_s: 9 }"),
+        ("a number too large", b"{\"request\":\"limit\",\"limit\":5000000000}\n", "not a request"),
+        ("no line break", b"{\"request\":\"status\"}", "\"ok\""),
+        ("nothing", b"", ""),
+        ("the longest line", &longest, "\"ok\""),
+        ("an over-long line", &long, "longer than 65536 bytes"),
+    ];
+    for (name, request, expected) in rows {
+        let answer = daemon.exchange(request).await;
+        assert!(answer.contains(expected), "{name}: {answer}");
+        assert_eq!(answer.is_empty(), expected.is_empty(), "{name}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn others_than_root_are_refused_and_counted() {
+    let daemon = Daemon::start();
+    // Even where somebody has opened the doors.
+    for (path, mode) in
+        [(daemon.directory.path(), 0o755), (daemon.path.parent().unwrap(), 0o755), (&daemon.path, 0o666)]
+    {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    let path = daemon.path.clone();
+    let as_nobody = move || {
+        // The user id is this thread's alone.
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(call(&path, &Request::Status)).unwrap_err().to_string()
+    };
+    let error = tokio::task::spawn_blocking(|| thread::spawn(as_nobody).join().unwrap()).await.unwrap();
+    assert!(error.contains("only root may control the balancer, and this is user 65534"), "{error}");
+    assert_eq!((daemon.refused.strangers(), daemon.refused.crowd()), (1, 0));
+    call(&daemon.path, &Request::Status).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crowd_is_refused_and_leaves_room_when_it_goes() {
+    let daemon = Daemon::start();
+    let mut crowd = Vec::new();
+    for _ in 0..MOST_CONNECTIONS {
+        crowd.push(UnixStream::connect(&daemon.path).await.unwrap());
+    }
+    let error = call(&daemon.path, &Request::Status).await.unwrap_err();
+    assert!(error.to_string().contains("32 connections are open already"), "{error}");
+    assert_eq!(daemon.refused.crowd(), 1);
+    crowd.clear();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+    while let Err(error) = call(&daemon.path, &Request::Status).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_daemons_socket_is_replaced_a_live_ones_is_not() {
+    let daemon = Daemon::start();
+    let error = ControlSocket::bind(&daemon.path).unwrap_err();
+    assert!(error.to_string().contains("another balancer answers on"), "{error}");
+    call(&daemon.path, &Request::Status).await.unwrap();
+
+    let stale = daemon.directory.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    let error = call(&stale, &Request::Status).await.unwrap_err();
+    assert!(error.to_string().contains("is the daemon running?"), "{error}");
+    let replaced = ControlSocket::bind(&stale).unwrap();
+    assert_eq!(mode(&stale), 0o600);
+
+    // A later daemon's socket is not removed by an earlier one's end.
+    fs::remove_file(&stale).unwrap();
+    let later = ControlSocket::bind(&stale).unwrap();
+    drop(replaced);
+    assert!(stale.exists());
+    drop(later);
+    assert!(!stale.exists());
+
+    let file = daemon.directory.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let error = ControlSocket::bind(&file).unwrap_err();
+    assert!(error.to_string().contains("in the way of the control socket"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+}
