@@ -2,42 +2,38 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    ops::Range,
     path::Path,
 };
 
-use serde::Deserialize;
-use toml::Spanned;
-
 use super::{
     Host,
-    controllers::{Controller, RawController, controllers},
+    controllers::{Controller, controllers},
     error::Fault,
+    file::Table,
     juju::{self, KeySource, Source},
     relay_ports::{RelayPorts, relay_ports},
 };
 
-pub(super) const DEFAULT_SYNC_PORT: u16 = 17078;
-pub(super) const DEFAULT_KEY_FILE: &str = "/etc/balancer/cluster.key";
+/// Port of peer sync without `cluster.listen`.
+pub(super) const SYNC_PORT: u16 = 17078;
 
-/// `[cluster]`: the controllers.
+/// `[cluster]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
-    /// Where the controllers below were named. Default: Juju's `agent.conf`, where the file names none.
+    /// Where the controllers below were named.
     pub source: Source,
-    /// Name of this controller. Default: the controller one of whose addresses this host has.
+    /// Name of this controller.
     pub name: String,
-    /// UDP address on which this controller hears the others; its port is the same on all. Default: this
-    /// controller's first address, or all of the host's where they come from `agent.conf`; port 17078.
+    /// UDP address on which this controller hears the others; its port is the same on all.
     pub listen: SocketAddr,
-    /// TCP ports on which the other controllers' relayed connections arrive. Default: 17080–17095.
+    /// TCP ports on which the other controllers' relayed connections arrive.
     pub relay_ports: RelayPorts,
-    /// Where the cluster's key is, the same on all. Default: see [`KeySource`].
+    /// Where the cluster's key is, the same on all.
     pub key: KeySource,
     /// Every controller, this one included, in the file's order. From [`Source::AgentConf`] each other one is a
     /// single address, see there.
     pub controllers: Vec<Controller>,
-    /// Addresses of controllers of which it is not known yet whose they are; see [`Source::AgentConf`].
+    /// Addresses of controllers that no report has claimed yet; see [`Source::AgentConf`].
     pub candidates: Vec<IpAddr>,
 }
 
@@ -45,136 +41,106 @@ impl Cluster {
     /// This controller.
     ///
     /// # Panics
-    /// Never for a cluster made by [`Config::parse`], which resolves the name among the controllers.
+    /// Never for a cluster made by [`super::Config::parse`], which resolves the name among the controllers.
     pub fn this(&self) -> &Controller {
         self.controllers
             .iter()
-            .find(|c| c.name == self.name)
+            .find(|controller| controller.name == self.name)
             .expect("name was resolved among the controllers")
     }
 
     /// Every other controller.
     pub fn others(&self) -> impl Iterator<Item = &Controller> {
-        self.controllers.iter().filter(|c| c.name != self.name)
+        self.controllers.iter().filter(|controller| controller.name != self.name)
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawCluster {
-    pub(super) name: Option<Spanned<String>>,
-    pub(super) listen: Option<Spanned<String>>,
-    pub(super) relay_ports: Option<Spanned<String>>,
-    pub(super) key_file: Option<Spanned<String>>,
-    pub(super) controllers: Vec<Spanned<RawController>>,
-}
-
+/// Reads `[cluster]`, whose `cluster.controllers` are `listed`.
 pub(super) fn cluster(
-    raw: Spanned<RawCluster>,
+    table: &Table<'_>,
+    listed: &[Table<'_>],
     api_port: u16,
     juju: &Path,
     host: &Host,
 ) -> Result<Cluster, Fault> {
-    let span = raw.span();
-    let raw = raw.into_inner();
-    let controllers = controllers(raw.controllers)?;
-    let name = own_name(raw.name.as_ref(), &controllers, host, &span)?;
-    let this = controllers.iter().find(|c| c.name == name).expect("own_name returns one of their names");
-    let default = SocketAddr::new(this.addresses[0], DEFAULT_SYNC_PORT);
-    let listen = listen(raw.listen.as_ref(), default, this, &controllers, &span)?;
-    let others = controllers.len() - 1;
-    let relay_ports = relay_ports(raw.relay_ports.as_ref(), api_port, listen.port(), others, &span)?;
-    let key = juju::key_beside_controllers(raw.key_file.as_ref(), juju)?;
+    let controllers = controllers(listed)?;
+    let this = this(table, &controllers, host)?;
+    let listen = listen(table, SocketAddr::new(this.addresses[0], SYNC_PORT), this, &controllers)?;
+    let relay_ports = relay_ports(table, api_port, listen.port(), controllers.len() - 1)?;
+    let (name, key) = (this.name.clone(), juju::key_beside_controllers(table, juju)?);
     Ok(Cluster { source: Source::File, name, listen, relay_ports, key, controllers, candidates: Vec::new() })
 }
 
-fn own_name(
-    raw: Option<&Spanned<String>>,
-    controllers: &[Controller],
-    host: &Host,
-    cluster: &Range<usize>,
-) -> Result<String, Fault> {
+/// This controller: the one that `cluster.name` names, or else the one that has an address of this host.
+fn this<'a>(table: &Table<'_>, controllers: &'a [Controller], host: &Host) -> Result<&'a Controller, Fault> {
     let names = || controllers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
-    if let Some(raw) = raw {
-        let name = raw.get_ref();
-        if controllers.iter().any(|c| &c.name == name) {
-            return Ok(name.clone());
-        }
-        let message =
-            format!("cluster.name: {name:?} is none of the controllers ({}); write one of them", names());
-        return Err(Fault::at(raw.span(), message));
+    let wrong = |why: String| Err(table.fault("cluster.name", why));
+    if let Some(name) = table.find::<String>("cluster.name")? {
+        return match controllers.iter().find(|controller| controller.name == name) {
+            Some(this) => Ok(this),
+            None => wrong(format!("there is no controller {name:?}; write one of {}", names())),
+        };
     }
-    let is_here =
-        |c: &&Controller| c.addresses.iter().any(|a| host.addresses.iter().any(|h| h.to_canonical() == *a));
-    let here: Vec<&str> = controllers.iter().filter(is_here).map(|c| c.name.as_str()).collect();
+    let is_here = |address: &IpAddr| host.addresses.iter().any(|here| here.to_canonical() == *address);
+    let here: Vec<_> = controllers.iter().filter(|c| c.addresses.iter().any(is_here)).collect();
     match here.as_slice() {
-        [name] => Ok((*name).to_owned()),
-        [] => {
-            let message = format!(
-                "cluster.name: missing, and this host has no address of any controller ({}); set cluster.name, or \
-                 correct the addresses",
-                names()
-            );
-            Err(Fault::at(cluster.clone(), message))
-        }
+        [this] => Ok(this),
+        [] => wrong(format!(
+            "missing, and this host has no address of any controller ({}); set cluster.name, or correct the \
+             addresses",
+            names()
+        )),
         several => {
-            let message = format!(
-                "cluster.name: missing, and this host has addresses of {}; set cluster.name to one of them",
+            let several: Vec<_> = several.iter().map(|controller| controller.name.as_str()).collect();
+            wrong(format!(
+                "missing, and this host has addresses of {}; set cluster.name to one of them",
                 several.join(" and ")
-            );
-            Err(Fault::at(cluster.clone(), message))
+            ))
         }
     }
 }
 
+/// Reads `cluster.listen`.
 pub(super) fn listen(
-    raw: Option<&Spanned<String>>,
+    table: &Table<'_>,
     default: SocketAddr,
     this: &Controller,
     controllers: &[Controller],
-    cluster: &Range<usize>,
 ) -> Result<SocketAddr, Fault> {
-    let span = raw.map_or_else(|| cluster.clone(), Spanned::span);
-    let listen = match raw {
+    let wrong = |why: String| Err(table.fault("cluster.listen", why));
+    let listen = match table.find::<String>("cluster.listen")? {
         None => default,
-        Some(raw) => raw.get_ref().parse().map_err(|_not_an_address| {
-            let text = raw.get_ref();
-            let message =
-                format!("cluster.listen: {text:?} is not an address with a port; write \"{default}\"");
-            Fault::at(raw.span(), message)
-        })?,
+        Some(text) => match text.parse() {
+            Ok(listen) => listen,
+            Err(_) => return wrong(format!("{text:?} is not an IP address and a port; write \"{default}\"")),
+        },
     };
     let listen = SocketAddr::new(listen.ip().to_canonical(), listen.port());
     if listen.port() == 0 {
-        return Err(Fault::at(
-            span,
-            format!("cluster.listen: port 0; write the same port on all, {DEFAULT_SYNC_PORT}"),
-        ));
+        return wrong(format!("port 0 is not allowed; write the same port on all controllers, {SYNC_PORT}"));
     }
     if !listen.ip().is_unspecified() && !this.addresses.contains(&listen.ip()) {
-        let message = format!(
-            "cluster.listen: {} is no address of controller {}; write one of its addresses, 0.0.0.0 or [::]",
+        return wrong(format!(
+            "{} is not an address of controller {}; write one of its addresses, 0.0.0.0 or [::]",
             listen.ip(),
             this.name
-        );
-        return Err(Fault::at(span, message));
+        ));
     }
-    let reaches = |c: &Controller| c.addresses.iter().any(|a| hears(listen.ip(), *a));
-    if let Some(deaf) = controllers.iter().find(|c| !reaches(c)) {
-        let message = format!(
-            "cluster.listen: {} cannot exchange datagrams with controller {}, whose addresses are all of the other \
-             family; listen on \"[::]:{}\", or give it an address of this family",
+    let reaches = |c: &&Controller| c.addresses.iter().any(|address| hears(listen.ip(), *address));
+    if let Some(deaf) = controllers.iter().find(|controller| !reaches(controller)) {
+        return wrong(format!(
+            "{} cannot reach controller {}, which has no address of the same family; listen on \"[::]:{}\", or give \
+             {} such an address",
             listen.ip(),
             deaf.name,
-            listen.port()
-        );
-        return Err(Fault::at(span, message));
+            listen.port(),
+            deaf.name
+        ));
     }
     Ok(listen)
 }
 
-/// Whether a socket bound to `listen` can exchange datagrams with `peer`; one bound to `[::]` takes both
-/// families.
+/// Whether a socket bound to `listen` can exchange datagrams with `peer`; one bound to `[::]` takes both families.
 pub fn hears(listen: IpAddr, peer: IpAddr) -> bool {
     listen.is_ipv4() == peer.is_ipv4() || (listen.is_ipv6() && listen.is_unspecified())
 }

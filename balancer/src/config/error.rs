@@ -1,4 +1,4 @@
-//! Why a configuration is not used, and where in the file.
+//! Errors in the configuration: what is wrong, where it stands, and what to write instead.
 
 use std::{
     fmt,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a configuration is not used: where, what, and what to do.
+/// Why a configuration is refused.
 #[derive(Debug)]
 pub struct ConfigError {
     pub(super) file: PathBuf,
@@ -19,6 +19,18 @@ pub(super) struct Place {
     line: usize,
     column: usize,
     source: String,
+}
+
+impl Place {
+    fn of(offset: usize, text: &str) -> Self {
+        let before = text.get(..offset).unwrap_or(text);
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+            source: text[start..].lines().next().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 impl std::error::Error for ConfigError {}
@@ -36,16 +48,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-fn place(text: &str, offset: usize) -> Place {
-    let before = text.get(..offset).unwrap_or(text);
-    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    Place {
-        line: before.matches('\n').count() + 1,
-        column: before[start..].chars().count() + 1,
-        source: text[start..].lines().next().unwrap_or_default().to_owned(),
-    }
-}
-
+/// An error in the text of a file, before the file's name is known.
 pub(super) struct Fault {
     pub(super) span: Option<Range<usize>>,
     pub(super) message: String,
@@ -56,17 +59,15 @@ impl Fault {
         Self { span: Some(span), message: message.into() }
     }
 
-    /// As it is told of `text`, the content of `file`.
-    pub(super) fn at_place(self, file: &Path, text: &str) -> ConfigError {
-        let place = self.span.map(|span| place(text, span.start));
+    /// The error for users, where `text` is the content of `file`.
+    pub(super) fn in_file(self, file: &Path, text: &str) -> ConfigError {
+        let place = self.span.map(|span| Place::of(span.start, text));
         ConfigError { file: file.to_path_buf(), place, message: self.message }
     }
 }
 
 impl From<toml::de::Error> for Fault {
     fn from(error: toml::de::Error) -> Self {
-        let message =
-            error.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
-        Self { span: error.span(), message }
+        Self { span: error.span(), message: error.message().to_owned() }
     }
 }

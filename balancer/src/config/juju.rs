@@ -1,63 +1,56 @@
-//! A configuration completed by Juju's `agent.conf`: who the controllers are, and what key they share.
+//! A configuration completed from Juju's `agent.conf`: the controllers and the key that they share.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::Range,
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
-use toml::Spanned;
-
 use super::{
-    Host, NO_CONTROLLERS,
-    cluster::{Cluster, DEFAULT_KEY_FILE, DEFAULT_SYNC_PORT, RawCluster, listen},
+    Host,
+    cluster::{Cluster, SYNC_PORT, listen},
     controllers::{Controller, unreachable_kind},
     error::Fault,
-    paths::absolute,
+    file::Table,
+    paths::path,
     relay_ports::relay_ports,
 };
 use crate::juju::{
     agent_conf::{self, AgentConf, SecretField},
     key::ClusterKey,
 };
+use anyhow::Result;
 
 /// Where a cluster's controllers were named.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
     /// `cluster.controllers` of the configuration: each is a controller with all its addresses.
     File,
-    /// The `agent.conf` at this path, which lists addresses and not whose they are. This controller has all of them
-    /// that this host has. Each other address stands as a candidate: a controller of its own, named by the address,
-    /// until peers' reports tell which of them belong together. So there can be more than
-    /// [`super::MAX_CONTROLLERS`], and more than there are relay ports, though never more than
-    /// [`agent_conf::MAX_ADDRESSES`].
+    /// The `agent.conf` at this path, which lists addresses without their controllers. This controller has those that
+    /// this host has. Each other address is a candidate: a controller named by that one address, until peers report
+    /// which addresses belong together. So there can be more than [`super::MAX_CONTROLLERS`], and more than there are
+    /// relay ports, though never more than [`agent_conf::MAX_ADDRESSES`].
     AgentConf(PathBuf),
 }
 
-/// Where a cluster's key is: in `cluster.key_file` if that is given; else in `agent.conf`. Where the configuration
-/// names the controllers, `/etc/balancer/cluster.key` comes before `agent.conf` if it exists.
+/// Where a cluster's key comes from.
 #[derive(Clone, Eq, PartialEq)]
 pub enum KeySource {
     /// In this file, made by `balancer keygen`.
     File(PathBuf),
-    /// Derived from a secret of Juju's.
+    /// Derived from a secret in Juju's `agent.conf`.
     AgentConf {
         /// Juju's file.
         file: PathBuf,
-        /// Where in it the secret stands.
+        /// The field that holds the secret.
         field: SecretField,
-        /// What was derived.
+        /// The derived key.
         key: ClusterKey,
     },
 }
 
 impl KeySource {
-    /// The key.
-    ///
-    /// # Errors
-    /// The file is missing, readable by others, or holds no key; the message says what to do.
+    /// The key. Errors name the file and say what to do.
     pub fn load(&self) -> Result<ClusterKey> {
         match self {
             Self::File(path) => ClusterKey::load(path),
@@ -81,49 +74,45 @@ impl fmt::Debug for KeySource {
     }
 }
 
-/// The `agent.conf` that stands in for the controllers which the configuration does not name.
-pub(super) fn agent_conf(juju: &Path, cluster: Option<Range<usize>>) -> Result<AgentConf, Fault> {
+/// The `agent.conf` of this host, for a configuration that names no controllers.
+pub(super) fn agent_conf(juju: &Path, table: &Table<'_>) -> Result<AgentConf, Fault> {
+    let advice = "missing; add one [[cluster.controllers]] table for each controller";
     let message = match agent_conf::find(juju) {
         Ok(Some(conf)) => return Ok(conf),
         Ok(None) => format!(
-            "{NO_CONTROLLERS}, or run this on a Juju controller (no controller's agent.conf is below {})",
+            "{advice}, or run the balancer on a Juju controller (there is no controller's agent.conf below {})",
             juju.join("agents").display()
         ),
-        Err(error) => format!("{NO_CONTROLLERS}, or repair Juju's file: {error:#}"),
+        Err(error) => format!("{advice}, or repair Juju's file: {error:#}"),
     };
-    Err(Fault { span: cluster, message })
+    Err(table.fault("cluster.controllers", message))
 }
 
-/// The cluster that `conf` describes, `raw` going before it in everything that it says.
+/// The cluster that `conf` describes; keys of the configuration come first.
 pub(super) fn cluster(
-    raw: Option<Spanned<RawCluster>>,
+    table: &Table<'_>,
     conf: &AgentConf,
     api_port: u16,
     host: &Host,
 ) -> Result<Cluster, Fault> {
-    let span = raw.as_ref().map_or(0..0, Spanned::span);
-    let raw = raw.map(Spanned::into_inner).unwrap_or_default();
-    let controllers = controllers(conf, host).map_err(|message| Fault::at(span.clone(), message))?;
-    let this = controllers.this;
-    if let Some(name) = raw.name.filter(|name| *name.get_ref() != this.name) {
+    let Controllers { this, all } = controllers(table, conf, host)?;
+    if let Some(name) = table.find::<String>("cluster.name")?.filter(|name| *name != this.name) {
         let message = format!(
-            "cluster.name: {:?} is not how {} names this controller, which is {}; remove the key, or name the \
-             controllers in cluster.controllers",
-            name.get_ref(),
+            "{} calls this controller {}, not {name:?}; remove the key, or name the controllers in \
+             cluster.controllers",
             conf.path.display(),
             this.name
         );
-        return Err(Fault::at(name.span(), message));
+        return Err(table.fault("cluster.name", message));
     }
-    // Which of its addresses reaches which candidate, only the routes know.
+    // Only the routes know which of its addresses reaches which candidate.
     let any: IpAddr =
         if has_ipv6(host) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let any = SocketAddr::new(any, DEFAULT_SYNC_PORT);
-    let listen = listen(raw.listen.as_ref(), any, &this, &controllers.all, &span)?;
-    let relay_ports = relay_ports(raw.relay_ports.as_ref(), api_port, listen.port(), 0, &span)?;
-    let key = match &raw.key_file {
-        Some(_) => KeySource::File(absolute("cluster.key_file", raw.key_file.as_ref(), DEFAULT_KEY_FILE)?),
-        None => key_from(conf).map_err(|message| Fault::at(span, message))?,
+    let listen = listen(table, SocketAddr::new(any, SYNC_PORT), &this, &all)?;
+    let relay_ports = relay_ports(table, api_port, listen.port(), 0)?;
+    let key = match path(table, "cluster.key_file")? {
+        Some(path) => KeySource::File(path),
+        None => key_from(conf).map_err(|message| table.fault("cluster.key_file", message))?,
     };
     Ok(Cluster {
         source: Source::AgentConf(conf.path.clone()),
@@ -131,7 +120,7 @@ pub(super) fn cluster(
         listen,
         relay_ports,
         key,
-        controllers: controllers.all,
+        controllers: all,
         candidates: Vec::new(),
     })
 }
@@ -141,12 +130,12 @@ struct Controllers {
     all: Vec<Controller>,
 }
 
-/// Whether IPv6 is not switched off; a host has such addresses then, be they link-local.
+/// Whether the host uses IPv6: it then has at least a link-local address.
 fn has_ipv6(host: &Host) -> bool {
     host.addresses.iter().any(|address| address.to_canonical().is_ipv6())
 }
 
-fn controllers(conf: &AgentConf, host: &Host) -> Result<Controllers, String> {
+fn controllers(table: &Table<'_>, conf: &AgentConf, host: &Host) -> Result<Controllers, Fault> {
     let is_here = |ip: &IpAddr| host.addresses.iter().any(|here| here.to_canonical() == *ip);
     let ips = conf.ips();
     let usable = || ips.iter().copied().filter(|ip| unreachable_kind(*ip).is_none());
@@ -156,12 +145,13 @@ fn controllers(conf: &AgentConf, host: &Host) -> Result<Controllers, String> {
     };
     let Some(this) = named(usable().filter(is_here).collect()) else {
         let listed: Vec<_> = ips.iter().map(ToString::to_string).collect();
-        return Err(format!(
-            "cluster.controllers: missing, and {} lists no address of this host among {}; is it one of Juju's \
-             controllers? If so, wait until Juju has written its address there, or name the controllers",
+        let message = format!(
+            "missing, and {} lists no address of this host, only {}; if this is a Juju controller, wait until Juju has \
+             written its address there, or name the controllers",
             conf.path.display(),
-            if listed.is_empty() { "none at all".to_owned() } else { listed.join(", ") }
-        ));
+            if listed.is_empty() { "an empty list".to_owned() } else { listed.join(", ") }
+        );
+        return Err(table.fault("cluster.controllers", message));
     };
     let own = this.addresses.clone();
     let reachable = |ip: &IpAddr| ip.is_ipv4() || has_ipv6(host);
@@ -174,24 +164,28 @@ fn key_from(conf: &AgentConf) -> Result<KeySource, String> {
     let file = conf.path.clone();
     let Some(secret) = &conf.secret else {
         return Err(format!(
-            "cluster.key_file: missing, and {} has neither sharedsecret nor caprivatekey; run `balancer keygen` on one \
-             controller, copy the file to the others, and name it in cluster.key_file",
+            "missing, and {} has neither sharedsecret nor caprivatekey; run `balancer keygen` on one controller, copy \
+             the file to the others, and set the key to its path",
             file.display()
         ));
     };
     let key = ClusterKey::from_agent_conf(secret)
-        .map_err(|error| format!("cluster.key_file: missing, and in {} {error:#}", file.display()))?;
+        .map_err(|error| format!("missing, and in {} {error:#}", file.display()))?;
     Ok(KeySource::AgentConf { file, field: secret.field(), key })
 }
 
-/// The key where the configuration names the controllers.
-pub(super) fn key_beside_controllers(raw: Option<&Spanned<String>>, juju: &Path) -> Result<KeySource, Fault> {
-    let path = absolute("cluster.key_file", raw, DEFAULT_KEY_FILE)?;
-    if raw.is_some() || path.exists() {
+/// The key where the configuration names the controllers: the file that it names, or else the default file if it
+/// exists, or else the secret in `agent.conf`.
+pub(super) fn key_beside_controllers(table: &Table<'_>, juju: &Path) -> Result<KeySource, Fault> {
+    if let Some(path) = path(table, "cluster.key_file")? {
         return Ok(KeySource::File(path));
     }
+    let default: PathBuf = table.get("cluster.key_file")?;
+    if default.exists() {
+        return Ok(KeySource::File(default));
+    }
     let found = agent_conf::find(juju).ok().flatten();
-    Ok(found.and_then(|conf| key_from(&conf).ok()).unwrap_or(KeySource::File(path)))
+    Ok(found.and_then(|conf| key_from(&conf).ok()).unwrap_or(KeySource::File(default)))
 }
 
 #[cfg(test)]

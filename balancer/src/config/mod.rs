@@ -1,14 +1,16 @@
-//! What the configuration file means.
+//! The configuration.
 //!
-//! What was typed is read into the `Raw…` structs, which know every key and where it stands in the file; what
-//! it means is a [`Config`], checked and with every default filled in. Nothing outside this file sees the
-//! former. What the file leaves out on a Juju controller comes from Juju's own file, see [`juju`].
+//! [`keys`] tells every key once. `file` reads the text and refuses unknown keys and values that [`keys`] does not
+//! allow; each section then checks the rest. The result is a [`Config`] with every default filled in. On a Juju
+//! controller, `juju` fills in from `agent.conf` the keys that the file leaves out.
 
 mod api;
 mod cluster;
 mod controllers;
 mod error;
+mod file;
 mod juju;
+pub mod keys;
 mod paths;
 mod policy;
 mod relay_ports;
@@ -20,17 +22,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-use toml::Spanned;
+pub use balancer_common::records::MAX_CONTROLLERS;
 
 pub(crate) use self::paths::unescape;
-use self::{
-    api::RawApi,
-    cluster::RawCluster,
-    error::Fault,
-    paths::{RawPaths, cgroup2_mount},
-    policy::RawPolicy,
-};
 pub use self::{
     api::{Api, Health, Hook},
     cluster::{Cluster, hears},
@@ -41,39 +35,30 @@ pub use self::{
     policy::{Policy, Ratio, Rebalance, Steer},
     relay_ports::RelayPorts,
 };
+use self::{error::Fault, file::File};
 use crate::{cli, juju::agent_conf};
-
-/// Most controllers that a cluster may have: the data path's tables and its picking loop are this long.
-pub const MAX_CONTROLLERS: usize = 16;
-/// Most relay ports that a range may hold.
-pub const MAX_RELAY_PORTS: u16 = 64;
-/// Longest name of a controller.
-pub const MAX_NAME: usize = 63;
-
-const NO_CONTROLLERS: &str =
-    "cluster.controllers: missing; add one [[cluster.controllers]] table for each controller";
 
 /// One agent's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The API port and who may use it.
+    /// The API port and its interfaces.
     pub api: Api,
-    /// The controllers and what they exchange.
+    /// The controllers and the way they exchange reports and connections.
     pub cluster: Cluster,
     /// How the balance is kept.
     pub policy: Policy,
-    /// Where this agent keeps its things.
+    /// Files and directories of this agent.
     pub paths: Paths,
 }
 
-/// What defaults are taken from this host.
+/// Facts about this host from which defaults are taken.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// Addresses of its interfaces.
     pub addresses: Vec<IpAddr>,
     /// Where cgroup2 is mounted.
     pub cgroup2: Option<PathBuf>,
-    /// Where Juju keeps its agents' files.
+    /// Directory of Juju's agents.
     pub juju: PathBuf,
 }
 
@@ -82,32 +67,25 @@ impl Host {
     pub fn here(addresses: &[IpAddr]) -> Self {
         Self {
             addresses: addresses.to_vec(),
-            cgroup2: cgroup2_mount(),
+            cgroup2: paths::cgroup2_mount(),
             juju: PathBuf::from(agent_conf::JUJU),
         }
     }
 }
 
 impl Config {
-    /// Reads the file at `path` on a host that has `host_addresses`. On a Juju controller there need be none at the
-    /// default path.
-    ///
-    /// # Errors
-    /// The file cannot be read, or what it says cannot be used; the message says where and what to do.
+    /// Reads the file at `path` on a host that has `host_addresses`. A Juju controller needs no file at the default
+    /// path.
     pub fn load(path: &Path, host_addresses: &[IpAddr]) -> Result<Self, ConfigError> {
         Self::load_or_default(path, Path::new(cli::CONFIG), &Host::here(host_addresses))
     }
 
-    /// Where the agent of the file at `path` keeps its things, whatever else the file says: for commands to a running
-    /// agent, which goes on with what it has read before.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is no TOML, or its paths cannot be used.
+    /// Only `[paths]` of the file at `path`: a command to a running agent must not fail for an error elsewhere in the
+    /// file, which the agent has not read yet.
     pub fn load_paths(path: &Path) -> Result<Paths, ConfigError> {
         let text = read_text(path, Path::new(cli::CONFIG))?.unwrap_or_default();
-        let read = toml::from_str::<OnlyPaths>(&text).map_err(Fault::from);
-        read.and_then(|only| paths::paths(only.paths, &Host::here(&[])))
-            .map_err(|fault| fault.at_place(path, &text))
+        let paths = File::parse(&text).and_then(|file| paths::paths(&file.table("paths")?, &Host::here(&[])));
+        paths.map_err(|fault| fault.in_file(path, &text))
     }
 
     fn load_or_default(path: &Path, optional: &Path, host: &Host) -> Result<Self, ConfigError> {
@@ -121,16 +99,13 @@ impl Config {
         }
     }
 
-    /// Reads `text`; `file` only names it in messages.
-    ///
-    /// # Errors
-    /// What the text says cannot be used; the message says where and what to do.
+    /// Reads `text`; `file` is its name in error messages.
     pub fn parse(file: &Path, text: &str, host: &Host) -> Result<Self, ConfigError> {
-        read(text, host).map_err(|fault| fault.at_place(file, text))
+        read(text, host).map_err(|fault| fault.in_file(file, text))
     }
 }
 
-/// What the file at `path` holds; `None` where there is none and there need be none, at `optional`.
+/// The text of the file at `path`; `None` if there is none at `optional`.
 fn read_text(path: &Path, optional: &Path) -> Result<Option<String>, ConfigError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -143,40 +118,24 @@ fn read_text(path: &Path, optional: &Path) -> Result<Option<String>, ConfigError
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawConfig {
-    api: RawApi,
-    cluster: Option<Spanned<RawCluster>>,
-    policy: RawPolicy,
-    paths: RawPaths,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct OnlyPaths {
-    paths: RawPaths,
-}
-
 fn read(text: &str, host: &Host) -> Result<Config, Fault> {
-    let raw: RawConfig = toml::from_str(text)?;
-    let paths = paths::paths(raw.paths, host)?;
-    let port_is_given = raw.api.port.is_some();
-    let mut api = api::api(raw.api)?;
-    let cluster = match raw.cluster {
-        Some(raw) if !raw.get_ref().controllers.is_empty() => {
-            cluster::cluster(raw, api.port, &paths.juju, host)?
-        }
-        raw => {
-            let conf = juju::agent_conf(&paths.juju, raw.as_ref().map(Spanned::span))?;
-            if let Some(port) = conf.api_port.filter(|_| !port_is_given) {
-                api.port = port;
-            }
-            juju::cluster(raw, &conf, api.port, host)?
-        }
+    let file = File::parse(text)?;
+    file.check_tables()?;
+    let (api, cluster) = (file.table("api")?, file.table("cluster")?);
+    let (policy, paths) = (file.table("policy")?, file.table("paths")?);
+    let paths = paths::paths(&paths, host)?;
+    let listed = cluster.tables("cluster.controllers")?;
+    let (api, cluster) = if listed.is_empty() {
+        let conf = juju::agent_conf(&paths.juju, &cluster)?;
+        let api = api::api(&api, conf.api_port)?;
+        let cluster = juju::cluster(&cluster, &conf, api.port, host)?;
+        (api, cluster)
+    } else {
+        let api = api::api(&api, None)?;
+        let cluster = cluster::cluster(&cluster, &listed, api.port, &paths.juju, host)?;
+        (api, cluster)
     };
-    let policy = policy::policy(raw.policy)?;
-    Ok(Config { api, cluster, policy, paths })
+    Ok(Config { api, cluster, policy: policy::policy(&policy)?, paths })
 }
 
 #[cfg(test)]

@@ -1,26 +1,25 @@
 //! `[paths]`.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    path::{Component, PathBuf},
+};
 
-use serde::Deserialize;
-use toml::Spanned;
+use super::{Host, error::Fault, file::Table};
 
-use super::{Host, error::Fault};
-
-const DEFAULT_PINS: &str = "/sys/fs/bpf/balancer";
-const DEFAULT_CONTROL: &str = "/run/balancer/control.sock";
-const MAX_SOCKET_PATH: usize = 107; // sun_path less its NUL
+pub(super) const MAX_SOCKET_PATH: usize = 107; // sun_path less its NUL
 
 /// `[paths]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Paths {
-    /// Directory on a BPF file system for pinned programs, links and maps. Default: `/sys/fs/bpf/balancer`.
+    /// Directory on a BPF file system for pinned programs, links and maps.
     pub pins: PathBuf,
-    /// Unix socket on which the agent answers commands. Default: `/run/balancer/control.sock`.
+    /// Unix socket on which the agent answers commands.
     pub control: PathBuf,
-    /// Root of the cgroup2 hierarchy. Default: wherever cgroup2 is mounted.
+    /// Root of the cgroup2 hierarchy.
     pub cgroup: PathBuf,
-    /// Directory of Juju's agents, below which a controller's `agent.conf` is looked for. Default: `/var/lib/juju`.
+    /// Directory of Juju's agents, searched for the `agent.conf` of a controller.
     pub juju: PathBuf,
 }
 
@@ -43,48 +42,31 @@ pub(crate) fn unescape(field: &str) -> String {
     escapes.iter().fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawPaths {
-    pins: Option<Spanned<String>>,
-    control: Option<Spanned<String>>,
-    cgroup: Option<Spanned<String>>,
-    juju: Option<Spanned<String>>,
-}
-
-pub(super) fn paths(raw: RawPaths, host: &Host) -> Result<Paths, Fault> {
-    let pins = absolute("paths.pins", raw.pins.as_ref(), DEFAULT_PINS)?;
-    let control = absolute("paths.control", raw.control.as_ref(), DEFAULT_CONTROL)?;
+/// Reads `[paths]`.
+pub(super) fn paths(table: &Table<'_>, host: &Host) -> Result<Paths, Fault> {
+    let or_default = |key| path(table, key)?.map_or_else(|| table.get(key), Ok);
+    let control = or_default("paths.control")?;
     if control.as_os_str().len() > MAX_SOCKET_PATH {
-        let message = format!(
-            "paths.control: longer than a socket's path may be; write at most {MAX_SOCKET_PATH} bytes"
-        );
-        return Err(Fault { span: raw.control.map(|raw| raw.span()), message });
+        let message = format!("too long for the path of a socket; write at most {MAX_SOCKET_PATH} bytes");
+        return Err(table.fault("paths.control", message));
     }
-    let juju = match &raw.juju {
-        Some(raw) => absolute("paths.juju", Some(raw), "")?,
-        None => host.juju.clone(),
-    };
-    let cgroup = match (&raw.cgroup, &host.cgroup2) {
-        (Some(raw), _) => absolute("paths.cgroup", Some(raw), "")?,
-        (None, Some(mount)) => mount.clone(),
-        (None, None) => {
-            let message = "paths.cgroup: missing, and cgroup2 is not mounted; run `mount -t cgroup2 none \
-                           /sys/fs/cgroup`, or set paths.cgroup";
-            return Err(Fault { span: None, message: message.to_owned() });
-        }
-    };
-    Ok(Paths { pins, control, cgroup, juju })
+    let cgroup = path(table, "paths.cgroup")?.or_else(|| host.cgroup2.clone()).ok_or_else(|| {
+        let message =
+            "missing, and cgroup2 is not mounted; run `mount -t cgroup2 none /sys/fs/cgroup`, or set the key";
+        table.fault("paths.cgroup", message)
+    })?;
+    let juju = path(table, "paths.juju")?.unwrap_or_else(|| host.juju.clone());
+    Ok(Paths { pins: or_default("paths.pins")?, control, cgroup, juju })
 }
 
-pub(super) fn absolute(key: &str, raw: Option<&Spanned<String>>, default: &str) -> Result<PathBuf, Fault> {
-    let Some(raw) = raw else { return Ok(PathBuf::from(default)) };
-    let path = PathBuf::from(raw.get_ref());
-    let plain = path.components().all(|part| part != std::path::Component::ParentDir);
-    if path.is_absolute() && path.parent().is_some() && plain && !raw.get_ref().contains('\0') {
-        return Ok(path);
+/// The absolute path that the file gives for `key`.
+pub(super) fn path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
+    let Some(path) = table.find::<PathBuf>(key)? else { return Ok(None) };
+    let plain = path.components().all(|part| part != Component::ParentDir);
+    if path.is_absolute() && path.parent().is_some() && plain && !path.as_os_str().as_bytes().contains(&0) {
+        return Ok(Some(path));
     }
     let message =
-        format!("{key}: {:?} is not usable; write an absolute path below / without \"..\"", raw.get_ref());
-    Err(Fault::at(raw.span(), message))
+        format!("\"{}\" is not allowed; write an absolute path below / without \"..\"", path.display());
+    Err(table.fault(key, message))
 }

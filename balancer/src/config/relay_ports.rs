@@ -1,15 +1,14 @@
 //! `cluster.relay_ports`.
 
-use std::{fmt, ops::Range};
+use std::fmt;
 
-use toml::Spanned;
+use super::{error::Fault, file::Table};
 
-use super::{MAX_RELAY_PORTS, error::Fault};
-
-const DEFAULT_RELAY_PORTS: RelayPorts = RelayPorts { first: 17080, last: 17095 };
+/// Most relay ports that a range may hold.
+pub(super) const MAX_RELAY_PORTS: u16 = 64;
 const JUJU_PORTS: [(u16, &str); 3] = [(17022, "SSH"), (17666, "Dqlite"), (37017, "MongoDB")];
 
-/// `cluster.relay_ports`: a range of TCP ports, both ends included.
+/// A range of TCP ports, both ends included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelayPorts {
     /// Lowest port.
@@ -32,6 +31,12 @@ impl RelayPorts {
     fn count(self) -> usize {
         usize::from(self.last - self.first) + 1
     }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port != 0);
+        Some(Self { first: port(first)?, last: port(last)? })
+    }
 }
 
 impl fmt::Display for RelayPorts {
@@ -40,23 +45,17 @@ impl fmt::Display for RelayPorts {
     }
 }
 
+/// Reads the key for a cluster of this controller and `others`; the range must not hold `api_port` or `sync_port`.
 pub(super) fn relay_ports(
-    raw: Option<&Spanned<String>>,
+    table: &Table<'_>,
     api_port: u16,
     sync_port: u16,
     others: usize,
-    cluster: &Range<usize>,
 ) -> Result<RelayPorts, Fault> {
-    let span = raw.map_or_else(|| cluster.clone(), Spanned::span);
-    let wrong = |why: String| Err(Fault::at(span.clone(), format!("cluster.relay_ports: {why}")));
-    let range = match raw {
-        None => DEFAULT_RELAY_PORTS,
-        Some(raw) => match port_range(raw.get_ref()) {
-            Some(range) => range,
-            None => {
-                return wrong(format!("{:?} is not a range; write \"{DEFAULT_RELAY_PORTS}\"", raw.get_ref()));
-            }
-        },
+    let text: String = table.get("cluster.relay_ports")?;
+    let wrong = |why: String| Err(table.fault("cluster.relay_ports", why));
+    let Some(range) = RelayPorts::parse(&text) else {
+        return wrong(format!("{text:?} is not a range of ports; write one such as \"17080-17095\""));
     };
     if range.first > range.last {
         return wrong(format!("{range} ends before it starts; write \"{}-{}\"", range.last, range.first));
@@ -65,28 +64,16 @@ pub(super) fn relay_ports(
         return wrong(format!("{range} holds {} ports; write at most {MAX_RELAY_PORTS}", range.count()));
     }
     if range.count() < others {
+        let count = range.count();
         return wrong(format!(
-            "{range} holds {} ports; write at least {others}, one for each other controller",
-            range.count()
+            "{range} holds {count} ports; write at least {others}, one for each other controller"
         ));
     }
-    for (port, key) in [(api_port, "api.port"), (sync_port, "the port of cluster.listen")] {
-        if range.contains(port) {
-            return wrong(format!("{range} contains {port}, {key}; write a range without it"));
-        }
+    let own = [(api_port, "api.port"), (sync_port, "the port of cluster.listen")];
+    let juju = JUJU_PORTS.map(|(port, service)| (port, format!("a Juju controller's {service} port")));
+    let taken = own.into_iter().map(|(port, key)| (port, key.to_owned())).chain(juju);
+    match taken.into_iter().find(|(port, _)| range.contains(*port)) {
+        Some((port, owner)) => wrong(format!("{range} contains {port}, {owner}; write a range without it")),
+        None => Ok(range),
     }
-    for (port, service) in JUJU_PORTS {
-        if range.contains(port) {
-            return wrong(format!(
-                "{range} contains {port}, a Juju controller's {service}; write a range without it"
-            ));
-        }
-    }
-    Ok(range)
-}
-
-fn port_range(text: &str) -> Option<RelayPorts> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port != 0);
-    Some(RelayPorts { first: port(first)?, last: port(last)? })
 }

@@ -1,33 +1,7 @@
 use super::*;
 
-const WHOLE: &str = r#"
-[api]
-port = 17070
-interfaces = ["eth0"]
-hook = "tc"
-hard_limit = 10000
-health = "tcp"
-exempt = ["10.9.0.0/16", "192.0.2.7", "::ffff:10.8.0.0/112"]
-[cluster]
-name = "b"
-listen = "[::]:17079"
-relay_ports = "18000-18003"
-key_file = "/etc/balancer/other.key"
-[[cluster.controllers]]
-name = "a"
-addresses = ["10.0.0.11", "fd00::11"]
-weight = 2
-[[cluster.controllers]]
-name = "b"
-addresses = ["::ffff:10.0.0.12"]
-[policy]
-steer = "off"
-[paths]
-pins = "/sys/fs/bpf/other"
-control = "/run/other.sock"
-cgroup = "/cg"
-juju = "/j"
-"#;
+/// Holds every key, none of them with its default.
+const ALL: &str = include_str!("../../../tests/fuzz/seeds/config/all.toml");
 
 fn host(addresses: &[&str]) -> Host {
     Host {
@@ -41,36 +15,59 @@ fn parse(text: &str, host: &Host) -> Result<Config, String> {
     Config::parse(Path::new("f.toml"), text, host).map_err(|error| error.to_string())
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
 #[test]
 fn every_key_is_read() {
-    let config = parse(WHOLE, &host(&[])).unwrap();
-    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let config = parse(ALL, &host(&[])).unwrap();
     let expected = Config {
         api: Api {
-            port: 17070,
+            port: 17071,
             interfaces: Some(vec!["eth0".to_owned()]),
             hook: Hook::Tc,
-            hard_limit: Some(10_000),
+            hard_limit: Some(5_000),
             health: Health::Tcp,
-            exempt: ["10.9.0.0/16", "192.0.2.7/32", "10.8.0.0/16"].map(|n| n.parse().unwrap()).to_vec(),
+            exempt: ["10.9.0.0/16", "fd09::/16", "192.0.2.7/32", "10.8.0.0/16"]
+                .map(|net| net.parse().unwrap())
+                .to_vec(),
         },
         cluster: Cluster {
             source: Source::File,
             name: "b".to_owned(),
             listen: "[::]:17079".parse().unwrap(),
-            relay_ports: RelayPorts { first: 18000, last: 18003 },
+            relay_ports: RelayPorts { first: 17080, last: 17083 },
             key: KeySource::File(PathBuf::from("/etc/balancer/other.key")),
             controllers: vec![
                 Controller {
                     name: "a".to_owned(),
                     addresses: vec![ip("10.0.0.11"), ip("fd00::11")],
-                    weight: 2.0,
+                    weight: 1.0,
                 },
-                Controller { name: "b".to_owned(), addresses: vec![ip("10.0.0.12")], weight: 1.0 },
+                Controller {
+                    name: "b".to_owned(),
+                    addresses: vec![ip("10.0.0.12"), ip("fd00::12")],
+                    weight: 0.5,
+                },
             ],
             candidates: Vec::new(),
         },
-        policy: Policy { steer: Steer::Off, ..Policy::default() },
+        policy: Policy {
+            rebalance: Rebalance::DryRun,
+            threshold: 1.5,
+            min_excess: 10,
+            max_rate: Some(2.0),
+            login_rate: 8.0,
+            steer: Steer::Refuse,
+            refuse_ratio: Some(Ratio { part: 1, whole: 3 }),
+            per_client_limit: Some(20),
+            memory_guard: false,
+            memory_relay: 0.75,
+            memory_refuse: 0.85,
+            memory_shed: 0.92,
+            memory_pressure: 0.25,
+        },
         paths: Paths {
             pins: PathBuf::from("/sys/fs/bpf/other"),
             control: PathBuf::from("/run/other.sock"),
@@ -83,33 +80,82 @@ fn every_key_is_read() {
     assert_eq!(config.cluster.others().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["a"]);
 }
 
+/// Without its line, each key that the table has changes the configuration or is missed.
+#[test]
+fn every_key_takes_effect() {
+    let with_all = parse(ALL, &host(&[])).unwrap();
+    for key in keys::KEYS.iter().filter(|key| !matches!(key.kind, keys::Kind::Tables)) {
+        let (table, name) = key.name.rsplit_once('.').unwrap();
+        let (mut within, mut removed) = (false, 0);
+        let line_stays = |line: &&str| {
+            if line.starts_with('[') {
+                within = line.trim_matches(['[', ']']) == table;
+            }
+            let stays = !within || line.split(" = ").next() != Some(name);
+            removed += usize::from(!stays);
+            stays
+        };
+        let without = ALL.lines().filter(line_stays).collect::<Vec<_>>().join("\n");
+        assert!(removed > 0, "all.toml does not hold {}", key.name);
+        assert!(parse(&without, &host(&[])).as_ref() != Ok(&with_all), "{} has no effect", key.name);
+    }
+}
+
 #[test]
 fn every_key_but_the_controllers_has_a_default() {
     let text = "[[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.0.0.11\", \"fd00::11\"]\n";
     let config = parse(text, &host(&["192.0.2.1", "::ffff:10.0.0.11", "fd00::11"])).unwrap();
-    assert_eq!(
-        config.api,
-        Api {
+    let expected = Config {
+        api: Api {
             port: 17070,
             interfaces: None,
             hook: Hook::Auto,
             hard_limit: None,
             health: Health::Https,
-            exempt: vec![]
-        }
-    );
-    assert_eq!(config.cluster.name, "a");
-    assert_eq!(config.cluster.listen, "10.0.0.11:17078".parse().unwrap());
+            exempt: vec![],
+        },
+        cluster: Cluster {
+            source: Source::File,
+            name: "a".to_owned(),
+            listen: "10.0.0.11:17078".parse().unwrap(),
+            relay_ports: RelayPorts { first: 17080, last: 17095 },
+            key: KeySource::File(PathBuf::from("/etc/balancer/cluster.key")),
+            controllers: vec![Controller {
+                name: "a".to_owned(),
+                addresses: vec![ip("10.0.0.11"), ip("fd00::11")],
+                weight: 1.0,
+            }],
+            candidates: Vec::new(),
+        },
+        policy: Policy {
+            rebalance: Rebalance::On,
+            threshold: 1.2,
+            min_excess: 50,
+            max_rate: None,
+            login_rate: 4.0,
+            steer: Steer::Relay,
+            refuse_ratio: None,
+            per_client_limit: None,
+            memory_guard: true,
+            memory_relay: 0.80,
+            memory_refuse: 0.90,
+            memory_shed: 0.95,
+            memory_pressure: 0.20,
+        },
+        paths: Paths {
+            pins: PathBuf::from("/sys/fs/bpf/balancer"),
+            control: PathBuf::from("/run/balancer/control.sock"),
+            cgroup: PathBuf::from("/sys/fs/cgroup"),
+            juju: PathBuf::from("/nonexistent/juju"),
+        },
+    };
+    assert_eq!(config, expected);
     assert_eq!(config.cluster.relay_ports.to_string(), "17080-17095");
     assert_eq!(config.cluster.relay_ports.iter().count(), 16);
-    assert_eq!(config.cluster.key, KeySource::File(PathBuf::from("/etc/balancer/cluster.key")));
-    assert_eq!(config.cluster.controllers[0].weight.to_string(), "1");
-    assert_eq!(config.paths.pins, Path::new("/sys/fs/bpf/balancer"));
-    assert_eq!(config.paths.control, Path::new("/run/balancer/control.sock"));
-    assert_eq!(config.paths.cgroup, Path::new("/sys/fs/cgroup"));
+    assert_eq!(Ratio { part: 1, whole: 4 }.scaled(), 1 << 30);
 }
 
-/// One controller `a`, below whatever `top` and `cluster` say.
+/// A file with one controller, `a`.
 fn with(top: &str, cluster: &str, rest: &str) -> String {
     format!(
         "{top}\n[cluster]\n{cluster}\n[[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.0.0.11\"]\n{rest}\n"
@@ -120,11 +166,11 @@ fn other(name: &str, address: &str) -> String {
     format!("[[cluster.controllers]]\nname = \"{name}\"\naddresses = [\"{address}\"]\n")
 }
 
-/// Each row: what stands in the file, and what its message holds.
+/// Each row: a part of the file, and a part of the error.
 fn refused<'a>(rows: &[(&'a str, &str)], file: impl Fn(&'a str) -> String) {
-    for (typed, expected) in rows {
-        let error = parse(&file(typed), &host(&[])).expect_err(typed);
-        assert!(error.contains(expected), "{typed}\nexpected: {expected}\ngot: {error}");
+    for (part, expected) in rows {
+        let error = parse(&file(part), &host(&[])).expect_err(part);
+        assert!(error.contains(expected), "{part}\nexpected: {expected}\ngot: {error}");
     }
 }
 
@@ -132,24 +178,28 @@ fn refused<'a>(rows: &[(&'a str, &str)], file: impl Fn(&'a str) -> String) {
 fn wrong_api_keys_are_named_with_their_place() {
     #[rustfmt::skip] // a row a line
     let rows = [
-        ("prot = 1", "f.toml:2:1: unknown key `prot`, expected one of `port`, `interfaces`"),
-        ("port = 0", "f.toml:2:8: api.port: 0 is not a port; write one from 1 to 65535"),
-        ("port = 70000", "f.toml:2:8: api.port: 70000 is not a port"),
-        ("port = \"a\"", "f.toml:2:8: invalid type: string \"a\", expected i64\n  2 | port = \"a\"\n    |        ^"),
-        ("port = ", "f.toml:2:"),
+        ("prot = 1", "f.toml:2:1: unknown key `prot`; [api] takes port, interfaces, hook, hard_limit, health, exempt"),
+        ("  prot = 1\nanother = 2", "f.toml:2:3: unknown key `prot`"),
+        ("port = 0", "f.toml:2:8: api.port: 0 is not allowed; write a whole number from 1 to 65535\n  2 | port = 0\n"),
+        ("port = 70000", "f.toml:2:8: api.port: 70000 is not allowed"),
+        ("port = 1.5", "f.toml:2:8: api.port: 1.5 is not allowed"),
+        ("port = \"a\"", "f.toml:2:8: api.port: \"a\" is not allowed; write a whole number from 1 to 65535\n  2 | port = \"a\"\n    |        ^"),
+        ("port = ", "f.toml:2:8: "),
         ("port = 1\nport = 2", "f.toml:3:1: duplicate key"),
-        ("interfaces = []", "f.toml:2:14: api.interfaces: empty; name an interface"),
+        ("interfaces = []", "f.toml:2:14: api.interfaces: the list is empty; name an interface"),
         ("interfaces = [\"e\", \"a23456789abcdef0\"]", "f.toml:2:20: api.interfaces: \"a23456789abcdef0\" is"),
+        ("interfaces = \"e\"", "api.interfaces: \"e\" is not allowed; write a list of interface names, such as [\"eth0\"]"),
+        ("interfaces = [1]", "f.toml:2:14: api.interfaces: this is not allowed; write a list of interface names"),
         ("interfaces = [\"a/b\"]", "f.toml:2:15: api.interfaces: \"a/b\" is not an interface name"),
-        ("interfaces = [\"lo\"]", "f.toml:2:15: api.interfaces: \"lo\" carries the controller's own"),
+        ("interfaces = [\"lo\"]", "f.toml:2:15: api.interfaces: \"lo\" carries only the controller's"),
         ("interfaces = [\"a\", \"a\"]", "f.toml:2:20: api.interfaces: \"a\" is listed twice"),
-        ("hook = \"TC\"", "f.toml:2:8: api.hook: \"TC\" is unknown; write \"auto\", \"tc\" or \"xdp\""),
-        ("hard_limit = 0", "f.toml:2:14: api.hard_limit: 0 is out of range"),
-        ("hard_limit = 4294967296", "f.toml:2:14: api.hard_limit: 4294967296 is out of range"),
-        ("health = \"http\"", "f.toml:2:10: api.health: \"http\" is unknown"),
+        ("hook = \"TC\"", "f.toml:2:8: api.hook: \"TC\" is not allowed; write \"auto\", \"tc\" or \"xdp\""),
+        ("hard_limit = 0", "f.toml:2:14: api.hard_limit: 0 is not allowed; write a whole number from 1 to 4294967295"),
+        ("hard_limit = 4294967296", "f.toml:2:14: api.hard_limit: 4294967296 is not allowed"),
+        ("health = \"http\"", "f.toml:2:10: api.health: \"http\" is not allowed; write \"https\", \"tcp\" or \"none\""),
         ("exempt = [\"10.9.0.0/33\"]", "f.toml:2:11: api.exempt: \"10.9.0.0/33\" is not a network"),
         ("exempt = [\"10.9.1.0/16\"]", "f.toml:2:11: api.exempt: \"10.9.1.0/16\" has host bits set; write \"10.9"),
-        ("exempt = [\"0.0.0.0/0\"]", "f.toml:2:11: api.exempt: \"0.0.0.0/0\" exempts every client"),
+        ("exempt = [\"0.0.0.0/0\"]", "f.toml:2:11: api.exempt: \"0.0.0.0/0\" would exempt every client"),
     ];
     refused(&rows, |line| with(&format!("[api]\n{line}"), "name = \"a\"", ""));
     let error = parse(&with("[api]\nport = 17090", "name = \"a\"", ""), &host(&[])).unwrap_err();
@@ -165,47 +215,55 @@ fn wrong_controllers_are_named_with_their_place() {
     #[rustfmt::skip] // a row a line
     let rows = [
         (table("a", "10.0.0.12"), "f.toml:7:8: cluster.controllers.name: \"a\" is used twice"),
-        (table("a b", "10.0.0.12"), "f.toml:7:8: cluster.controllers.name: \"a b\" is not a name"),
+        (table("a b", "10.0.0.12"), "f.toml:7:8: cluster.controllers.name: invalid name \"a b\"; use 1 to 63"),
         (table("b", "10.0.0.11"), "f.toml:8:14: cluster.controllers.addresses: \"10.0.0.11\" is already an"),
-        (table("b", "::ffff:10.0.0.11"), "\"::ffff:10.0.0.11\" is already an address of a; remove one"),
+        (table("b", "::ffff:10.0.0.11"), "\"::ffff:10.0.0.11\" is already an address of a; remove one of them"),
         (table("b", "b.lan"), "f.toml:8:14: cluster.controllers.addresses: \"b.lan\" is not an IP address"),
+        (table("b", "10.0.0.999"), "\"10.0.0.999\" is not an IP address; write one without port or prefix length, not a host"),
         (table("b", "127.0.0.1"), "\"127.0.0.1\" is a loopback address; write an address at which"),
         (table("b", "::"), "\"::\" is the unspecified address"),
         (table("b", "ff02::1"), "\"ff02::1\" is a multicast address"),
         (table("b", "255.255.255.255"), "\"255.255.255.255\" is the broadcast address"),
         (table("b", "fe80::1"), "\"fe80::1\" is a link-local address"),
-        (table("b", "fd00::12"), "f.toml:1:1: cluster.listen: 10.0.0.11 cannot exchange datagrams with controller b"),
-        ((0..16).map(|i| other(&format!("c{i}"), &format!("10.0.1.{i}"))).collect(), "17 controllers, and at most 16"),
-        ("[[cluster.controllers]]\nname = \"b\"".to_owned(), "f.toml:6:1: missing key `addresses`"),
+        (table("b", "fd00::12"), "f.toml:1:1: cluster.listen: 10.0.0.11 cannot reach controller b, which has no address of the"),
+        ((0..16).map(|i| other(&format!("c{i}"), &format!("10.0.1.{i}"))).collect(), "17 controllers, but at most 16"),
+        ("[[cluster.controllers]]\nname = \"b\"".to_owned(), "f.toml:6:1: cluster.controllers.addresses: missing; write a list of IP addresses, such as [\"10.0.0.11"),
         ("[[cluster.controllers]]\nname = \"b\"\naddresses = []".to_owned(), "f.toml:8:13: cluster.controllers.addr"),
-        ("weight = 0".to_owned(), "f.toml:6:10: cluster.controllers.weight: 0 is out of range"),
-        ("weight = 100.5".to_owned(), "f.toml:6:10: cluster.controllers.weight: 100.5 is out of range"),
-        ("weight = nan".to_owned(), "f.toml:6:10: cluster.controllers.weight: NaN is out of range"),
+        ("weight = 0".to_owned(), "f.toml:6:10: cluster.controllers.weight: 0 is not allowed; write a number above 0, up to 100"),
+        ("weight = 100.5".to_owned(), "f.toml:6:10: cluster.controllers.weight: 100.5 is not allowed; write a number above 0, up to 100"),
+        ("weight = nan".to_owned(), "f.toml:6:10: cluster.controllers.weight: nan is not allowed"),
     ];
     let rows: Vec<_> = rows.iter().map(|(typed, expected)| (typed.as_str(), *expected)).collect();
     refused(&rows, |rest| with("", "name = \"a\"", rest)[1..].to_owned());
-    refused(
-        &[("[api]\nport = 1\n", "f.toml: cluster.controllers: missing; add one [[cluster.")],
-        str::to_owned,
-    );
-    refused(&[("\n[cluster]\nname = \"a\"\n", "f.toml:2:1: cluster.controllers: missing")], str::to_owned);
+    #[rustfmt::skip] // a row a line
+    let files = [
+        ("", "f.toml: cluster.controllers: missing; add one [[cluster.controllers]] table for each controller"),
+        ("[api]\nport = 1\n", "f.toml: cluster.controllers: missing; add one [[cluster."),
+        ("\n[cluster]\nname = \"a\"\n", "f.toml:2:1: cluster.controllers: missing"),
+        ("[cluster]\ncontrollers = 1\n", "f.toml:2:15: cluster.controllers: 1 is not allowed; write a [[cluster.controllers]] table for"),
+        ("[cluster]\ncontrollers = [1]\n", "f.toml:2:16: cluster.controllers: this is not a table; write its keys below [cluster."),
+        ("[ap]\n", "f.toml:1:2: unknown key `ap`; the file has the tables api, cluster, policy, paths"),
+        ("api = 1\n", "f.toml:1:7: api: this is not a table; write its keys below [api]"),
+        ("\u{0}\u{1}nonsense", "f.toml:1:11: key with no value"),
+    ];
+    refused(&files, str::to_owned);
 }
 
 #[test]
 fn wrong_cluster_keys_are_named_with_their_place() {
     #[rustfmt::skip] // a row a line
     let rows = [
-        ("listen = \"17078\"", "f.toml:4:10: cluster.listen: \"17078\" is not an address with a port; write \"10.0."),
-        ("listen = \"10.0.0.11:0\"", "f.toml:4:10: cluster.listen: port 0"),
-        ("listen = \"10.0.0.12:17078\"", "f.toml:4:10: cluster.listen: 10.0.0.12 is no address of controller a"),
-        ("relay_ports = \"17080:17095\"", "f.toml:4:15: cluster.relay_ports: \"17080:17095\" is not a range"),
-        ("relay_ports = \"0-5\"", "cluster.relay_ports: \"0-5\" is not a range"),
+        ("listen = \"17078\"", "f.toml:4:10: cluster.listen: \"17078\" is not an IP address and a port; write \"10.0."),
+        ("listen = \"10.0.0.11:0\"", "f.toml:4:10: cluster.listen: port 0 is not allowed; write the same port on all controllers, 17078"),
+        ("listen = \"10.0.0.12:17078\"", "f.toml:4:10: cluster.listen: 10.0.0.12 is not an address of controller a"),
+        ("relay_ports = \"17080:17095\"", "f.toml:4:15: cluster.relay_ports: \"17080:17095\" is not a range of ports; write one"),
+        ("relay_ports = \"0-5\"", "cluster.relay_ports: \"0-5\" is not a range of ports"),
         ("relay_ports = \"17095-17080\"", "17095-17080 ends before it starts; write \"17080-17095\""),
         ("relay_ports = \"17080-17144\"", "17080-17144 holds 65 ports; write at most 64"),
         ("relay_ports = \"17060-17075\"", "17060-17075 contains 17070, api.port"),
         ("relay_ports = \"17071-17079\"", "17071-17079 contains 17078, the port of cluster.listen"),
         ("relay_ports = \"17660-17670\"", "17660-17670 contains 17666, a Juju controller's Dqlite"),
-        ("key_file = \"k\"", "f.toml:4:12: cluster.key_file: \"k\" is not usable; write an absolute path"),
+        ("key_file = \"k\"", "f.toml:4:12: cluster.key_file: \"k\" is not allowed; write an absolute path"),
     ];
     refused(&rows, |line| with("", &format!("name = \"a\"\n{line}"), ""));
     let two_more = other("b", "10.0.0.12") + &other("c", "10.0.0.13");
@@ -215,7 +273,7 @@ fn wrong_cluster_keys_are_named_with_their_place() {
     );
     #[rustfmt::skip] // a row a line
     let names = [
-        ("name = \"z\"", "f.toml:3:8: cluster.name: \"z\" is none of the controllers (a); write one of them"),
+        ("name = \"z\"", "f.toml:3:8: cluster.name: there is no controller \"z\"; write one of a"),
         ("", "f.toml:2:1: cluster.name: missing, and this host has no address of any controller (a)"),
     ];
     refused(&names, |line| with("", line, ""));
@@ -226,19 +284,43 @@ fn wrong_paths_are_named_with_their_place() {
     let long = format!("control = \"/{}\"", "x".repeat(107));
     #[rustfmt::skip] // a row a line
     let rows = [
-        ("pins = \"pins\"", "f.toml:8:8: paths.pins: \"pins\" is not usable; write an absolute path"),
-        ("pins = \"/\"", "paths.pins: \"/\" is not usable"),
-        ("pins = \"/a/../b\"", "paths.pins: \"/a/../b\" is not usable"),
-        (long.as_str(), "f.toml:8:11: paths.control: longer than a socket's path may be"),
-        ("cgroup = \"\"", "f.toml:8:10: paths.cgroup: \"\" is not usable"),
-        ("juju = \"juju\"", "f.toml:8:8: paths.juju: \"juju\" is not usable"),
+        ("pins = \"pins\"", "f.toml:8:8: paths.pins: \"pins\" is not allowed; write an absolute path"),
+        ("pins = \"/\"", "paths.pins: \"/\" is not allowed"),
+        ("pins = \"/a/../b\"", "paths.pins: \"/a/../b\" is not allowed"),
+        (long.as_str(), "f.toml:8:11: paths.control: too long for the path of a socket; write at most 107"),
+        ("cgroup = \"\"", "f.toml:8:10: paths.cgroup: \"\" is not allowed"),
+        ("juju = \"juju\"", "f.toml:8:8: paths.juju: \"juju\" is not allowed"),
         ("cgruop = \"\"", "f.toml:8:1: unknown key `cgruop`"),
     ];
     refused(&rows, |line| with("", "name = \"a\"", &format!("[paths]\n{line}")));
 }
 
 #[test]
-fn an_own_name_must_be_plain() {
+fn wrong_policy_keys_are_named_with_their_place() {
+    #[rustfmt::skip] // a row a line
+    let rows = [
+        ("rebalance = \"yes\"", "f.toml:8:13: policy.rebalance: \"yes\" is not allowed; write \"on\", \"off\" or \"dry-run\""),
+        ("threshold = 0.9", "f.toml:8:13: policy.threshold: 0.9 is not allowed; write a number from 1 to 100"),
+        ("threshold = 100.1", "policy.threshold: 100.1 is not allowed"),
+        ("min_excess = 0", "policy.min_excess: 0 is not allowed; write a whole number from 1 to 4294967295"),
+        ("max_rate = 0.0", "policy.max_rate: 0.0 is not allowed; write a number from 0.01 to 100000"),
+        ("login_rate = 0", "policy.login_rate: 0 is not allowed; write a number from 0.1 to 100000"),
+        ("steer = \"proxy\"", "policy.steer: \"proxy\" is not allowed; write \"relay\", \"refuse\" or \"off\""),
+        ("refuse_ratio = \"1/3\"", "f.toml:8:16: policy.refuse_ratio: needs policy.steer = \"refuse\"; add that, or remove this key"),
+        ("steer = \"refuse\"\nrefuse_ratio = \"3/3\"", "f.toml:9:16: policy.refuse_ratio: \"3/3\" is not a fraction between 0 and 1"),
+        ("per_client_limit = -1", "policy.per_client_limit: -1 is not allowed"),
+        ("memory_guard = \"no\"", "policy.memory_guard: \"no\" is not allowed; write true or false"),
+        ("memory_relay = 0.99", "f.toml:8:16: policy.memory_relay: memory_relay 0.99, memory_refuse 0.9 and memory_shed 0.95 are out of"),
+        ("memory_shed = 0.5", "f.toml:8:15: policy.memory_shed: memory_relay 0.8, memory_refuse 0.9 and memory_shed 0.5 are out of"),
+        ("memory_shed = 0.05", "policy.memory_shed: 0.05 is not allowed; write a number from 0.1 to 1"),
+        ("memory_pressure = 1.01", "policy.memory_pressure: 1.01 is not allowed; write a number from 0.01 to 1"),
+        ("stear = \"off\"", "f.toml:8:1: unknown key `stear`; [policy] takes rebalance, threshold, "),
+    ];
+    refused(&rows, |line| with("", "name = \"a\"", &format!("[policy]\n{line}")));
+}
+
+#[test]
+fn the_own_name_must_be_unambiguous() {
     let text = with("", "", &other("b", "10.0.0.12"));
     assert_eq!(parse(&text, &host(&["10.0.0.12"])).unwrap().cluster.name, "b");
     let error = parse(&text, &host(&["10.0.0.12", "10.0.0.11"])).unwrap_err();

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::juju::agent_conf::tests::{JUJU_2_9, JUJU_3, JUJU_4, write};
 
-/// A host with these addresses, the agents of which are below `juju`.
+/// A host with these addresses and Juju's agents below `juju`.
 fn host(juju: &Path, addresses: &[&str]) -> Host {
     Host {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
@@ -75,7 +75,7 @@ fn config_ips(config: &Config) -> usize {
 }
 
 #[test]
-fn what_the_file_says_wins() {
+fn keys_in_the_file_come_first() {
     let juju = tempfile::tempdir().unwrap();
     let path = write(juju.path(), "machine-1", JUJU_3);
     let host = host(Path::new("/nonexistent"), &["10.0.0.12", "fd00::12"]);
@@ -100,59 +100,23 @@ fn what_the_file_says_wins() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named_with_both_places() {
+fn errors_name_both_files() {
+    #[rustfmt::skip] // a row a line
     let rows: [(&str, &str, &[&str]); 9] = [
-        (
-            "",
-            "",
-            &[
-                "f.toml: cluster.controllers: missing; add one ",
-                "(no controller's agent.conf is below /",
-                "/agents)",
-            ],
-        ),
+        ("", "", &["f.toml: cluster.controllers: missing; add one ", "(there is no controller's agent.conf below /", "/agents)"]),
         ("[cluster]\n", "", &["f.toml:1:1: cluster.controllers: missing; add one "]),
-        (
-            "",
-            "nonsense",
-            &["cluster.controllers: missing; add one ", "/machine-0/agent.conf is of no use: its first line"],
-        ),
-        (
-            "",
-            "# format 2.0\nsharedsecret: s\n",
-            &["/agent.conf lists no address of this host among none at all"],
-        ),
-        (
-            "",
-            "# format 2.0\nsharedsecret: s\napiaddresses: ['10.0.0.12:1', 'localhost:1']\n",
-            &["lists no address of this host among 10.0.0.12; is it one of Juju's controllers?"],
-        ),
-        (
-            "[cluster]\nname = \"a\"\n",
-            JUJU_2_9,
-            &["f.toml:2:8: cluster.name: \"a\" is not how /", "which is 10.0.0.11"],
-        ),
-        (
-            "[cluster]\nlisten = \"10.0.0.12:17078\"\n",
-            JUJU_2_9,
-            &["f.toml:2:10: cluster.listen: 10.0.0.12 is no address"],
-        ),
-        (
-            "",
-            "# format 2.0\ncontrollercert: c\napiaddresses: ['10.0.0.11:1']\n",
-            &[
-                "cluster.key_file: missing, and /",
-                "has neither sharedsecret nor caprivatekey; run `balancer keygen`",
-            ],
-        ),
-        (
-            "",
-            "# format 2.0\nsharedsecret: hush\napiaddresses: ['10.0.0.11:1']\n",
-            &[
-                "cluster.key_file: missing, and in /",
-                "agent.conf sharedsecret is 4 bytes long, which is too short",
-            ],
-        ),
+        ("", "nonsense", &["missing; add one ", ", or repair Juju's file: ", "/machine-0/agent.conf "]),
+        ("", "# format 2.0\nsharedsecret: s\n", &["/agent.conf lists no address of this host, only an empty list"]),
+        ("", "# format 2.0\nsharedsecret: s\napiaddresses: ['10.0.0.12:1', 'localhost:1']\n",
+         &["f.toml: cluster.controllers: missing, and /", "lists no address of this host, only 10.0.0.12; if this is a Juju"]),
+        ("[cluster]\nname = \"a\"\n", JUJU_2_9,
+         &["f.toml:2:8: cluster.name: /", "/agent.conf calls this controller 10.0.0.11, not \"a\"; remove the key, or"]),
+        ("[cluster]\nlisten = \"10.0.0.12:17078\"\n", JUJU_2_9,
+         &["f.toml:2:10: cluster.listen: 10.0.0.12 is not an address of controller 10.0.0.11"]),
+        ("", "# format 2.0\ncontrollercert: c\napiaddresses: ['10.0.0.11:1']\n",
+         &["f.toml: cluster.key_file: missing, and /", "has neither sharedsecret nor caprivatekey; run `balancer keygen`"]),
+        ("", "# format 2.0\nsharedsecret: hush\napiaddresses: ['10.0.0.11:1']\n",
+         &["cluster.key_file: missing, and in /", "agent.conf sharedsecret is 4 bytes long, which is too short"]),
     ];
     for (text, conf, expected) in rows {
         let juju = tempfile::tempdir().unwrap();
@@ -167,7 +131,7 @@ fn what_cannot_be_used_is_named_with_both_places() {
     }
 }
 
-/// Which addresses belong together is not known here, so their number is no reason to refuse.
+/// Each address counts as a controller until peers report which ones belong together.
 #[test]
 fn many_candidates_are_no_error() {
     let juju = tempfile::tempdir().unwrap();
@@ -193,7 +157,7 @@ fn no_file_is_needed_at_the_default_path_only() {
     let error = load(&default).unwrap_err();
     let start = format!("{}: there is no such file, and cluster.controllers: missing; ", default.display());
     assert!(error.starts_with(&start), "{error}");
-    assert!(error.contains("no controller's agent.conf is below "), "{error}");
+    assert!(error.contains("there is no controller's agent.conf below "), "{error}");
 
     write(juju.path(), "machine-0", JUJU_2_9);
     assert_eq!(load(&default).unwrap().cluster.name, "10.0.0.11");

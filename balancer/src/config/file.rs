@@ -1,0 +1,119 @@
+//! The configuration file as it is written: TOML whose keys and values the table of keys allows, with their place.
+
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    error::Fault,
+    keys::{self, KEYS, Key},
+};
+
+/// The file.
+pub(super) struct File<'a> {
+    text: &'a str,
+    tables: DeTable<'a>,
+}
+
+impl<'a> File<'a> {
+    pub(super) fn parse(text: &'a str) -> Result<Self, Fault> {
+        Ok(Self { text, tables: DeTable::parse(text)?.into_inner() })
+    }
+
+    /// Refuses tables that [`KEYS`] does not have.
+    pub(super) fn check_tables(&self) -> Result<(), Fault> {
+        refuse_unknown("", &self.tables)
+    }
+
+    /// The table `name`; without one all its keys are absent.
+    pub(super) fn table(&self, name: &'static str) -> Result<Table<'_>, Fault> {
+        match self.tables.get(name) {
+            Some(values) => Table::new(self.text, name, values),
+            None => Ok(Table { text: self.text, span: None, values: None }),
+        }
+    }
+}
+
+/// A table of the file. Keys are named in full, such as `api.port`.
+pub(super) struct Table<'a> {
+    text: &'a str,
+    span: Option<Range<usize>>,
+    values: Option<&'a DeTable<'a>>,
+}
+
+impl<'a> Table<'a> {
+    fn new(text: &'a str, name: &str, value: &'a Spanned<DeValue<'a>>) -> Result<Self, Fault> {
+        let span = value.span();
+        let Some(values) = value.get_ref().as_table() else {
+            return Err(Fault::at(
+                span,
+                format!("{name}: this is not a table; write its keys below [{name}]"),
+            ));
+        };
+        refuse_unknown(name, values)?;
+        Ok(Self { text, span: Some(span), values: Some(values) })
+    }
+
+    fn value(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.values?.get(key.rsplit('.').next()?)
+    }
+
+    /// Whether the file has `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// The value of `key` in the file.
+    pub(super) fn find<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Fault> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match keys::read(value) {
+            Some(read) if Key::named(key).kind.accepts(value) => Ok(Some(read)),
+            _ => Err(self.not_allowed(key, value)),
+        }
+    }
+
+    /// The value of `key` in the file, or else its default.
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<T, Fault> {
+        let found = self.find(key)?.or_else(|| Key::named(key).default());
+        found.ok_or_else(|| self.fault(key, format!("missing; {}", Key::named(key).advice())))
+    }
+
+    /// The tables of the list `key`.
+    pub(super) fn tables(&self, key: &str) -> Result<Vec<Table<'a>>, Fault> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let list = value.get_ref().as_array().ok_or_else(|| self.not_allowed(key, value))?;
+        list.iter().map(|table| Self::new(self.text, key, table)).collect()
+    }
+
+    /// An error at `key`, or at its table where the key is absent.
+    pub(super) fn fault(&self, key: &str, message: impl std::fmt::Display) -> Fault {
+        let span = self.value(key).map(Spanned::span).or_else(|| self.span.clone());
+        Fault { span, message: format!("{key}: {message}") }
+    }
+
+    fn not_allowed(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Fault {
+        let list = value.get_ref().is_array() || value.get_ref().is_table();
+        let written = if list { "this" } else { self.text.get(value.span()).unwrap_or("this") };
+        self.fault(key, format!("{written} is not allowed; {}", Key::named(key).advice()))
+    }
+}
+
+/// Refuses the first of `values` that is no key of the table `name`.
+fn refuse_unknown(name: &str, values: &DeTable<'_>) -> Result<(), Fault> {
+    let below = |key: &'static str| match name {
+        "" => Some(key),
+        _ => key.strip_prefix(name)?.strip_prefix('.'),
+    };
+    let mut known: Vec<_> = KEYS.iter().filter_map(|key| below(key.name)?.split('.').next()).collect();
+    known.dedup();
+    let unknown = values.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+    let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+    let place =
+        if name.is_empty() { "the file has the tables".to_owned() } else { format!("[{name}] takes") };
+    let message = format!("unknown key `{}`; {place} {}", first.get_ref(), known.join(", "));
+    Err(Fault::at(first.span(), message))
+}
