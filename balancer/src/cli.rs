@@ -1,17 +1,17 @@
-//! What was typed.
+//! The command line.
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-/// Where the configuration is unless `--config` says otherwise.
+/// The configuration file without `--config`.
 pub const CONFIG: &str = "/etc/balancer/balancer.toml";
 
 /// Load distributor for Juju controllers.
 #[derive(Debug, Parser)]
 #[command(name = "balancer", version, about)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -19,62 +19,62 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent in the foreground; the data path stays when it ends
+    /// Run the agent in the foreground; the data path keeps working after it ends
     Run(Configured),
-    /// Show controllers, counts and hooks of the running agent
+    /// Show controllers, connection counts and hooks, as the running agent sees them
     Status {
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Empty this controller: newcomers go elsewhere, those that are here are closed evenly
+    /// Empty this controller: send new clients to the others, and close its connections evenly
     Drain {
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
-        /// How long to take, such as 90s or 10m; longer where the others cannot log in so many
+        /// Time to take, such as 90s or 10m; it takes longer if the others cannot log in clients so fast
         #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
         within: Duration,
     },
     /// Take clients again after a drain
     Resume(Configured),
-    /// Change the hard limit until `balancer limit default` or the host restarts; restarts of the agent keep it
+    /// Change the hard limit until `balancer limit default` or a reboot; restarting the agent keeps it
     Limit {
-        /// Client connections, or "default" for the configured limit
+        /// Most client connections, or "default" for the configured limit
         #[arg(value_parser = parse_limit)]
         limit: Limit,
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
     },
-    /// Explain what is closed for the balance's sake, and why not more
+    /// Explain how many connections are closed to keep the balance, and why not more
     Rebalance {
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
-        /// Begin at once, below the threshold too
+        /// Start at once, even below the threshold
         #[arg(long)]
         now: bool,
-        /// Only say what `--now` would do
+        /// Only report the effect of --now
         #[arg(long)]
         dry_run: bool,
     },
-    /// Remove the data path: connections relayed by or to this controller end
+    /// Remove the data path; connections relayed by or to this controller end
     Uninstall(Configured),
-    /// Make a cluster key; copy the file to every controller
+    /// Make a cluster key, to be copied to every controller
     Keygen {
-        /// The file to make; an existing one is never overwritten
+        /// File to make; an existing file is never overwritten
         #[arg(default_value = "/etc/balancer/cluster.key")]
         file: PathBuf,
     },
-    /// Say whether this host can run the balancer, and what is missing
+    /// Check whether this host can run the balancer, and report problems
     Check(Configured),
 }
 
-/// `limit`'s argument.
+/// The argument of `limit`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limit(pub Option<u32>);
 
@@ -88,7 +88,7 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     }
 }
 
-/// Which configuration.
+/// Arguments of every command that needs the configuration.
 #[derive(Args, Clone, Debug)]
 pub struct Configured {
     /// The configuration file
@@ -98,17 +98,44 @@ pub struct Configured {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
 
-    #[test]
-    fn commands_in_the_readme_are_understood() {
-        let readme = include_str!("../../README.md");
-        let lines = readme.lines().filter(|line| line.starts_with("balancer "));
-        let quoted = readme.split('`').filter(|text| text.starts_with("balancer "));
-        let commands: Vec<_> = lines.chain(quoted).filter_map(|text| text.split('#').next()).collect();
-        assert!(commands.len() > 8, "{commands:?}");
-        for command in commands {
-            assert!(Cli::try_parse_from(command.split_whitespace()).is_ok(), "{command}");
+    /// Command lines in a document: between backticks, and in blocks of `sh`.
+    fn commands(document: &str) -> Vec<String> {
+        let (mut lines, mut prose, mut block) = (Vec::new(), String::new(), None);
+        for line in document.lines() {
+            match (line.trim().strip_prefix("```"), block) {
+                (Some(language), None) => block = Some(language),
+                (Some(_), Some(_)) => block = None,
+                (None, Some("sh")) => lines.push(line),
+                (None, Some(_)) => {}
+                (None, None) => prose = prose + line + "\n",
+            }
         }
+        let all = lines.into_iter().chain(prose.split('`').skip(1).step_by(2));
+        let commands =
+            all.filter_map(|text| text.trim().trim_start_matches("sudo ").split(['#', '|', '>']).next());
+        commands.filter(|command| command.starts_with("balancer ")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn commands_in_the_documents_are_understood() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let files =
+            [root.join("docs"), root].into_iter().flat_map(|directory| fs::read_dir(directory).unwrap());
+        let mut count = 0;
+        for file in
+            files.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("md".as_ref()))
+        {
+            for command in commands(&fs::read_to_string(&file).unwrap()) {
+                count += 1;
+                if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+                    assert!(!error.use_stderr(), "{}: {command}: {error}", file.display());
+                }
+            }
+        }
+        assert!(count > 8, "only {count} commands were found");
     }
 }

@@ -1,5 +1,5 @@
-//! The command line: parses, calls the library, and turns errors into messages and exit codes.
-#![allow(clippy::print_stdout, reason = "reporting is the commands' job")]
+//! The binary: parses the command line, calls the library, and turns errors into messages and exit codes.
+#![expect(clippy::print_stdout, reason = "commands print their results")]
 
 use std::{future::Future, process::ExitCode};
 
@@ -46,7 +46,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Uninstall(configured) => uninstall(&Config::load_paths(&configured.config)?)?,
         Command::Keygen { file } => {
             ClusterKey::keygen(&file)?;
-            println!("{}: copy this file to every controller (mode 0600, root)", file.display());
+            println!("{}: copy this file to every controller, owned by root, mode 0600", file.display());
         }
         Command::Check(configured) => {
             let findings = wait(check::check(&configured.config))?;
@@ -61,7 +61,7 @@ fn execute(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the agent, and prints its answer.
+/// Sends `request` to the agent and prints its answer.
 fn tell(configured: &Configured, request: &Request) -> Result<()> {
     let paths = Config::load_paths(&configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
@@ -74,7 +74,9 @@ fn status(paths: &Paths, json: bool) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(&answer)?);
     } else {
-        let status: Status = serde_json::from_value(answer).context("the daemon is of another version")?;
+        let status: Status = serde_json::from_value(answer).context(
+            "the running agent is of another version; restart it with this one (systemctl restart balancer)",
+        )?;
         print!("{status}");
     }
     Ok(())
@@ -83,12 +85,12 @@ fn status(paths: &Paths, json: bool) -> Result<()> {
 fn uninstall(paths: &Paths) -> Result<()> {
     if std::os::unix::net::UnixStream::connect(&paths.control).is_ok() {
         anyhow::bail!(
-            "the agent is running and would put the data path back; stop it first (systemctl stop balancer)"
+            "the agent is running and would attach the data path again; stop it first (systemctl stop balancer)"
         );
     }
     let interfaces = interfaces::names()?;
     if datapath::uninstall(&paths.pins, &interfaces)? {
-        println!("the data path is removed; this controller serves what is dialled here");
+        println!("the data path is removed; each client is served by the controller that it dials");
     } else {
         println!("there was no data path");
     }
