@@ -3,6 +3,14 @@ use super::*;
 /// Holds every key, none of them with its default.
 const ALL: &str = include_str!("../../../tests/fuzz/seeds/config/all.toml");
 
+impl Default for Policy {
+    fn default() -> Self {
+        let file = File::parse("").unwrap_or_else(|fault| panic!("{}", fault.message));
+        let table = file.table("policy").and_then(|table| policy::policy(&table));
+        table.unwrap_or_else(|fault| panic!("{}", fault.message))
+    }
+}
+
 fn host(addresses: &[&str]) -> Host {
     Host {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
