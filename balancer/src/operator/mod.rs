@@ -1,4 +1,4 @@
-//! The operator's side: the control socket, `status` and `check`.
+//! The operator's tools: the control socket, `status` and `check`.
 
 pub mod check;
 pub mod control;

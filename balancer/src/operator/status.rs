@@ -1,4 +1,4 @@
-//! What `balancer status` says, as JSON and as a table.
+//! The output of `balancer status`, as JSON and as a table.
 
 use std::{
     collections::BTreeMap,
@@ -15,51 +15,50 @@ pub struct Status {
     pub controller: String,
     /// TCP port of the API.
     pub api_port: u16,
-    /// API-facing interfaces and how the programs hang on them: `tcx` or `clsact`, with `xdp+` before it where native
-    /// XDP runs as well.
+    /// API-facing interfaces and their hooks: `tcx` or `clsact`, after `xdp+` if native XDP runs as well.
     pub hooks: BTreeMap<String, String>,
-    /// Why native XDP does not run, by interface.
+    /// The reason why native XDP does not run, by interface.
     pub without_xdp: BTreeMap<String, String>,
     /// Most client connections admitted here.
     pub hard_limit: u32,
     /// All controllers of the cluster, this one included.
     pub controllers: Vec<ControllerStatus>,
-    /// Established connections here of controllers and exempt addresses.
+    /// Established connections here from controllers and exempt addresses.
     pub exempt_connections: u64,
     /// Relayed connections that go through this host.
     pub relays: Relays,
-    /// What the programs counted, by name, and the peer sync's counters under `sync_`.
+    /// Counters of the programs by name, and those of peer sync under `sync_`.
     pub counters: BTreeMap<String, u64>,
-    /// Why this controller's jujud is ready or not.
+    /// The reason why this controller's jujud is ready or not.
     pub health: String,
-    /// Connections here as jujud counts them, by endpoint; absent where it was not asked or has not answered within
-    /// the last 10 s. The kernel's count includes handshakes of TLS and downloads, and jujud's those of controllers.
+    /// Connections here as jujud counts them, by endpoint; absent if jujud has not answered within the last 10 s. Only
+    /// the kernel counts TLS handshakes and downloads; jujud counts controllers as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jujud_connections: Option<BTreeMap<String, u64>>,
     /// How the balance is kept.
     pub balance: Balance,
-    /// Differences found between the programs' count and the kernel's list, in all. Always 0.
+    /// Differences found between the programs' count and the kernel's list of sockets, in total. Always 0.
     pub drift: u64,
 }
 
-/// How the balance is kept, and why nothing more is done.
+/// How the balance is kept.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Balance {
     /// `off`, `dry-run` or `on`.
     pub rebalance: String,
-    /// Connections are being closed.
+    /// Whether connections are being closed.
     pub sheds: bool,
-    /// Why not more, or none.
+    /// The reason why no more are closed, or none.
     pub why: String,
     /// Connections closed since the agent started.
     pub closed: u64,
-    /// What becomes of a newcomer whom another controller is to serve.
+    /// How to treat a new client that another controller should serve.
     pub steer: String,
-    /// Seconds until this controller is to be empty, while it is being drained.
+    /// Seconds until a drain should end.
     pub drain_left_s: Option<u32>,
-    /// What memory allows, and how much is in use.
+    /// The limit that memory sets, and the memory in use.
     pub memory: String,
-    /// The hard limit that the operator asked for.
+    /// The hard limit set by `balancer limit`.
     pub operator_limit: Option<u32>,
 }
 
@@ -72,7 +71,7 @@ pub struct ControllerStatus {
     pub addresses: Vec<IpAddr>,
     /// `ready`, `not-ready`, `draining` or `absent`.
     pub state: String,
-    /// Its client connections: counted, if it is this one, else the view of it.
+    /// Its client connections: counted for this controller, reported by each other one.
     pub connections: u64,
     /// Most client connections that it admits.
     pub limit: u64,
@@ -80,11 +79,12 @@ pub struct ControllerStatus {
     pub weight: f64,
     /// Milliseconds since its last report.
     pub age_ms: u64,
-    /// What keeps relays from going there: `none` announced, `unreachable`; else `ok` or `self`.
+    /// `ok` if connections can be relayed there; `none` if it has announced no relay port, `unreachable` if the port does
+    /// not answer; `self` for this controller.
     pub relay: String,
 }
 
-/// Relayed connections with a record here.
+/// Relayed connections that this host has a record of.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Relays {
     /// From here to other controllers.
@@ -106,13 +106,13 @@ impl Display for Status {
             "limit {}, {} exempt connections, relays: {} out, {} in",
             self.hard_limit, self.exempt_connections, self.relays.out, self.relays.into
         )?;
-        writeln!(f, "jujud here: {}", self.health)?;
+        writeln!(f, "jujud on this host: {}", self.health)?;
         if let Some(connections) = &self.jujud_connections {
             let here = self.controllers.iter().find(|controller| controller.name == self.controller);
             let clients = here.map_or(0, |controller| controller.connections);
             writeln!(
                 f,
-                "connections here: {}; the kernel counts {} ({clients} of clients, {} exempt)",
+                "connections here: {}; the kernel counts {} ({clients} from clients, {} exempt)",
                 by_endpoint(connections),
                 clients + self.exempt_connections,
                 self.exempt_connections
@@ -121,13 +121,13 @@ impl Display for Status {
         let Balance { rebalance, sheds, why, closed, steer, drain_left_s, memory, operator_limit } =
             &self.balance;
         let doing = if *sheds { "closing connections" } else { "closing none" };
-        writeln!(f, "rebalance {rebalance}: {doing} ({why}), {closed} closed; steer: {steer}")?;
+        writeln!(f, "rebalance {rebalance}: {doing} ({why}), {closed} closed so far; steer: {steer}")?;
         writeln!(f, "memory: {memory}")?;
         if let Some(left_s) = drain_left_s {
-            writeln!(f, "draining: {left_s} s left (`balancer resume` ends it)")?;
+            writeln!(f, "draining: {left_s} s left (`balancer resume` ends the drain)")?;
         }
         if let Some(limit) = operator_limit {
-            writeln!(f, "limit {limit} by `balancer limit` (`balancer limit default` undoes it)")?;
+            writeln!(f, "limit {limit} set by `balancer limit` (`balancer limit default` removes it)")?;
         }
         writeln!(f)?;
         writeln!(
@@ -154,7 +154,7 @@ impl Display for Status {
     }
 }
 
-/// jujud's counts in words.
+/// The counts of jujud as a sentence.
 pub fn by_endpoint(connections: &BTreeMap<String, u64>) -> String {
     let counts: Vec<_> = connections.iter().map(|(endpoint, count)| format!("{count} {endpoint}")).collect();
     let sum = connections.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn juju_s_count_stands_beside_the_kernels() {
+    fn the_counts_of_jujud_and_of_the_kernel_are_shown() {
         let mut status = Status {
             controller: "a".into(),
             api_port: 17070,
@@ -205,7 +205,7 @@ mod tests {
                 &[("logsink", 12), ("api", 13)],
                 "connections here: jujud counts 25 (13 api, 12 logsink); the kernel counts 24",
             ),
-            (&[], "connections here: jujud counts none; the kernel counts 24 (20 of clients, 4 exempt)\n"),
+            (&[], "connections here: jujud counts none; the kernel counts 24 (20 from clients, 4 exempt)\n"),
         ];
         for (counts, expected) in rows {
             let counts: BTreeMap<_, _> =

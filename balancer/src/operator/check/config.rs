@@ -1,4 +1,4 @@
-//! The configuration, and Juju's `agent.conf` beside it.
+//! The configuration and Juju's `agent.conf`.
 
 use std::{net::IpAddr, path::Path};
 
@@ -8,21 +8,26 @@ use crate::{
     juju::agent_conf::{self, AgentConf},
 };
 
-/// Where the configuration comes from, and what of it from Juju's `agent.conf`.
+/// The source of the configuration, and the values taken from `agent.conf`.
 pub(super) fn configuration(path: &Path, config: &Config) -> Vec<Finding> {
-    let from = if path.exists() { path.display().to_string() } else { format!("no {}", path.display()) };
+    let from =
+        if path.exists() { path.display().to_string() } else { format!("there is no {}", path.display()) };
     let others = config.cluster.others().count();
     let others = match config.cluster.source {
-        Source::File => format!("{others} others"),
-        Source::AgentConf(_) => format!("{others} addresses of others"),
+        Source::File => format!("{others} other controllers"),
+        Source::AgentConf(_) => format!("{others} addresses of other controllers"),
     };
-    let mut findings =
-        vec![Finding::good("config", format!("{from}; controller {}, {others}", config.cluster.name))];
+    let mut findings = vec![Finding::good(
+        "config",
+        format!("{from}; this is controller {}, with {others}", config.cluster.name),
+    )];
     match agent_conf::find(&config.paths.juju) {
         Ok(Some(conf)) => {
             let text = match config.cluster.source {
                 Source::AgentConf(_) => taken_from(&conf, config),
-                Source::File => format!("{}; the configuration names the controllers", conf.path.display()),
+                Source::File => {
+                    format!("{}, but the configuration names the controllers", conf.path.display())
+                }
             };
             findings.push(Finding::good("agent.conf", text));
         }
@@ -39,15 +44,18 @@ fn taken_from(conf: &AgentConf, config: &Config) -> String {
     };
     let port = match conf.api_port {
         Some(port) if port == config.api.port => format!("API port {port}"),
-        Some(port) => format!("API port {port} (api.port is {}, which counts)", config.api.port),
-        None => format!("no API port (so {})", config.api.port),
+        Some(port) => format!("API port {port} (api.port = {} comes first)", config.api.port),
+        None => format!("no API port, so it is {}", config.api.port),
     };
     let own = list(config.cluster.this().addresses.clone());
     let others =
         list(config.cluster.others().flat_map(|controller| &controller.addresses).copied().collect());
     let skipped = match conf.skipped.as_slice() {
         [] => String::new(),
-        names => format!("; no IP addresses, and of no use: {}", names.join(", ")),
+        names => format!("; ignored, as they are not IP addresses: {}", names.join(", ")),
     };
-    format!("{}: {port}; own addresses {own}; others' {others}{skipped}", conf.path.display())
+    format!(
+        "{}: {port}; this controller's addresses {own}; the others' {others}{skipped}",
+        conf.path.display()
+    )
 }

@@ -15,12 +15,14 @@ use crate::{
 pub(super) fn kernel() -> Finding {
     let release = nix::sys::utsname::uname()
         .map_or_else(|_| "?".into(), |name| name.release().to_string_lossy().into_owned());
-    // Before 5.11 programs and maps count against RLIMIT_MEMLOCK; where that cannot be lifted, loading says so.
+    // Before Linux 5.11, programs and maps count against RLIMIT_MEMLOCK. If it cannot be raised, loading fails below.
     let _: Result<()> = privileges::raise_limits();
     let loaded = datapath::Kernel::ask().and_then(|kernel| datapath::load_object(&kernel, |_| {}));
     match loaded {
-        Ok(_) => Finding::good("kernel", format!("{release} takes every program")),
-        Err(error) => Finding::fatal("kernel", format!("{release}: {error:#}; 5.10 or newer is needed")),
+        Ok(_) => Finding::good("kernel", format!("{release} accepts every program")),
+        Err(error) => {
+            Finding::fatal("kernel", format!("{release}: {error:#}; Linux 5.10 or newer is needed"))
+        }
     }
 }
 
@@ -34,7 +36,10 @@ pub(super) async fn devices(config: &Config, links: &Interfaces) -> Result<Vec<F
                 let hook = datapath::hook_of_this_kernel(&device.name).name();
                 let text = format!("{}: hook {hook}, MTU {}", device.name, device.mtu);
                 findings.push(match xdp_support::why_not(device, &all, config.api.hook) {
-                    None => Finding::good("interface", format!("{text}; native XDP too, if its driver can")),
+                    None => Finding::good(
+                        "interface",
+                        format!("{text}; native XDP as well, if the driver supports it"),
+                    ),
                     Some(why) if config.api.hook == Hook::Xdp => {
                         Finding::doubtful("interface", format!("{text}; no XDP: {why}"))
                     }

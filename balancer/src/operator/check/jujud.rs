@@ -8,7 +8,7 @@ use crate::{
     operator::status,
 };
 
-/// What jujud counts, beside what the kernel does.
+/// The connection counts of jujud and of the kernel.
 pub(super) async fn jujud(config: &Config) -> Option<Finding> {
     let socket = introspection::socket(config)?;
     let counted = match introspection::connections(&socket).await {
@@ -34,7 +34,7 @@ pub(super) fn listener(config: &Config) -> Finding {
             Finding::doubtful("jujud", format!("nothing listens on TCP port {port} yet"))
         }
         Ok(_) => {
-            Finding::good("jujud", format!("listens on TCP port {port} and can be given relayed connections"))
+            Finding::good("jujud", format!("listens on TCP port {port} and accepts relayed connections"))
         }
         Err(error) => Finding::good(
             "jujud",

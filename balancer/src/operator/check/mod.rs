@@ -1,4 +1,4 @@
-//! `balancer check`: can this host run the balancer, and what is missing?
+//! `balancer check`: whether this host can run the balancer, and what to repair.
 
 mod config;
 mod host;
@@ -19,11 +19,11 @@ use crate::{
     host::{interfaces::Interfaces, privileges},
 };
 
-/// One thing looked at.
+/// The result of one check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
     grade: Grade,
-    what: &'static str,
+    subject: &'static str,
     text: String,
 }
 
@@ -35,19 +35,19 @@ enum Grade {
 }
 
 impl Finding {
-    fn good(what: &'static str, text: impl Into<String>) -> Self {
-        Self { grade: Grade::Good, what, text: text.into() }
+    fn good(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { grade: Grade::Good, subject, text: text.into() }
     }
 
-    fn doubtful(what: &'static str, text: impl Into<String>) -> Self {
-        Self { grade: Grade::Doubtful, what, text: text.into() }
+    fn doubtful(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { grade: Grade::Doubtful, subject, text: text.into() }
     }
 
-    fn fatal(what: &'static str, text: impl Into<String>) -> Self {
-        Self { grade: Grade::Fatal, what, text: text.into() }
+    fn fatal(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { grade: Grade::Fatal, subject, text: text.into() }
     }
 
-    /// Whether `balancer run` would fail for it.
+    /// Whether `balancer run` would fail.
     pub fn is_fatal(&self) -> bool {
         self.grade == Grade::Fatal
     }
@@ -57,22 +57,19 @@ impl Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let grade = match self.grade {
             Grade::Good => "ok  ",
-            Grade::Doubtful => "look",
+            Grade::Doubtful => "WARN",
             Grade::Fatal => "FAIL",
         };
-        write!(f, "{grade}  {:<12} {}", self.what, self.text)
+        write!(f, "{grade}  {:<12} {}", self.subject, self.text)
     }
 }
 
-/// Looks at everything that the daemon needs; changes nothing.
-///
-/// # Errors
-/// Something could not even be looked at.
+/// Checks everything that the agent needs. Changes nothing on the host.
 pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let missing = privileges::check()?;
     if missing.is_empty() {
-        findings.push(Finding::good("privileges", "all capabilities that the daemon needs"));
+        findings.push(Finding::good("privileges", "the agent gets all capabilities that it needs"));
     }
     findings.extend(missing.iter().map(|missing| Finding::fatal("privileges", missing.to_string())));
     findings.push(host::kernel());

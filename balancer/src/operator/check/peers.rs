@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// How long a peer's host has to answer.
+/// Longest wait for an answer from a peer's host.
 const PROBE: Duration = Duration::from_secs(1);
 
 pub(super) async fn peers(config: &Config, links: &Interfaces) -> Vec<Finding> {
@@ -42,22 +42,23 @@ pub(super) async fn peers(config: &Config, links: &Interfaces) -> Vec<Finding> {
     findings
 }
 
-/// What the running agent hears of the others.
+/// The other controllers as the running agent sees them.
 pub(super) async fn sync(config: &Config) -> Vec<Finding> {
     let answer = control::call(&config.paths.control, &Request::Status).await;
     let Some(status) = answer.ok().and_then(|answer| serde_json::from_value::<Status>(answer).ok()) else {
         return vec![Finding::doubtful(
             "agent",
-            "not running: peer sync and clocks can only be looked at while it is",
+            "not running; peer sync and clocks can be checked only while it runs",
         )];
     };
-    let mut findings = vec![Finding::good("agent", format!("running; jujud here: {}", status.health))];
+    let mut findings =
+        vec![Finding::good("agent", format!("running; jujud on this host: {}", status.health))];
     for controller in status.controllers.iter().filter(|controller| controller.name != status.controller) {
         findings.push(match (controller.state.as_str(), controller.relay.as_str()) {
             ("absent", _) => Finding::doubtful(
                 "sync",
                 format!(
-                    "{} is not heard; does a firewall block UDP {}?",
+                    "no report arrives from {}; does a firewall block UDP {}?",
                     controller.name,
                     config.cluster.listen.port()
                 ),
@@ -71,7 +72,7 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
             ),
             (state, _) => Finding::good(
                 "sync",
-                format!("{} is {state}, heard {} ms ago", controller.name, controller.age_ms),
+                format!("{} is {state}; its last report is {} ms old", controller.name, controller.age_ms),
             ),
         });
     }
@@ -79,7 +80,7 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
         findings.push(Finding::doubtful(
             "steer",
             format!(
-                "no other controller can be relayed to: newcomers are refused here so that they go elsewhere; do \
+                "no other controller can be relayed to, so this one refuses new clients that another should serve; do \
                  firewalls block TCP {}?",
                 config.cluster.relay_ports
             ),
@@ -90,18 +91,19 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
         findings.push(Finding::doubtful(
             "clock",
             format!(
-                "{} datagrams came with a clock more than 30 s off; is every host's time synchronised?",
+                "{} datagrams came from hosts whose clock is more than 30 s off; is the time of every host synchronised?",
                 count("sync_clock_skew")
             ),
         ));
     } else {
-        findings.push(Finding::good("clock", "no datagram with a clock more than 30 s off"));
+        findings
+            .push(Finding::good("clock", "no datagram came from a host whose clock is more than 30 s off"));
     }
     if count("sync_wrong_key") > 0 {
         findings.push(Finding::doubtful(
             "key",
             format!(
-                "{} datagrams were sealed with another key; has every controller the same key?",
+                "{} datagrams were sealed with another key; do all controllers have the same key?",
                 count("sync_wrong_key")
             ),
         ));

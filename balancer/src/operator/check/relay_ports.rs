@@ -11,37 +11,37 @@ use crate::{
     count::sock_diag::{SockDiag, State},
 };
 
-/// Whether anything else has a relay port, as listener or as end of a connection.
+/// Whether another process listens on a relay port, or a connection uses one.
 pub(super) fn relay_ports(config: &Config) -> Finding {
     let ports = config.cluster.relay_ports;
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
-    let (drawn, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
-    let shared = ports.iter().any(|port| is_drawn(port, &drawn, &reserved)).then(|| {
-        let range = drawn.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (range, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
+    let shared = ports.iter().any(|port| may_choose(port, &range, &reserved)).then(|| {
+        let range = range.split_whitespace().collect::<Vec<_>>().join(" ");
         Finding::doubtful(
             "relay ports",
             format!(
-                "the kernel may give {ports} to connections of this host (net.ipv4.ip_local_port_range is {range}): \
-                 set net.ipv4.ip_local_reserved_ports={ports}"
+                "the kernel may choose {ports} for this host's own connections (net.ipv4.ip_local_port_range is \
+                 {range}); set net.ipv4.ip_local_reserved_ports={ports}"
             ),
         )
     });
     if std::os::unix::net::UnixStream::connect(&config.paths.control).is_ok() {
         return shared
-            .unwrap_or_else(|| Finding::good("relay ports", format!("{ports} are the running agent's")));
+            .unwrap_or_else(|| Finding::good("relay ports", format!("the running agent holds {ports}")));
     }
     let is_taken = |port: u16| {
         let taken = |address: IpAddr| {
             TcpListener::bind((address, port)).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
         };
-        // A host without IPv6 has no address of the first kind.
+        // A host without IPv6 cannot bind the IPv6 address.
         taken(Ipv6Addr::UNSPECIFIED.into()) || taken(Ipv4Addr::UNSPECIFIED.into())
     };
     let listening = ports.iter().find(|&port| is_taken(port));
     if let Some(port) = listening {
         return Finding::fatal(
             "relay ports",
-            format!("TCP port {port} is taken; choose others in cluster.relay_ports"),
+            format!("another process listens on TCP port {port}; choose other ports in cluster.relay_ports"),
         );
     }
     if let Some(shared) = shared {
@@ -54,7 +54,7 @@ pub(super) fn relay_ports(config: &Config) -> Finding {
         Ok(used) => Finding::doubtful(
             "relay ports",
             format!(
-                "{} connections use ports of {ports}; keep them out of net.ipv4.ip_local_port_range",
+                "{} connections use ports in {ports}; keep these ports out of net.ipv4.ip_local_port_range",
                 used.len()
             ),
         ),
@@ -62,16 +62,16 @@ pub(super) fn relay_ports(config: &Config) -> Finding {
     }
 }
 
-/// Whether the kernel draws `port` for connections from here: `drawn` is first and last, `reserved` a list of ports and
-/// ranges, as in `/proc/sys/net/ipv4` (kernel `Documentation/networking/ip-sysctl.rst`).
-fn is_drawn(port: u16, drawn: &str, reserved: &str) -> bool {
+/// Whether the kernel may choose `port` as the local port of a connection. `range` and `reserved` are as in
+/// `/proc/sys/net/ipv4` (kernel `Documentation/networking/ip-sysctl.rst`).
+fn may_choose(port: u16, range: &str, reserved: &str) -> bool {
     let number = |text: &str| text.trim().parse::<u16>().ok();
     let within = |first: &str, last: &str| {
         number(first).zip(number(last)).is_some_and(|(first, last)| (first..=last).contains(&port))
     };
-    let range = drawn.trim().split_once(char::is_whitespace);
-    let spared = |one: &str| one.split_once('-').map_or_else(|| within(one, one), |(a, b)| within(a, b));
-    range.is_some_and(|(first, last)| within(first, last)) && !reserved.split(',').any(spared)
+    let ends = range.trim().split_once(char::is_whitespace);
+    let holds = |one: &str| one.split_once('-').map_or_else(|| within(one, one), |(a, b)| within(a, b));
+    ends.is_some_and(|(first, last)| within(first, last)) && !reserved.split(',').any(holds)
 }
 
 #[cfg(test)]
@@ -79,8 +79,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_that_the_kernel_draws_are_those_of_its_range_that_are_not_reserved() {
-        for (port, drawn, reserved, expected) in [
+    fn the_kernel_chooses_ports_of_its_range_that_are_not_reserved() {
+        for (port, range, reserved, expected) in [
             (17_080, "32768\t60999\n", "\n", false),
             (17_080, "1024\t65535\n", "\n", true),
             (17_080, "17080\t17080\n", "", true),
@@ -90,7 +90,11 @@ mod tests {
             (8_080, "1024\t65535\n", "8080,17080-17095\n", false),
             (17_080, "", "", false),
         ] {
-            assert_eq!(is_drawn(port, drawn, reserved), expected, "{port} of {drawn:?} without {reserved:?}");
+            assert_eq!(
+                may_choose(port, range, reserved),
+                expected,
+                "{port} of {range:?} without {reserved:?}"
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The control socket: how the command line talks to the running daemon.
+//! The control socket, on which the agent answers the command line.
 //!
-//! JSON lines over a Unix stream socket: a request such as `{"request":"status"}`, answered by `{"ok": …}` or
-//! `{"error": "…"}`, as often as the client likes. Only root gets an answer: the socket's mode says so, and so do the
-//! peer's credentials.
+//! It is a Unix stream socket that carries lines of JSON. The agent answers each request, such as
+//! `{"request":"status"}`, with `{"ok": …}` or `{"error": "…"}`. Only root gets an answer: the mode of the socket allows
+//! no other user, and the agent checks the credentials of its peer as well.
 
 mod client;
 mod server;
@@ -15,29 +15,29 @@ pub use self::{
     server::{ControlSocket, Refused, converse},
 };
 
-/// What can be asked of the daemon.
+/// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// How the cluster looks from here.
+    /// The agent's state, as a [`super::status::Status`].
     Status,
-    /// Serve no newcomers, and close what is here evenly.
+    /// Send new clients to other controllers, and close the connections here evenly.
     Drain {
-        /// Seconds until this controller is to be empty.
+        /// Seconds until this controller should be empty.
         within_s: u64,
     },
     /// End a drain.
     Resume,
     /// Change the hard limit.
     Limit {
-        /// Client connections; none: as configured.
+        /// Most client connections, or `None` for the configured limit.
         limit: Option<u32>,
     },
-    /// Explain what is closed for the balance's sake.
+    /// Explain how many connections are closed to keep the balance.
     Rebalance {
-        /// Begin below the threshold.
+        /// Start even below the threshold.
         now: bool,
-        /// Only explain.
+        /// Change nothing.
         dry_run: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! The agent's end of the control socket.
+//! The agent's side of the control socket.
 
 use std::{
     fs, io,
@@ -29,10 +29,10 @@ use super::{Answer, Request};
 /// Longest request, line break included.
 const LONGEST_REQUEST: u64 = 64 << 10;
 pub(super) const MOST_CONNECTIONS: usize = 32;
-/// A connection that says nothing for this long is closed; so is one that does not read its answer.
+/// A connection is closed when it sends no request, or reads no answer, for this long.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// What the control socket refused.
+/// Counts of refused connections.
 #[derive(Debug, Default)]
 pub struct Refused {
     strangers: AtomicU64,
@@ -45,7 +45,7 @@ impl Refused {
         self.strangers.load(Ordering::Relaxed)
     }
 
-    /// Connections beyond the most that are served at once.
+    /// Connections beyond [`MOST_CONNECTIONS`].
     pub fn crowd(&self) -> u64 {
         self.crowd.load(Ordering::Relaxed)
     }
@@ -59,7 +59,7 @@ pub struct ControlSocket {
     refused: Arc<Refused>,
 }
 
-/// A socket in the file system that is ours for as long as its inode is.
+/// The socket in the file system. Its inode tells it from the socket of a later agent at the same path.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -88,22 +88,21 @@ impl Drop for SocketFile {
 }
 
 impl ControlSocket {
-    /// Binds the socket at `path` with mode 0600, in a directory that is made with mode 0700 if there is none. The
-    /// socket of a daemon that died is replaced. Must run inside the tokio runtime.
-    ///
-    /// # Errors
-    /// When another daemon answers there, something else than a socket is there, or the path cannot be used.
+    /// Binds the socket at `path` with mode 0600, and creates its directory with mode 0700 if it is missing. Replaces
+    /// the socket of a dead agent, but neither one that an agent answers nor another kind of file. Must run inside the
+    /// tokio runtime.
     pub fn bind(path: &Path) -> Result<Self> {
         let failed = || format!("failed to open the control socket {}", path.display());
         if let Some(directory) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
-                format!("failed to make the directory {} of the control socket", directory.display())
+                format!("failed to create {} for the control socket", directory.display())
             })?;
         }
         make_room(path)?;
         let bind = || -> io::Result<_> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            // A Unix socket's mode goes over to its file at bind: nobody else can connect, not for an instant.
+            // bind gives the socket's mode to its file (net/unix/af_unix.c), so there is no instant at which
+            // other users can connect.
             fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
             socket.bind(&SockAddr::unix(path)?)?;
             let file = SocketFile::new(path)?;
@@ -115,12 +114,12 @@ impl ControlSocket {
         Ok(Self { listener, file, refused: Arc::default() })
     }
 
-    /// Counters of what was refused.
+    /// Counts of refused connections, which go on while the socket is served.
     pub fn refused(&self) -> Arc<Refused> {
         Arc::clone(&self.refused)
     }
 
-    /// Answers requests by `handler` until `shutdown` completes, then closes every connection and removes the socket.
+    /// Answers requests with `handler` until `shutdown` completes, then closes every connection and removes the socket.
     pub async fn serve<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
     where
         H: Fn(Request) -> F + Send + Sync + 'static,
@@ -137,7 +136,7 @@ impl ControlSocket {
                     Ok((stream, _)) => stream,
                     Err(error) => {
                         warn!("failed to accept a connection on {}: {error}", file.path.display());
-                        // Out of file descriptors, most likely: give others time to close theirs.
+                        // Most likely there are no file descriptors left: wait until connections have closed some.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
                     }
@@ -153,7 +152,10 @@ impl ControlSocket {
             }
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                 refused.crowd.fetch_add(1, Ordering::Relaxed);
-                turn_away(&stream, format!("{MOST_CONNECTIONS} connections are open already: close some"));
+                turn_away(
+                    &stream,
+                    format!("{MOST_CONNECTIONS} connections are already open; close some of them"),
+                );
                 continue;
             };
             let handler = Arc::clone(&handler);
@@ -167,19 +169,19 @@ impl ControlSocket {
     }
 }
 
-/// Removes the socket of a dead daemon.
+/// Removes the socket of a dead agent.
 fn make_room(path: &Path) -> Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("failed to stat {}", path.display())),
     };
     ensure!(
         metadata.file_type().is_socket(),
-        "{} is in the way of the control socket: remove it, or choose another paths.control",
+        "{} is in the way of the control socket and is no socket; remove it, or choose another paths.control",
         path.display()
     );
-    // Without waiting: a live daemon with a full queue answers WouldBlock.
+    // Nonblocking, so that a live agent with a full backlog answers WouldBlock at once.
     let knock = || -> io::Result<()> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -188,38 +190,37 @@ fn make_room(path: &Path) -> Result<()> {
     match knock() {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).with_context(|| {
-                format!("failed to remove the control socket {} of a dead daemon", path.display())
+                format!("failed to remove the control socket {} of a dead agent", path.display())
             })
         }
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error)
-            .with_context(|| format!("failed to find out whether a daemon answers on {}", path.display())),
+            .with_context(|| format!("failed to find out whether an agent answers on {}", path.display())),
         Ok(()) | Err(_) => {
-            bail!("another balancer answers on {}: stop it, or choose another paths.control", path.display())
+            bail!("another balancer answers on {}; stop it, or choose another paths.control", path.display())
         }
     }
 }
 
 fn admit(stream: &UnixStream) -> Result<(), String> {
-    let peer = stream.peer_cred().map_err(|error| format!("its user is unknown: {error}"))?;
+    let peer = stream.peer_cred().map_err(|error| format!("its user cannot be found out: {error}"))?;
     if peer.uid() == 0 {
         return Ok(());
     }
-    Err(format!("only root may control the balancer, and this is user {}", peer.uid()))
+    Err(format!("only root may control the balancer, not user {}", peer.uid()))
 }
 
-/// Says why, without waiting: the answer fits a fresh socket's buffer, and a stranger shall hold nothing of ours.
+/// Sends the reason without waiting: it fits the buffer of a fresh socket, and another user must not hold resources
+/// of the agent.
 fn turn_away(stream: &UnixStream, reason: String) {
     let mut line = serde_json::to_vec(&Answer::Error(reason)).unwrap_or_default();
     line.push(b'\n');
     if let Err(error) = stream.try_write(&line) {
-        debug!("failed to tell why a control connection is refused: {error}");
+        debug!("failed to send the reason to a refused control connection: {error}");
     }
 }
 
-/// Answers the requests of one connection by `handler` until it ends, says nothing for long, or breaks a rule.
-///
-/// # Errors
-/// It cannot be read or written, or takes too long.
+/// Answers the requests of one connection with `handler`, until the peer closes it, is idle for too long, or sends a
+/// line that is too long.
 ///
 /// # Panics
 /// Outside a tokio runtime with a clock.
@@ -252,7 +253,7 @@ where
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
         timeout(IDLE, stream.get_mut().write_all(&text)).await??;
-        // What follows an over-long or unfinished line cannot be told apart from its rest.
+        // More bytes may belong to this unfinished line, so no further request can be told apart.
         if !complete {
             return Ok(());
         }

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{server::MOST_CONNECTIONS, *};
 
-struct Daemon {
+struct Server {
     directory: TempDir,
     path: PathBuf,
     refused: Arc<Refused>,
@@ -28,7 +28,7 @@ struct Daemon {
     task: JoinHandle<()>,
 }
 
-impl Daemon {
+impl Server {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
@@ -47,7 +47,7 @@ impl Daemon {
 
     async fn exchange(&self, request: &[u8]) -> String {
         let mut stream = UnixStream::connect(&self.path).await.unwrap();
-        // The daemon may hang up before it has read everything.
+        // The server may close the connection before it has read everything.
         let _ = stream.write_all(request).await;
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
@@ -66,26 +66,26 @@ fn requests_are_tagged() {
 }
 
 #[tokio::test]
-async fn root_is_answered_and_the_socket_goes_with_the_daemon() {
-    let daemon = Daemon::start();
-    assert_eq!(mode(&daemon.path), 0o600);
-    assert_eq!(mode(daemon.path.parent().unwrap()), 0o700);
-    assert_eq!(call(&daemon.path, &Request::Status).await.unwrap(), json!({"controller": "a"}));
-    let twice = daemon.exchange(b"{\"request\":\"status\"}\n{\"request\":\"status\"}\n").await;
+async fn root_is_answered_and_the_socket_goes_with_the_agent() {
+    let server = Server::start();
+    assert_eq!(mode(&server.path), 0o600);
+    assert_eq!(mode(server.path.parent().unwrap()), 0o700);
+    assert_eq!(call(&server.path, &Request::Status).await.unwrap(), json!({"controller": "a"}));
+    let twice = server.exchange(b"{\"request\":\"status\"}\n{\"request\":\"status\"}\n").await;
     assert_eq!(twice, "{\"ok\":{\"controller\":\"a\"}}\n".repeat(2));
-    let idle = UnixStream::connect(&daemon.path).await.unwrap();
-    daemon.stop.send(()).unwrap();
-    timeout(Duration::from_secs(2), daemon.task).await.unwrap().unwrap();
-    assert!(!daemon.path.exists());
+    let idle = UnixStream::connect(&server.path).await.unwrap();
+    server.stop.send(()).unwrap();
+    timeout(Duration::from_secs(2), server.task).await.unwrap().unwrap();
+    assert!(!server.path.exists());
     drop(idle);
-    let error = call(&daemon.path, &Request::Status).await.unwrap_err();
-    assert!(error.to_string().contains("is the daemon running? systemctl status balancer"), "{error}");
-    drop(daemon.directory);
+    let error = call(&server.path, &Request::Status).await.unwrap_err();
+    assert!(error.to_string().contains("is it running? See systemctl status balancer"), "{error}");
+    drop(server.directory);
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_answered_by_an_error() {
-    let daemon = Daemon::start();
+async fn an_invalid_request_is_answered_with_an_error() {
+    let server = Server::start();
     let long = vec![b' '; 100 << 10];
     let longest = [&b"{\"request\":\"status\"}"[..], &long[..(64 << 10) - 21], b"\n"].concat();
     let rows: [(&str, &[u8], &str); 8] = [
@@ -99,7 +99,7 @@ async fn what_is_no_request_is_answered_by_an_error() {
         ("an over-long line", &long, "longer than 65536 bytes"),
     ];
     for (name, request, expected) in rows {
-        let answer = daemon.exchange(request).await;
+        let answer = server.exchange(request).await;
         assert!(answer.contains(expected), "{name}: {answer}");
         assert_eq!(answer.is_empty(), expected.is_empty(), "{name}: {answer}");
     }
@@ -107,60 +107,60 @@ async fn what_is_no_request_is_answered_by_an_error() {
 
 #[tokio::test]
 async fn others_than_root_are_refused_and_counted() {
-    let daemon = Daemon::start();
-    // Even where somebody has opened the doors.
+    let server = Server::start();
+    // Even if the modes let everybody connect.
     for (path, mode) in
-        [(daemon.directory.path(), 0o755), (daemon.path.parent().unwrap(), 0o755), (&daemon.path, 0o666)]
+        [(server.directory.path(), 0o755), (server.path.parent().unwrap(), 0o755), (&server.path, 0o666)]
     {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
-    let path = daemon.path.clone();
+    let path = server.path.clone();
     let as_nobody = move || {
-        // The user id is this thread's alone.
+        // This changes the user of the thread only.
         let nobody = Uid::from_raw(65534);
         set_thread_res_uid(nobody, nobody, nobody).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(call(&path, &Request::Status)).unwrap_err().to_string()
     };
     let error = tokio::task::spawn_blocking(|| thread::spawn(as_nobody).join().unwrap()).await.unwrap();
-    assert!(error.contains("only root may control the balancer, and this is user 65534"), "{error}");
-    assert_eq!((daemon.refused.strangers(), daemon.refused.crowd()), (1, 0));
-    call(&daemon.path, &Request::Status).await.unwrap();
+    assert!(error.contains("only root may control the balancer, not user 65534"), "{error}");
+    assert_eq!((server.refused.strangers(), server.refused.crowd()), (1, 0));
+    call(&server.path, &Request::Status).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_crowd_is_refused_and_leaves_room_when_it_goes() {
-    let daemon = Daemon::start();
+    let server = Server::start();
     let mut crowd = Vec::new();
     for _ in 0..MOST_CONNECTIONS {
-        crowd.push(UnixStream::connect(&daemon.path).await.unwrap());
+        crowd.push(UnixStream::connect(&server.path).await.unwrap());
     }
-    let error = call(&daemon.path, &Request::Status).await.unwrap_err();
-    assert!(error.to_string().contains("32 connections are open already"), "{error}");
-    assert_eq!(daemon.refused.crowd(), 1);
+    let error = call(&server.path, &Request::Status).await.unwrap_err();
+    assert!(error.to_string().contains("32 connections are already open"), "{error}");
+    assert_eq!(server.refused.crowd(), 1);
     crowd.clear();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
-    while let Err(error) = call(&daemon.path, &Request::Status).await {
+    while let Err(error) = call(&server.path, &Request::Status).await {
         assert!(tokio::time::Instant::now() < deadline, "{error}");
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn a_dead_daemons_socket_is_replaced_a_live_ones_is_not() {
-    let daemon = Daemon::start();
-    let error = ControlSocket::bind(&daemon.path).unwrap_err();
+async fn a_dead_agents_socket_is_replaced_a_live_ones_is_not() {
+    let server = Server::start();
+    let error = ControlSocket::bind(&server.path).unwrap_err();
     assert!(error.to_string().contains("another balancer answers on"), "{error}");
-    call(&daemon.path, &Request::Status).await.unwrap();
+    call(&server.path, &Request::Status).await.unwrap();
 
-    let stale = daemon.directory.path().join("stale.sock");
+    let stale = server.directory.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     let error = call(&stale, &Request::Status).await.unwrap_err();
-    assert!(error.to_string().contains("is the daemon running?"), "{error}");
+    assert!(error.to_string().contains("is it running?"), "{error}");
     let replaced = ControlSocket::bind(&stale).unwrap();
     assert_eq!(mode(&stale), 0o600);
 
-    // A later daemon's socket is not removed by an earlier one's end.
+    // The end of an agent does not remove the socket of a later one.
     fs::remove_file(&stale).unwrap();
     let later = ControlSocket::bind(&stale).unwrap();
     drop(replaced);
@@ -168,7 +168,7 @@ async fn a_dead_daemons_socket_is_replaced_a_live_ones_is_not() {
     drop(later);
     assert!(!stale.exists());
 
-    let file = daemon.directory.path().join("file");
+    let file = server.directory.path().join("file");
     fs::write(&file, "precious").unwrap();
     let error = ControlSocket::bind(&file).unwrap_err();
     assert!(error.to_string().contains("in the way of the control socket"), "{error}");
