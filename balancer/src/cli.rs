@@ -9,7 +9,7 @@ pub const CONFIG: &str = "/etc/balancer/balancer.toml";
 
 /// Load distributor for Juju controllers.
 #[derive(Debug, Parser)]
-#[command(name = "balancer", version, about)]
+#[command(name = "balancer", version)]
 pub struct Cli {
     /// The command.
     #[command(subcommand)]

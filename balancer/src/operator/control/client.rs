@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends `request` to the agent behind the socket at `path`, and returns its answer.
 pub async fn call(path: &Path, request: &Request) -> Result<Value> {
-    let stream = UnixStream::connect(path).await.map_err(|error| explain(path, error))?;
+    let stream = UnixStream::connect(path).await.map_err(|error| explain(path, &error))?;
     let mut stream = BufReader::new(stream);
     let mut line = serde_json::to_vec(request).context("failed to write the request")?;
     line.push(b'\n');
@@ -52,15 +52,15 @@ pub async fn call(path: &Path, request: &Request) -> Result<Value> {
     }
 }
 
-fn explain(path: &Path, error: io::Error) -> anyhow::Error {
+fn explain(path: &Path, error: &io::Error) -> anyhow::Error {
     use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     let kind = error.kind();
     let hint = if kind == NotFound || kind == ConnectionRefused {
         "is it running? See systemctl status balancer"
     } else if kind == PermissionDenied {
-        "only root may control the balancer; use sudo"
+        "only root may control the balancer, so use sudo"
     } else {
         "see journalctl -u balancer"
     };
-    anyhow::Error::new(error).context(format!("no agent answers on {}: {hint}", path.display()))
+    anyhow!("no agent answers on {} ({error}); {hint}", path.display())
 }
