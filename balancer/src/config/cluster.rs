@@ -55,7 +55,7 @@ impl Cluster {
     }
 }
 
-/// Reads `[cluster]`, whose `cluster.controllers` are `listed`.
+/// Reads `[cluster]`, with the `cluster.controllers` in `listed`.
 pub(super) fn cluster(
     table: &Table<'_>,
     listed: &[Table<'_>],

@@ -1,4 +1,4 @@
-//! Errors in the configuration: what is wrong, where it stands, and what to write instead.
+//! Errors in the configuration. Each names the place, the key and the value, and a value to write instead.
 
 use std::{
     fmt,

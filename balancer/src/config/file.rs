@@ -1,4 +1,4 @@
-//! The configuration file as it is written: TOML whose keys and values the table of keys allows, with their place.
+//! The text of a configuration file: TOML values and their places, checked against the table of keys.
 
 use std::ops::Range;
 

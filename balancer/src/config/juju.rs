@@ -50,7 +50,7 @@ pub enum KeySource {
 }
 
 impl KeySource {
-    /// The key. Errors name the file and say what to do.
+    /// The key. Errors name the file and the remedy.
     pub fn load(&self) -> Result<ClusterKey> {
         match self {
             Self::File(path) => ClusterKey::load(path),

@@ -111,53 +111,40 @@ fn every_key_takes_effect() {
 
 #[test]
 fn every_key_but_the_controllers_has_a_default() {
-    let text = "[[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.0.0.11\", \"fd00::11\"]\n";
-    let config = parse(text, &host(&["192.0.2.1", "::ffff:10.0.0.11", "fd00::11"])).unwrap();
-    let expected = Config {
-        api: Api {
-            port: 17070,
-            interfaces: None,
-            hook: Hook::Auto,
-            hard_limit: None,
-            health: Health::Https,
-            exempt: vec![],
-        },
-        cluster: Cluster {
-            source: Source::File,
-            name: "a".to_owned(),
-            listen: "10.0.0.11:17078".parse().unwrap(),
-            relay_ports: RelayPorts { first: 17080, last: 17095 },
-            key: KeySource::File(PathBuf::from("/etc/balancer/cluster.key")),
-            controllers: vec![Controller {
-                name: "a".to_owned(),
-                addresses: vec![ip("10.0.0.11"), ip("fd00::11")],
-                weight: 1.0,
-            }],
-            candidates: Vec::new(),
-        },
-        policy: Policy {
-            rebalance: Rebalance::On,
-            threshold: 1.2,
-            min_excess: 50,
-            max_rate: None,
-            login_rate: 4.0,
-            steer: Steer::Relay,
-            refuse_ratio: None,
-            per_client_limit: None,
-            memory_guard: true,
-            memory_relay: 0.80,
-            memory_refuse: 0.90,
-            memory_shed: 0.95,
-            memory_pressure: 0.20,
-        },
-        paths: Paths {
-            pins: PathBuf::from("/sys/fs/bpf/balancer"),
-            control: PathBuf::from("/run/balancer/control.sock"),
-            cgroup: PathBuf::from("/sys/fs/cgroup"),
-            juju: PathBuf::from("/nonexistent/juju"),
-        },
-    };
-    assert_eq!(config, expected);
+    const DEFAULTS: &str = r#"
+api = { port = 17070, hook = "auto", health = "https", exempt = [] }
+[cluster]
+name = "a"
+listen = "10.0.0.11:17078"
+relay_ports = "17080-17095"
+key_file = "/etc/balancer/cluster.key"
+[policy]
+rebalance = "on"
+threshold = 1.2
+min_excess = 50
+login_rate = 4
+steer = "relay"
+memory_guard = true
+memory_relay = 0.8
+memory_refuse = 0.9
+memory_shed = 0.95
+memory_pressure = 0.2
+[paths]
+pins = "/sys/fs/bpf/balancer"
+control = "/run/balancer/control.sock"
+cgroup = "/sys/fs/cgroup"
+juju = "/nonexistent/juju"
+[[cluster.controllers]]
+name = "a"
+addresses = ["10.0.0.11", "fd00::11"]
+"#;
+    let (_, controllers) = DEFAULTS.split_at(DEFAULTS.find("[[").unwrap());
+    let host = host(&["192.0.2.1", "::ffff:10.0.0.11", "fd00::11"]);
+    let config = parse(controllers, &host).unwrap();
+    assert_eq!(config, parse(&format!("{DEFAULTS}weight = 1"), &host).unwrap());
+    assert_eq!((config.api.interfaces, config.api.hard_limit), (None, None));
+    let Policy { max_rate, refuse_ratio, per_client_limit, .. } = config.policy;
+    assert_eq!((max_rate, refuse_ratio, per_client_limit), (None, None, None));
     assert_eq!(config.cluster.relay_ports.to_string(), "17080-17095");
     assert_eq!(config.cluster.relay_ports.iter().count(), 16);
     assert_eq!(Ratio { part: 1, whole: 4 }.scaled(), 1 << 30);

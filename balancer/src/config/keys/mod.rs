@@ -26,9 +26,9 @@ pub struct Key {
     pub name: &'static str,
     /// The values that it takes.
     pub kind: Kind,
-    /// What holds without the key.
+    /// The default.
     pub default: DefaultValue,
-    /// What it is for.
+    /// One line of help.
     pub help: &'static str,
 }
 
@@ -53,7 +53,7 @@ pub enum Kind {
     Tables,
 }
 
-/// What holds without a key. Values are TOML text.
+/// The default of a key. Values are TOML text.
 #[derive(Clone, Copy, Debug)]
 pub enum DefaultValue {
     /// A fixed value.
@@ -82,7 +82,7 @@ impl Key {
         T::deserialize(ValueDeserializer::parse(value).ok()?).ok()
     }
 
-    /// What to write, for an error message.
+    /// Advice for an error message.
     pub(super) fn advice(&self) -> String {
         match self.kind {
             Kind::Text(_) | Kind::List(_) => format!("write {}, such as {}", self.kind, self.default.value()),

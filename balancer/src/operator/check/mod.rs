@@ -1,4 +1,4 @@
-//! `balancer check`: whether this host can run the balancer, and what to repair.
+//! `balancer check`: whether this host can run the balancer, and how to repair it.
 
 mod config;
 mod host;

@@ -13,22 +13,20 @@ use crate::{
 
 /// Whether another process listens on a relay port, or a connection uses one.
 pub(super) fn relay_ports(config: &Config) -> Finding {
+    let good = |text| Finding::good("relay ports", text);
+    let doubtful = |text| Finding::doubtful("relay ports", text);
     let ports = config.cluster.relay_ports;
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
     let (range, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
     let shared = ports.iter().any(|port| may_choose(port, &range, &reserved)).then(|| {
         let range = range.split_whitespace().collect::<Vec<_>>().join(" ");
-        Finding::doubtful(
-            "relay ports",
-            format!(
-                "the kernel may choose {ports} for this host's own connections (net.ipv4.ip_local_port_range is \
-                 {range}); set net.ipv4.ip_local_reserved_ports={ports}"
-            ),
-        )
+        doubtful(format!(
+            "the kernel may choose {ports} for this host's own connections (net.ipv4.ip_local_port_range is {range}); \
+             set net.ipv4.ip_local_reserved_ports={ports}"
+        ))
     });
     if std::os::unix::net::UnixStream::connect(&config.paths.control).is_ok() {
-        return shared
-            .unwrap_or_else(|| Finding::good("relay ports", format!("the running agent holds {ports}")));
+        return shared.unwrap_or_else(|| good(format!("the running agent holds {ports}")));
     }
     let is_taken = |port: u16| {
         let taken = |address: IpAddr| {
@@ -37,11 +35,11 @@ pub(super) fn relay_ports(config: &Config) -> Finding {
         // A host without IPv6 cannot bind the IPv6 address.
         taken(Ipv6Addr::UNSPECIFIED.into()) || taken(Ipv4Addr::UNSPECIFIED.into())
     };
-    let listening = ports.iter().find(|&port| is_taken(port));
-    if let Some(port) = listening {
+    if let Some(port) = ports.iter().find(|&port| is_taken(port)) {
+        let text = "another process listens on TCP port";
         return Finding::fatal(
             "relay ports",
-            format!("another process listens on TCP port {port}; choose other ports in cluster.relay_ports"),
+            format!("{text} {port}; choose other ports in cluster.relay_ports"),
         );
     }
     if let Some(shared) = shared {
@@ -50,15 +48,12 @@ pub(super) fn relay_ports(config: &Config) -> Finding {
     let used = SockDiag::open()
         .and_then(|mut sockets| sockets.dump(&[ports.first..=ports.last], &State::AFTER_HANDSHAKE));
     match used {
-        Ok(used) if used.is_empty() => Finding::good("relay ports", format!("{ports} are free")),
-        Ok(used) => Finding::doubtful(
-            "relay ports",
-            format!(
-                "{} connections use ports in {ports}; keep these ports out of net.ipv4.ip_local_port_range",
-                used.len()
-            ),
-        ),
-        Err(error) => Finding::doubtful("relay ports", format!("{error:#}")),
+        Ok(used) if used.is_empty() => good(format!("{ports} are free")),
+        Ok(used) => {
+            let advice = "keep these ports out of net.ipv4.ip_local_port_range";
+            doubtful(format!("{} connections use ports in {ports}; {advice}", used.len()))
+        }
+        Err(error) => doubtful(format!("{error:#}")),
     }
 }
 
