@@ -45,7 +45,7 @@ impl Refused {
         self.strangers.load(Ordering::Relaxed)
     }
 
-    /// Connections beyond [`MOST_CONNECTIONS`].
+    /// Connections beyond the limit of open ones.
     pub fn crowd(&self) -> u64 {
         self.crowd.load(Ordering::Relaxed)
     }
