@@ -35,7 +35,7 @@ impl Agent {
                     }
                 }
                 cluster::Effect::MembershipChanged => self.balance.membership_changed(now),
-                cluster::Effect::Say(level, text) => log!(level, "{text}"),
+                cluster::Effect::Say(level, text) => log!(target: "balancer::cluster", level, "{text}"),
             }
         }
     }
@@ -48,7 +48,7 @@ impl Agent {
                 }
                 count::Effect::Untrack(cookie) => drop(self.programs.data_path.maps.untrack(cookie)),
                 count::Effect::WriteSettings => self.write_settings()?,
-                count::Effect::Say(level, text) => log!(level, "{text}"),
+                count::Effect::Say(level, text) => log!(target: "balancer::count", level, "{text}"),
             }
         }
         Ok(())
@@ -62,7 +62,7 @@ impl Agent {
         for effect in effects {
             match effect {
                 balance::Effect::Close { count, youngest_s } => self.close(now, count, youngest_s),
-                balance::Effect::Say(level, text) => log!(level, "{text}"),
+                balance::Effect::Say(level, text) => log!(target: "balancer::balance", level, "{text}"),
             }
         }
     }
