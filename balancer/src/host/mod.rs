@@ -5,4 +5,6 @@ pub mod notify;
 pub mod pressure;
 pub mod privileges;
 pub mod rst;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod xdp_support;

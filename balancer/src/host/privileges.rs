@@ -236,7 +236,7 @@ mod tests {
     use std::{process::Command, thread};
 
     use super::*;
-    use crate::count::sock_diag::testing::without_capability;
+    use crate::host::testing::without_capability;
 
     const ALL: CapabilitySet = CapabilitySet::all();
 

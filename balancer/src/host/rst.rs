@@ -114,7 +114,7 @@ mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
     use super::*;
-    use crate::count::sock_diag::testing::{in_namespace, ip, without_capability};
+    use crate::host::testing::{in_namespace, ip, without_capability};
 
     /// Checksums as RFC 1071 sums them, by none of the code under test.
     fn sum(parts: &[&[u8]]) -> u16 {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::seal::{Header, MemberId, ReplayWindow};
+use super::replay::ReplayWindow;
+use super::seal::{Header, MemberId};
 use crate::config::{hears, is_name};
 use crate::juju::agent_conf::MAX_ADDRESSES;
 

@@ -3,10 +3,12 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use chitchat::{ChitchatMessage, Serializable};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::gossip::PUSH_EVERY;
 use super::report::tests::report;
 use super::seal::{Header, MemberId};
 use super::*;

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 
 use super::counters::DropReason;
 use super::host::{self, ThisHost};
+use super::link::{Clock, Link};
 use super::members::{Member, Roster};
 use super::seal::{Header, MemberId, Seal};
-use super::transport::{Clock, Link};
 
 /// A controller that is handed datagrams. Its clock does not go on.
 pub struct Listener {

@@ -1,0 +1,125 @@
+//! One TCP socket as `sock_diag` describes it.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use anyhow::{Context as _, Result, bail};
+use netlink_packet_sock_diag::inet::{InetResponseHeader, SocketId};
+
+use super::wire;
+
+/// The address family of the socket itself; an IPv6 socket may well carry IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `AF_INET`
+    V4,
+    /// `AF_INET6`
+    V6,
+}
+
+/// A TCP state, with the kernel's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "RFC 9293 section 3.3.2 says what each one is")]
+pub enum State {
+    Established = 1,
+    SynSent = 2,
+    SynReceived = 3,
+    FinWait1 = 4,
+    FinWait2 = 5,
+    TimeWait = 6,
+    Closed = 7,
+    CloseWait = 8,
+    LastAck = 9,
+    Listen = 10,
+    Closing = 11,
+}
+
+impl State {
+    /// Open, or closed by the peer only: what the server still has to attend to.
+    pub const IN_USE: [Self; 2] = [Self::Established, Self::CloseWait];
+
+    /// Every state of a full socket that had completed its handshake, until its last segment is acknowledged.
+    pub const AFTER_HANDSHAKE: [Self; 6] =
+        [Self::Established, Self::CloseWait, Self::FinWait1, Self::FinWait2, Self::LastAck, Self::Closing];
+
+    fn from_kernel(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            // 12 is NEW_SYN_RECV, the request socket of a handshake in progress.
+            3 | 12 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Closed,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            _ => return None,
+        })
+    }
+}
+
+/// One TCP socket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Socket {
+    /// The kernel's name for the socket, never given to another one until the next boot.
+    pub cookie: u64,
+    /// Own address; v4-mapped ones are given as IPv4.
+    pub local: SocketAddr,
+    /// The peer's address; v4-mapped ones are given as IPv4.
+    pub remote: SocketAddr,
+    /// The state at the moment of the dump.
+    pub state: State,
+    /// The inode that `/proc/PID/fd` shows; 0 while no process holds the socket (not accepted yet, or closed already).
+    pub inode: u32,
+    /// The family of the socket itself.
+    pub family: Family,
+    /// The interface that the socket is bound to, or 0.
+    pub interface: u32,
+}
+
+impl Socket {
+    pub(super) fn from_wire(header: &InetResponseHeader) -> Result<Self> {
+        let family = match header.family {
+            netlink_packet_sock_diag::AF_INET => Family::V4,
+            netlink_packet_sock_diag::AF_INET6 => Family::V6,
+            other => bail!("sock_diag answered a socket of address family {other}"),
+        };
+        let id = &header.socket_id;
+        let state = State::from_kernel(header.state)
+            .with_context(|| format!("sock_diag answered TCP state {}, which is unknown", header.state))?;
+        Ok(Self {
+            cookie: wire::cookie_to_u64(id.cookie),
+            local: canonical(id.source_address, id.source_port, id.interface_id),
+            remote: canonical(id.destination_address, id.destination_port, id.interface_id),
+            state,
+            inode: header.inode,
+            family,
+            interface: id.interface_id,
+        })
+    }
+
+    pub(super) fn to_id(&self) -> SocketId {
+        let address = |address: IpAddr| match (self.family, address) {
+            (Family::V6, IpAddr::V4(v4)) => IpAddr::V6(v4.to_ipv6_mapped()),
+            (_, address) => address,
+        };
+        SocketId {
+            source_port: self.local.port(),
+            destination_port: self.remote.port(),
+            source_address: address(self.local.ip()),
+            destination_address: address(self.remote.ip()),
+            interface_id: self.interface,
+            cookie: wire::cookie_from_u64(self.cookie),
+        }
+    }
+}
+
+fn canonical(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => SocketAddrV6::new(v6, port, 0, interface).into(),
+        address @ (IpAddr::V4(_) | IpAddr::V6(_)) => (address, port).into(),
+    }
+}

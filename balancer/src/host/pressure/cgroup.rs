@@ -1,0 +1,114 @@
+//! The cgroup in which a process is kept, of either version, and its limit.
+
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use super::{Level, keyed, number};
+use crate::config::unescape;
+
+/// A cgroup limit from here on is no limit: version 1 says "none" by a number close to 2^63.
+const UNLIMITED: u64 = 1 << 60;
+
+/// Where a process is kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Cgroup {
+    /// In the hierarchy with the memory controller.
+    memory: Option<(Version, Place)>,
+    /// In the hierarchy of version 2, which has PSI also where version 1 has the memory controller.
+    unified: Option<Place>,
+}
+
+/// A cgroup in a hierarchy.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Place {
+    mount: PathBuf,
+    /// Relative to the mount.
+    path: PathBuf,
+}
+
+impl Place {
+    fn directory(&self) -> PathBuf {
+        self.mount.join(&self.path)
+    }
+}
+
+impl Cgroup {
+    /// `None`: neither hierarchy is there, or the process is not.
+    pub(super) fn of(proc: &Path, pid: u32) -> Option<Self> {
+        let mounts = fs::read_to_string(proc.join("mounts")).ok()?;
+        let cgroups = fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok()?;
+        let place = |version| {
+            let mount = mounts.lines().find_map(|line| mount_of(line, version))?;
+            let path = cgroups.lines().find_map(|line| path_of(line, version))?;
+            Some(Place { mount, path })
+        };
+        let unified = place(Version::Two);
+        // Version 1 only has the controller where version 2 has not.
+        let one = place(Version::One).map(|place| (Version::One, place));
+        let memory = one.or_else(|| unified.clone().map(|place| (Version::Two, place)));
+        memory.is_some().then_some(Self { memory, unified })
+    }
+
+    /// Of the cgroup and its ancestors that have a limit the one with the least left, by its path.
+    pub(super) fn tightest(&self) -> Option<(String, Level)> {
+        let (version, place) = self.memory.as_ref()?;
+        let levels = place.path.ancestors().filter_map(|path| {
+            let level = version.level(&place.mount.join(path))?;
+            Some((format!("/{}", path.display()), level))
+        });
+        let permille = |level: &(String, Level)| level.1.reading().permille();
+        levels.reduce(|inner, outer| if permille(&outer) > permille(&inner) { outer } else { inner })
+    }
+
+    pub(super) fn pressure(&self) -> Option<PathBuf> {
+        Some(self.unified.as_ref()?.directory().join("memory.pressure"))
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Version {
+    /// `None`: no limit, no memory controller, or no such directory.
+    fn level(self, directory: &Path) -> Option<Level> {
+        let (limit, usage, reclaimable) = match self {
+            Self::One => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            Self::Two => ("memory.max", "memory.current", "inactive_file"),
+        };
+        // `max`, version 2's word for none, is no number.
+        let max = number(&directory.join(limit)).filter(|&max| max < UNLIMITED)?;
+        let usage = number(&directory.join(usage))?;
+        let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
+        Some(Level { used: usage.saturating_sub(keyed(&stat, reclaimable).unwrap_or(0)), max })
+    }
+}
+
+/// The mount point of the hierarchy, from a line of /proc/mounts: `cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0`.
+fn mount_of(line: &str, version: Version) -> Option<PathBuf> {
+    let mut fields = line.split(' ').skip(1);
+    let (directory, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+    let is_it = match version {
+        Version::One => kind == "cgroup" && options.split(',').any(|option| option == "memory"),
+        Version::Two => kind == "cgroup2",
+    };
+    is_it.then(|| PathBuf::from(unescape(directory)))
+}
+
+/// The path below the mount, from a line of /proc/PID/cgroup: `4:memory:/system.slice/x`, or `0::/system.slice/x`.
+/// Paths outside of our cgroup namespace (`/../x`) are of no use.
+fn path_of(line: &str, version: Version) -> Option<PathBuf> {
+    let mut fields = line.splitn(3, ':');
+    let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let is_it = match version {
+        Version::One => controllers.split(',').any(|controller| controller == "memory"),
+        Version::Two => number == "0" && controllers.is_empty(),
+    };
+    let path = Path::new(path.trim_start_matches('/'));
+    let is_below = path.components().all(|component| matches!(component, Component::Normal(_)));
+    (is_it && is_below).then(|| path.to_owned())
+}
