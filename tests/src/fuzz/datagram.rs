@@ -4,16 +4,16 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use balancer::cluster::peers::{Listener, Spoken};
+use balancer::cluster::peers::{Datagram, Receiver};
 use tokio::runtime::{Builder, Runtime};
 
 use super::bytes::Bytes;
 
 thread_local! {
-    static LISTENER: RefCell<(Listener, Runtime)> = RefCell::new({
+    static LISTENER: RefCell<(Receiver, Runtime)> = RefCell::new({
         let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
         let entered = runtime.enter();
-        let listener = Listener::new("a", &[("b", "10.0.0.2"), ("c", "10.0.0.3")], KEY).expect("a listener");
+        let listener = Receiver::new("a", &[("b", "10.0.0.2"), ("c", "10.0.0.3")], KEY).expect("a listener");
         drop(entered);
         (listener, runtime)
     });
@@ -37,14 +37,14 @@ pub fn feed(data: &[u8]) {
                 0 => {
                     let length = usize::from(bytes.half());
                     let datagram = bytes.some(length);
-                    assert!(listener.hear(source, datagram, NOW_MS).is_err(), "taken: {datagram:?}");
+                    assert!(listener.receive(source, datagram, NOW_MS).is_err(), "taken: {datagram:?}");
                 }
                 1 if !last.is_empty() => {
                     let (source, datagram): &(SocketAddr, Vec<u8>) = &last[0];
-                    assert!(listener.hear(*source, datagram, NOW_MS).is_err(), "taken twice");
+                    assert!(listener.receive(*source, datagram, NOW_MS).is_err(), "taken twice");
                 }
                 _ => {
-                    let spoken = Spoken {
+                    let spoken = Datagram {
                         from: name,
                         to: bytes.pick(&["a", "a", "a", "b"]),
                         boot: bytes.byte().into(),
@@ -62,7 +62,7 @@ pub fn feed(data: &[u8]) {
                         datagram[at] ^= 1 << (bytes.byte() % 8);
                     }
                     // What is no message may have been taken note of all the same.
-                    if listener.hear(source, &datagram, NOW_MS).is_ok() {
+                    if listener.receive(source, &datagram, NOW_MS).is_ok() {
                         assert!(!changed && key == KEY && ["b", "c"].contains(&name) && spoken.to == "a");
                         assert!(taken.insert((name, spoken.boot, spoken.sequence)), "twice: {spoken:?}");
                         last = vec![(source, datagram)];

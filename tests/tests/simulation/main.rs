@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use balancer::cluster::peers::{Spoken, SyncCounts};
+use balancer::cluster::peers::{Datagram, SyncCounts};
 use tests::support::noise::Noise;
 
 use crate::cluster::{CONTROLLERS, Cluster, STEP, Sent, everybody, ms, name, socket_address};
@@ -465,7 +465,7 @@ type Attack = (&'static str, SocketAddr, Vec<Vec<u8>>, SyncCounts);
 fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
     let [a, b, c] = [0, 1, 2];
     let key = *cluster.key.sync_key();
-    let spoken = Spoken {
+    let spoken = Datagram {
         from: "b",
         to: "a",
         boot: cluster.wall_clock_ms(b) * 1_000_000,
@@ -474,7 +474,7 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
         part: 0,
         parts: 1,
     };
-    let sealed = |spoken: Spoken<'_>, key| spoken.sealed(key, b"gossip").expect("a datagram");
+    let sealed = |spoken: Datagram<'_>, key| spoken.sealed(key, b"gossip").expect("a datagram");
     let between = |from, to| heard.iter().filter(move |sent| (sent.from, sent.to) == (from, to));
     let all = |from, to| between(from, to).map(|sent| sent.datagram.clone()).collect::<Vec<_>>();
     let is_whole = |datagram: &&Vec<u8>| datagram[6] == 1 && datagram[39].count_ones() > 1;
@@ -499,7 +499,7 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
         (
             "a third controller's name",
             socket_address(b),
-            vec![sealed(Spoken { from: "c", ..spoken }, key); 3],
+            vec![sealed(Datagram { from: "c", ..spoken }, key); 3],
             SyncCounts { unknown_sender: 3, ..none() },
         ),
         ("a stranger", stranger, vec![sealed(spoken, key); 3], SyncCounts { unknown_sender: 3, ..none() }),
@@ -513,14 +513,16 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
             "a clock too far off",
             socket_address(b),
             [-31_000, 31_000]
-                .map(|ms| sealed(Spoken { sent_ms: spoken.sent_ms.saturating_add_signed(ms), ..spoken }, key))
+                .map(|ms| {
+                    sealed(Datagram { sent_ms: spoken.sent_ms.saturating_add_signed(ms), ..spoken }, key)
+                })
                 .to_vec(),
             SyncCounts { clock_skew: 2, ..none() },
         ),
         (
             "an older start",
             socket_address(b),
-            vec![sealed(Spoken { boot: 1, ..spoken }, key)],
+            vec![sealed(Datagram { boot: 1, ..spoken }, key)],
             SyncCounts { replayed: 1, ..none() },
         ),
         ("datagrams that it heard before", socket_address(b), repeated, SyncCounts { replayed, ..none() }),

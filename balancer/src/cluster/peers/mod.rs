@@ -37,7 +37,7 @@ pub use gossip::GOSSIP_EVERY;
 pub use host::Host;
 pub use members::Member;
 pub use newest::Newest;
-pub use offline::{Listener, Spoken};
+pub use offline::{Datagram, Receiver};
 pub use report::Report;
 
 use crate::juju::key::ClusterKey;

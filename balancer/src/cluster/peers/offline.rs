@@ -12,22 +12,22 @@ use super::members::{Member, Roster};
 use super::seal::{Header, MemberId, Seal};
 
 /// A controller that is handed datagrams. Its clock does not go on.
-pub struct Listener {
+pub struct Receiver {
     name: String,
     members: Vec<Member>,
     link: Link,
     now: Instant,
 }
 
-impl std::fmt::Debug for Listener {
+impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listener").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Receiver").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 /// What a datagram says in the clear: see `seal`.
 #[derive(Clone, Copy, Debug)]
-pub struct Spoken<'a> {
+pub struct Datagram<'a> {
     /// Name of who seals it.
     pub from: &'a str,
     /// Name of whom it is for.
@@ -44,7 +44,7 @@ pub struct Spoken<'a> {
     pub parts: u8,
 }
 
-impl Listener {
+impl Receiver {
     /// Controller `name`, which has peers with one address each.
     ///
     /// # Errors
@@ -75,13 +75,13 @@ impl Listener {
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn hear(&self, source: SocketAddr, datagram: &[u8], now_ms: u64) -> Result<bool, DropReason> {
+    pub fn receive(&self, source: SocketAddr, datagram: &[u8], now_ms: u64) -> Result<bool, DropReason> {
         let clock = Clock { now: self.now, wall_ms: now_ms };
         self.link.accept(source, datagram, clock).map(|message| message.is_some())
     }
 }
 
-impl Spoken<'_> {
+impl Datagram<'_> {
     /// The datagram that says so and carries `part`.
     ///
     /// # Errors
