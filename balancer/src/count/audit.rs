@@ -1,9 +1,9 @@
-//! The count made whole: connections from before the programs were attached, and the audit of those
-//! that the programs count against the kernel's own list.
+//! Compares the programs' count with the kernel's list of sockets, and corrects it.
 //!
-//! A socket is known by its cookie. The programs note every one that they count; those that were
-//! there before are noted here as *seeded*, and [`Settings::adjust`] counts them. The programs do
-//! not see a seeded socket close, so the list is read again every second while there are any.
+//! The programs track each socket that they count by its cookie. Sockets that were open before the programs were
+//! attached are tracked here as *seeded*, and [`Settings::adjust`] counts them. The kernel reports state changes only
+//! for a socket on which `sock_ops` asked for them, so nobody sees a seeded one close: while there are any, the agent
+//! audits every second.
 //!
 //! [`Settings::adjust`]: balancer_common::records::Settings::adjust
 
@@ -20,79 +20,74 @@ pub struct Present {
     pub client: bool,
 }
 
-/// What an audit found, and asks to be done.
+/// The outcome of an audit: changes to make, and the numbers once they are made.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Findings {
-    /// Sockets to note as seeded.
+    /// Sockets to track as seeded.
     pub seed: Vec<Present>,
-    /// Notes to remove.
+    /// Cookies to track no longer.
     pub forget: Vec<u64>,
-    /// Seeded clients' sockets after that.
+    /// Seeded sockets of clients.
     pub seeded_clients: u32,
-    /// Seeded controllers' and exempt sockets after that.
+    /// Seeded sockets of controllers and exempt addresses.
     pub seeded_exempt: u32,
-    /// Sockets that the programs should have counted and did not, or counted and should not: more
-    /// (positive) or fewer (negative) clients than there are.
+    /// By how many clients the programs' count was too high (positive) or too low (negative).
     pub drift: i64,
 }
 
-/// Compares the kernel's list with the notes, and finds what has differed twice.
+impl Findings {
+    fn count_seeded(&mut self, client: bool) {
+        self.seeded_clients += u32::from(client);
+        self.seeded_exempt += u32::from(!client);
+    }
+}
+
+/// Finds the differences that two audits in a row have seen.
+///
+/// One audit proves nothing: a socket may open or close between the read of the list and that of the map.
 #[derive(Debug, Default)]
 pub struct Audit {
-    /// Differences that the last audit saw: one may be a socket that opens or closes just then.
+    /// Cookies that the last audit saw in the list alone, and in the map alone.
     missing: HashSet<u64>,
     surplus: HashSet<u64>,
-    /// Correction for drift found so far; part of the adjustment.
+    /// Less the clients whose end the programs have missed: they count them for ever.
     corrected: i64,
 }
 
 impl Audit {
-    /// One audit. `first`: nothing was counted before, so all that is present and not noted is seeded.
-    pub fn audit(&mut self, present: &[Present], noted: &HashMap<u64, Tracked>, first: bool) -> Findings {
+    /// Compares the kernel's list with the tracked sockets. `first`: nothing was counted before, so every socket that
+    /// is not tracked is seeded at once.
+    pub fn audit(&mut self, present: &[Present], tracked: &HashMap<u64, Tracked>, first: bool) -> Findings {
         let mut findings = Findings::default();
-        let by_cookie: HashMap<u64, &Present> =
-            present.iter().map(|socket| (socket.cookie, socket)).collect();
-        let missing: HashSet<u64> =
-            by_cookie.keys().filter(|cookie| !noted.contains_key(cookie)).copied().collect();
-        let surplus: HashSet<u64> =
-            noted.keys().filter(|cookie| !by_cookie.contains_key(cookie)).copied().collect();
-        for cookie in &missing {
-            if (first || self.missing.contains(cookie))
-                && let Some(socket) = by_cookie.get(cookie)
-            {
-                findings.seed.push(**socket);
+        let (mut missing, mut surplus) = (HashSet::new(), HashSet::new());
+        let listed: HashSet<u64> = present.iter().map(|socket| socket.cookie).collect();
+        for socket in present.iter().filter(|socket| !tracked.contains_key(&socket.cookie)) {
+            if missing.insert(socket.cookie) && (first || self.missing.contains(&socket.cookie)) {
+                findings.seed.push(*socket);
+                findings.count_seeded(socket.client);
                 findings.drift -= i64::from(!first && socket.client);
             }
         }
-        for cookie in &surplus {
-            let Some(tracked) = noted.get(cookie) else { continue };
-            if tracked.seeded != 0 {
-                findings.forget.push(*cookie);
-            } else if self.surplus.contains(cookie) {
-                findings.forget.push(*cookie);
-                let client = i64::from(tracked.client != 0);
-                findings.drift += client;
-                // The programs still count it, and will not be told of its end.
-                self.corrected -= client;
+        for (&cookie, &Tracked { client, seeded, .. }) in tracked {
+            let (client, seeded) = (client != 0, seeded != 0);
+            let is_gone = !listed.contains(&cookie);
+            if is_gone {
+                surplus.insert(cookie);
             }
-        }
-        for (cookie, tracked) in noted {
-            if tracked.seeded != 0 && !findings.forget.contains(cookie) {
-                findings.seeded_clients += u32::from(tracked.client != 0);
-                findings.seeded_exempt += u32::from(tracked.client == 0);
+            if is_gone && (seeded || self.surplus.contains(&cookie)) {
+                findings.forget.push(cookie);
+                let missed_end = i64::from(client && !seeded);
+                findings.drift += missed_end;
+                self.corrected -= missed_end;
+            } else if seeded {
+                findings.count_seeded(client);
             }
-        }
-        for socket in &findings.seed {
-            findings.seeded_clients += u32::from(socket.client);
-            findings.seeded_exempt += u32::from(!socket.client);
         }
         (self.missing, self.surplus) = (missing, surplus);
         findings
     }
 
-    /// [`Settings::adjust`] after an audit.
-    ///
-    /// [`Settings::adjust`]: balancer_common::records::Settings::adjust
+    /// [`Settings::adjust`](balancer_common::records::Settings::adjust) after an audit.
     pub fn adjust(&self, findings: &Findings) -> i64 {
         i64::from(findings.seeded_clients) + self.corrected
     }
@@ -102,40 +97,103 @@ impl Audit {
 mod tests {
     use super::*;
 
-    fn socket(cookie: u64) -> Present {
-        Present { cookie, client: true }
+    /// Cookies, each followed by `e` if the peer is exempt and by `s` if the socket is seeded.
+    fn sockets(text: &str) -> impl Iterator<Item = (u64, bool, bool)> {
+        text.split_whitespace().map(|word| {
+            let cookie = word.trim_end_matches(['e', 's']);
+            (cookie.parse().unwrap(), !word.contains('e'), word.contains('s'))
+        })
     }
 
-    fn note(seeded: u8) -> Tracked {
-        Tracked { since_s: 0, client: 1, seeded, pad: [0; 2] }
+    fn shown(audit: &Audit, findings: &Findings) -> String {
+        let exempt = |client| if client { "" } else { "e" };
+        let seed = findings.seed.iter().map(|socket| format!("+{}{}", socket.cookie, exempt(socket.client)));
+        let mut forget = findings.forget.clone();
+        forget.sort_unstable();
+        let changes: Vec<_> = seed.chain(forget.iter().map(|cookie| format!("-{cookie}"))).collect();
+        let Findings { seeded_clients, seeded_exempt, drift, .. } = findings;
+        let adjust = audit.adjust(findings);
+        format!("{}; {seeded_clients} and {seeded_exempt}; {drift}; {adjust}", changes.join(" "))
     }
+
+    /// Audits in order, each with the kernel's list and the tracked sockets; then the changes that it asks for, seeded
+    /// clients and exempt ones, drift, adjustment.
+    type Audits = &'static [(&'static str, &'static str, &'static str)];
 
     #[test]
-    fn what_was_there_before_is_seeded_until_it_closes() {
-        let mut census = Audit::default();
-        let exempt = Present { cookie: 3, client: false };
-        let found = census.audit(&[socket(1), socket(2), exempt], &HashMap::new(), true);
-        assert_eq!((found.seed.len(), found.seeded_clients, found.seeded_exempt, found.drift), (3, 2, 1, 0));
-        assert_eq!(census.adjust(&found), 2);
-        let noted = HashMap::from([(1, note(1)), (2, note(1)), (9, note(0))]);
-        let found = census.audit(&[socket(2), socket(9)], &noted, false);
-        assert_eq!((found.forget.as_slice(), found.seeded_clients, found.drift), ([1].as_slice(), 1, 0));
-    }
-
-    #[test]
-    fn a_difference_counts_when_it_is_seen_twice() {
-        let mut census = Audit::default();
-        let noted = HashMap::from([(1, note(0))]);
-        let found = census.audit(&[socket(2)], &noted, false);
-        assert_eq!((found.drift, found.seed.len(), found.forget.len()), (0, 0, 0));
-        // 1 has closed and been untracked meanwhile, 2 has been tracked: nothing was wrong.
-        let found = census.audit(&[socket(2)], &HashMap::from([(2, note(0))]), false);
-        assert_eq!((found.drift, census.adjust(&found)), (0, 0));
-        // 4 stays unseen, 5 stays noted though it is gone.
-        let noted = HashMap::from([(2, note(0)), (5, note(0)), (6, note(0))]);
-        census.audit(&[socket(2), socket(4)], &noted, false);
-        let found = census.audit(&[socket(2), socket(4)], &noted, false);
-        assert_eq!((found.drift, found.seed.as_slice(), found.forget.len()), (1, [socket(4)].as_slice(), 2));
-        assert_eq!(census.adjust(&found), 1 - 2, "one more than the programs count, two fewer");
+    fn differences_are_told_from_changes_between_two_reads() {
+        let rows: &[(&str, bool, Audits)] = &[
+            ("nothing", true, &[("", "", "; 0 and 0; 0; 0")]),
+            (
+                "sockets from before the programs count until they close",
+                true,
+                &[
+                    ("1 2 3e", "", "+1 +2 +3e; 2 and 1; 0; 2"),
+                    ("1 2 3e 9", "1s 2s 3es 9", "; 2 and 1; 0; 2"),
+                    ("2 3e 9", "1s 2s 3es 9", "-1; 1 and 1; 0; 1"),
+                    ("2 9", "2s 3es 9", "-3; 1 and 0; 0; 1"),
+                    ("", "2s", "-2; 0 and 0; 0; 0"),
+                ],
+            ),
+            (
+                "the first audit of an agent that found programs at work seeds nothing",
+                false,
+                &[("1 2", "1s", "; 1 and 0; 0; 1")],
+            ),
+            (
+                "one opens after the read of the map, or closes after that of the list",
+                false,
+                &[("1 2", "1 3", "; 0 and 0; 0; 0"), ("1 2", "1 2", "; 0 and 0; 0; 0")],
+            ),
+            (
+                "one closes and another opens at every audit",
+                false,
+                &[
+                    ("1", "2", "; 0 and 0; 0; 0"),
+                    ("3", "4", "; 0 and 0; 0; 0"),
+                    ("1", "2", "; 0 and 0; 0; 0"),
+                ],
+            ),
+            (
+                "the programs missed the opening of a client and of an exempt one",
+                false,
+                &[
+                    ("1 2e", "", "; 0 and 0; 0; 0"),
+                    ("1 2e", "", "+1 +2e; 1 and 1; -1; 1"),
+                    ("1 2e", "1s 2es", "; 1 and 1; 0; 1"),
+                    ("2e", "1s 2es", "-1; 0 and 1; 0; 0"),
+                ],
+            ),
+            (
+                "they missed the end of a client and of an exempt one, and count the client for ever",
+                false,
+                &[
+                    ("3", "1 2e 3", "; 0 and 0; 0; 0"),
+                    ("3", "1 2e 3", "-1 -2; 0 and 0; 1; -1"),
+                    ("3", "3", "; 0 and 0; 0; -1"),
+                    ("", "", "; 0 and 0; 0; -1"),
+                ],
+            ),
+            (
+                "they missed two ends and one opening",
+                false,
+                &[("2 4", "2 5 6", "; 0 and 0; 0; 0"), ("2 4", "2 5 6", "+4 -5 -6; 1 and 0; 1; -1")],
+            ),
+        ];
+        for (what, first, audits) in rows {
+            let mut audit = Audit::default();
+            for (number, (list, map, expected)) in audits.iter().enumerate() {
+                let present: Vec<_> =
+                    sockets(list).map(|(cookie, client, _)| Present { cookie, client }).collect();
+                let tracked = sockets(map).map(|(cookie, client, seeded)| {
+                    (
+                        cookie,
+                        Tracked { since_s: 0, client: client.into(), seeded: seeded.into(), pad: [0; 2] },
+                    )
+                });
+                let findings = audit.audit(&present, &tracked.collect(), *first && number == 0);
+                assert_eq!(shown(&audit, &findings), *expected, "{what}, audit {number}");
+            }
+        }
     }
 }

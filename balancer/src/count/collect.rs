@@ -1,38 +1,38 @@
-//! Which flow records are done with.
+//! Decides which flow records are over.
 
 use balancer_common::records::Flow;
 
-/// Seconds that a record outlives a RST: the answers that are on their way.
+/// Seconds that a record outlives a RST, for the segments that are already on their way.
 const AFTER_RST_S: u32 = 5;
-/// Seconds that a record outlives both FINs: retransmissions of what went before them.
+/// Seconds that a record outlives the second FIN, for retransmissions of data before the FINs.
 const AFTER_FIN_S: u32 = 20;
-/// Seconds without a packet after which one side's FIN counts as the end (Linux drops such a socket
-/// after `tcp_fin_timeout` when nobody holds it).
+/// Seconds without a packet after one side's FIN. Linux drops such a socket after `tcp_fin_timeout` (60 s) once no
+/// process holds it.
 const AFTER_ONE_FIN_S: u32 = 600;
-/// Seconds without a packet after which a live flow ends: beyond the longest keepalive in common use,
-/// Linux's two hours (Go's, and so jujud's, is 15 s).
+/// Seconds without a packet on a live flow: beyond the longest keepalive in common use, Linux's two hours (Go's, and so
+/// jujud's, is 15 s).
 const IDLE_S: u32 = 7_200 + 600;
-/// Seconds without a packet after which a handshake ends: beyond the longest pause between two SYNs
-/// of Linux, 64 s.
+/// Seconds without a packet in a handshake: beyond Linux's longest wait after a SYN, 64 s (`tcp_syn_retries` is 6).
 const HALF_OPEN_S: u32 = 75;
 
-/// Whether both records of a connection can go at boot second `now_s`.
+/// Whether both records of a connection can go at boot second `now_s`. Without a record of the way `back`, `flow`
+/// speaks for both.
 pub fn is_done(flow: &Flow, back: Option<&Flow>, live: bool, now_s: u32) -> bool {
-    let seen_s = flow.seen_s.max(back.map_or(0, |back| back.seen_s));
-    let idle_s = now_s.saturating_sub(seen_s);
-    let either = flow.state | back.map_or(0, |back| back.state);
-    let both = flow.state & back.map_or(Flow::FIN, |back| back.state);
-    if either & Flow::RST != 0 {
-        idle_s >= AFTER_RST_S
+    let back = back.unwrap_or(flow);
+    let idle_s = now_s.saturating_sub(flow.seen_s.max(back.seen_s));
+    let (either, both) = (flow.state | back.state, flow.state & back.state);
+    let lasts_s = if either & Flow::RST != 0 {
+        AFTER_RST_S
     } else if both & Flow::FIN != 0 {
-        idle_s >= AFTER_FIN_S
+        AFTER_FIN_S
     } else if either & Flow::FIN != 0 {
-        idle_s >= AFTER_ONE_FIN_S
+        AFTER_ONE_FIN_S
     } else if live {
-        idle_s >= IDLE_S
+        IDLE_S
     } else {
-        idle_s >= HALF_OPEN_S
-    }
+        HALF_OPEN_S
+    };
+    idle_s >= lasts_s
 }
 
 #[cfg(test)]
@@ -54,23 +54,26 @@ mod tests {
     #[test]
     fn records_end_with_their_connections() {
         let cases = [
-            (0, 0, true, 7_799, false),
-            (0, 0, true, 7_800, true),
-            (0, Flow::ANSWERED, false, 74, false),
-            (0, 0, false, 75, true),
-            (Flow::FIN, 0, true, 599, false),
-            (Flow::FIN, Flow::FIN | Flow::ANSWERED, true, 19, false),
-            (Flow::FIN, Flow::FIN, true, 20, true),
-            (Flow::RST, 0, true, 4, false),
-            (0, Flow::RST, true, 5, true),
+            (0, Some(0), true, 7_799, false),
+            (0, Some(0), true, 7_800, true),
+            (0, None, true, 7_799, false),
+            (0, Some(Flow::ANSWERED), false, 74, false),
+            (0, Some(0), false, 75, true),
+            (0, None, false, 75, true),
+            (Flow::FIN, Some(0), true, 599, false),
+            (Flow::FIN, Some(0), true, 600, true),
+            (Flow::FIN, Some(Flow::FIN | Flow::ANSWERED), true, 19, false),
+            (Flow::FIN, Some(Flow::FIN), true, 20, true),
+            (Flow::FIN, None, true, 20, true),
+            (Flow::RST, Some(0), true, 4, false),
+            (0, Some(Flow::RST), true, 5, true),
+            (Flow::FIN, Some(Flow::FIN | Flow::RST), true, 5, true),
         ];
         for (forward, back, live, idle, done) in cases {
-            let back = flow(back, 1_000);
-            assert_eq!(
-                is_done(&flow(forward, 900), Some(&back), live, 1_000 + idle),
-                done,
-                "{forward} {back:?} {live} {idle}"
-            );
+            let row = format!("{forward} {back:?} {live} {idle}");
+            let back = back.map(|state| flow(state, 1_000));
+            let seen_s = if back.is_some() { 900 } else { 1_000 };
+            assert_eq!(is_done(&flow(forward, seen_s), back.as_ref(), live, 1_000 + idle), done, "{row}");
         }
     }
 }

@@ -4,8 +4,9 @@ use std::{process::Command, thread};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use tokio::runtime::Builder;
 
-/// Runs `body` in a thread with a network namespace of its own, loopback up, which ends with the thread.
+/// Runs `body` in a thread with a network namespace of its own, in which loopback is up.
 pub(crate) fn in_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let outcome = scope
@@ -17,6 +18,11 @@ pub(crate) fn in_namespace<T: Send>(body: impl FnOnce() -> T + Send) -> T {
             .join();
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// [`in_namespace`], on a runtime of that thread alone.
+pub(crate) fn run_in_namespace<T: Send>(body: impl AsyncFnOnce() -> T + Send) -> T {
+    in_namespace(|| Builder::new_current_thread().enable_all().build().unwrap().block_on(body()))
 }
 
 /// Runs `ip` in this thread's network namespace.

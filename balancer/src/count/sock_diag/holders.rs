@@ -1,4 +1,4 @@
-//! Who holds a socket, and a duplicate of it: a walk over `/proc/*/fd`, then `pidfd_getfd`.
+//! Finds the processes that hold a listening socket, and duplicates it: a walk over `/proc/*/fd`, then `pidfd_getfd`.
 
 use std::{
     collections::HashMap,
@@ -21,13 +21,13 @@ use super::{Family, Socket};
 pub struct Listener {
     /// The socket.
     pub fd: OwnedFd,
-    /// Its own family.
+    /// The family of the socket itself.
     pub family: Family,
-    /// Whether an IPv6 one leaves IPv4 alone; `false` for IPv4.
+    /// `IPV6_V6ONLY`; `false` for IPv4.
     pub v6only: bool,
-    /// The kernel's name for it.
+    /// Its cookie.
     pub cookie: u64,
-    /// The process that it was taken from.
+    /// The process from which it was taken.
     pub holder: u32,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn duplicate(sockets: &[Socket]) -> Result<Vec<Listener>> {
         wanted: sockets.iter().map(|socket| (socket.inode, socket.cookie)).collect(),
         found: HashMap::new(),
         failures: HashMap::new(),
-        closed_doors: Vec::new(),
+        hidden: Vec::new(),
     };
     if !sockets.is_empty() {
         search.walk()?;
@@ -50,10 +50,10 @@ struct Search {
     wanted: HashMap<u32, u64>,
     /// By inode.
     found: HashMap<u32, Listener>,
-    /// By inode: why its holder did not give it.
+    /// By inode: the reason why it could not be duplicated.
     failures: HashMap<u32, anyhow::Error>,
-    /// Processes whose files we may not see.
-    closed_doors: Vec<Pid>,
+    /// Processes with descriptors that we may not list.
+    hidden: Vec<Pid>,
 }
 
 impl Search {
@@ -64,7 +64,7 @@ impl Search {
             let Some(pid) = pid else { continue };
             match fs::read_dir(entry.path().join("fd")) {
                 Ok(descriptors) => self.look_into(pid, descriptors),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.closed_doors.push(pid),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.hidden.push(pid),
                 Err(_) => {} // it has just exited
             }
             if self.found.len() == self.wanted.len() {
@@ -80,7 +80,7 @@ impl Search {
             let target = match fs::read_link(descriptor.path()) {
                 Ok(target) => target,
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    self.closed_doors.push(pid);
+                    self.hidden.push(pid);
                     return;
                 }
                 Err(_) => continue, // closed meanwhile
@@ -111,17 +111,16 @@ impl Search {
         if let Some(error) = self.failures.remove(&socket.inode) {
             return Err(error);
         }
-        match &self.closed_doors[..] {
+        match &self.hidden[..] {
             [] => bail!(
-                "no process in /proc holds the listener on {}: is its owner in a container whose processes are hidden \
-                 from here?",
+                "no process in /proc holds the listener on {}: is its owner in a container with a PID namespace that is \
+                 hidden from here?",
                 socket.local
             ),
             [pid, ..] => bail!(
-                "may not look for the listener on {} in the files of {} processes, such as process {} ({}): \
-                 CAP_SYS_PTRACE is missing",
+                "failed to look for the listener on {} in {} processes, such as process {} ({}): CAP_SYS_PTRACE is missing",
                 socket.local,
-                self.closed_doors.len(),
+                self.hidden.len(),
                 pid.as_raw_nonzero(),
                 command(*pid)
             ),
@@ -139,25 +138,25 @@ fn command(pid: Pid) -> String {
 }
 
 fn borrow(pid: Pid, number: RawFd, cookie: u64) -> Result<Listener> {
-    let who = || format!("process {} ({}), file descriptor {number}", pid.as_raw_nonzero(), command(pid));
+    let shown = || format!("process {} ({}), file descriptor {number}", pid.as_raw_nonzero(), command(pid));
     let explain = |errno: Errno| match errno {
         Errno::PERM | Errno::ACCESS => anyhow!(errno).context("CAP_SYS_PTRACE is missing"),
         Errno::NOSYS => anyhow!(errno).context("pidfd_getfd needs kernel 5.10 or newer"),
         errno => anyhow!(errno),
     };
-    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(explain).with_context(who)?;
-    let fd = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).map_err(explain).with_context(who)?;
-    examine(fd, cookie, pid).with_context(who)
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(explain).with_context(shown)?;
+    let fd = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).map_err(explain).with_context(shown)?;
+    examine(fd, cookie, pid).with_context(shown)
 }
 
-/// The number may name another file by the time it is duplicated, and inode numbers come round: only the cookie tells.
+/// Checks the cookie: the descriptor may have got another file meanwhile, and inode numbers are used again.
 fn examine(fd: OwnedFd, cookie: u64, holder: Pid) -> Result<Listener> {
-    let protocol = sockopt::socket_protocol(&fd).context("it is no socket")?;
-    ensure!(protocol != Some(ipproto::MPTCP), "it is a socket of MPTCP, which can be in no map");
-    ensure!(protocol == Some(ipproto::TCP), "it is no TCP socket");
+    let protocol = sockopt::socket_protocol(&fd).context("it is not a socket")?;
+    ensure!(protocol != Some(ipproto::MPTCP), "it is an MPTCP socket, which the kernel takes into no map");
+    ensure!(protocol == Some(ipproto::TCP), "it is not a TCP socket");
     let found = sockopt::socket_cookie(&fd)?;
-    ensure!(found == cookie, "it is another socket meanwhile (cookie {found}, not {cookie})");
-    ensure!(sockopt::socket_acceptconn(&fd)?, "it does not listen any more");
+    ensure!(found == cookie, "another socket has taken its place (cookie {found}, not {cookie})");
+    ensure!(sockopt::socket_acceptconn(&fd)?, "it no longer listens");
     let (family, v6only) = match sockopt::socket_domain(&fd)? {
         AddressFamily::INET => (Family::V4, false),
         AddressFamily::INET6 => (Family::V6, sockopt::ipv6_v6only(&fd)?),

@@ -3,11 +3,14 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use anyhow::{Context as _, Result, bail};
-use netlink_packet_sock_diag::inet::{InetResponseHeader, SocketId};
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6,
+    inet::{InetResponseHeader, SocketId},
+};
 
 use super::wire;
 
-/// The address family of the socket itself; an IPv6 socket may well carry IPv4.
+/// The address family of the socket itself; an IPv6 socket may carry IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// `AF_INET`
@@ -19,7 +22,7 @@ pub enum Family {
 /// A TCP state, with the kernel's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "RFC 9293 section 3.3.2 says what each one is")]
+#[expect(missing_docs, reason = "RFC 9293 section 3.3.2 defines them")]
 pub enum State {
     Established = 1,
     SynSent = 2,
@@ -35,10 +38,10 @@ pub enum State {
 }
 
 impl State {
-    /// Open, or closed by the peer only: what the server still has to attend to.
+    /// Open, or closed by the peer alone: the server still has to attend to it.
     pub const IN_USE: [Self; 2] = [Self::Established, Self::CloseWait];
 
-    /// Every state of a full socket that had completed its handshake, until its last segment is acknowledged.
+    /// Every state of a full socket from the end of its handshake until its last segment is acknowledged.
     pub const AFTER_HANDSHAKE: [Self; 6] =
         [Self::Established, Self::CloseWait, Self::FinWait1, Self::FinWait2, Self::LastAck, Self::Closing];
 
@@ -46,7 +49,7 @@ impl State {
         Some(match number {
             1 => Self::Established,
             2 => Self::SynSent,
-            // 12 is NEW_SYN_RECV, the request socket of a handshake in progress.
+            // 12 is TCP_NEW_SYN_RECV, the request socket of a handshake in progress.
             3 | 12 => Self::SynReceived,
             4 => Self::FinWait1,
             5 => Self::FinWait2,
@@ -83,13 +86,13 @@ pub struct Socket {
 impl Socket {
     pub(super) fn from_wire(header: &InetResponseHeader) -> Result<Self> {
         let family = match header.family {
-            netlink_packet_sock_diag::AF_INET => Family::V4,
-            netlink_packet_sock_diag::AF_INET6 => Family::V6,
+            AF_INET => Family::V4,
+            AF_INET6 => Family::V6,
             other => bail!("sock_diag answered a socket of address family {other}"),
         };
         let id = &header.socket_id;
         let state = State::from_kernel(header.state)
-            .with_context(|| format!("sock_diag answered TCP state {}, which is unknown", header.state))?;
+            .with_context(|| format!("sock_diag answered the unknown TCP state {}", header.state))?;
         Ok(Self {
             cookie: wire::cookie_to_u64(id.cookie),
             local: canonical(id.source_address, id.source_port, id.interface_id),
@@ -117,6 +120,7 @@ impl Socket {
     }
 }
 
+/// A link-local address means nothing without its interface; every other form of an address has one spelling.
 fn canonical(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => SocketAddrV6::new(v6, port, 0, interface).into(),

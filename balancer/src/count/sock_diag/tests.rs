@@ -1,15 +1,20 @@
+//! `sock_diag` against the real kernel.
+
 use std::{
     io::Read as _,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::net::sockopt::socket_cookie;
 
 use super::*;
-use crate::host::testing::{self, in_namespace};
+use crate::host::{
+    privileges::raise_limits,
+    testing::{in_namespace, without_capability},
+};
 
 const STATES: [State; 1] = [State::Established];
 
@@ -26,10 +31,20 @@ fn listen(address: impl Into<SocketAddr>, v6only: bool) -> TcpListener {
     socket.into()
 }
 
-fn raise_nofile() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+/// Another process that holds a listener until this is dropped.
+struct Holder(Child);
+
+impl Holder {
+    fn of(listener: TcpListener) -> Self {
+        Self(Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(listener))).spawn().unwrap())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// `count` connections to `to`, each with its accepted end.
@@ -51,7 +66,7 @@ fn sorted(mut addresses: Vec<(SocketAddr, SocketAddr)>) -> Vec<(SocketAddr, Sock
 
 #[test]
 fn three_thousand_connections_are_listed_exactly_and_closed_one_by_one() {
-    raise_nofile();
+    raise_limits().unwrap();
     in_namespace(|| {
         let port = 17070;
         let dual = listen((Ipv6Addr::UNSPECIFIED, port), false);
@@ -179,17 +194,15 @@ fn a_listener_of_another_process_is_borrowed() {
     in_namespace(|| {
         let held = listen((Ipv6Addr::UNSPECIFIED, 17070), true);
         let cookie = socket_cookie(&held).unwrap();
-        let mut holder =
-            Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(held))).spawn().unwrap();
+        let holder = Holder::of(held);
         let own = listen((Ipv4Addr::UNSPECIFIED, 17070), false);
 
         let mut diag = SockDiag::open().unwrap();
         let started = Instant::now();
         let mut found = diag.listener_fds(17070).unwrap();
         eprintln!("listeners found in {:?}", started.elapsed());
-        let holder_id = holder.id();
-        holder.kill().unwrap();
-        holder.wait().unwrap();
+        let holder_id = holder.0.id();
+        drop(holder);
         found.sort_by_key(|listener| listener.family == Family::V6);
         let [v4, v6] = &found[..] else { panic!("{found:?}") };
         assert_eq!((v4.family, v4.v6only, v4.cookie), (Family::V4, false, socket_cookie(&own).unwrap()));
@@ -207,14 +220,10 @@ fn a_listener_of_another_process_is_borrowed() {
 #[test]
 fn a_listener_out_of_reach_is_an_error_that_says_what_is_missing() {
     in_namespace(|| {
-        let held = listen((Ipv4Addr::LOCALHOST, 17070), false);
-        let mut holder =
-            Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(held))).spawn().unwrap();
-        let error = testing::without_capability(rustix::thread::CapabilitySet::SYS_PTRACE, || {
+        let _holder = Holder::of(listen((Ipv4Addr::LOCALHOST, 17070), false));
+        let error = without_capability(rustix::thread::CapabilitySet::SYS_PTRACE, || {
             SockDiag::open().unwrap().listener_fds(17070).map(|found| found.len()).unwrap_err()
         });
-        holder.kill().unwrap();
-        holder.wait().unwrap();
         let text = format!("{error:#}");
         assert!(text.contains("port 17070") && text.contains("CAP_SYS_PTRACE"), "{text}");
         assert!(text.contains("processes, such as process"), "{text}");
@@ -226,7 +235,7 @@ fn closing_without_privilege_says_what_is_missing() {
     in_namespace(|| {
         let listener = listen((Ipv4Addr::LOCALHOST, 17070), false);
         let _pairs = connect(&listener, listener.local_addr().unwrap(), 1);
-        let error = testing::without_capability(rustix::thread::CapabilitySet::NET_ADMIN, || {
+        let error = without_capability(rustix::thread::CapabilitySet::NET_ADMIN, || {
             let mut diag = SockDiag::open().unwrap();
             let sockets = diag.dump(&[17070..=17070], &STATES).unwrap();
             diag.destroy(&sockets[0]).unwrap_err()

@@ -1,11 +1,11 @@
-//! The netlink messages of `sock_diag`: a question out, its answers in.
+//! The netlink messages of `sock_diag`: a request out, its answers in.
 
 use std::{io, ops::RangeInclusive};
 
 use anyhow::{Context as _, Result, ensure};
 use netlink_packet_core::{
     DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkSerializable, Parseable as _,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable as _,
 };
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY,
@@ -13,12 +13,12 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
-use super::{Family, NetlinkPayload, State};
+use super::{Family, State};
 
-/// The kernel fills at most 32 KiB at a time, and only as much as the reader offered last.
+/// `netlink_dump` fills at most 32 KiB at a time, and no more than the last `recv` offered.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
-/// The kernel keeps a cookie as two words, the lower one first whatever the byte order.
+/// The kernel sends a cookie as two words, the lower one first on hosts of either byte order (`sock_diag_save_cookie`).
 pub(super) fn cookie_to_u64(cookie: [u8; 8]) -> u64 {
     swap_words(u64::from_ne_bytes(cookie))
 }
@@ -32,13 +32,13 @@ fn swap_words(cookie: u64) -> u64 {
     if cfg!(target_endian = "big") { cookie.rotate_left(32) } else { cookie }
 }
 
-/// One question.
+/// One request.
 #[derive(Debug)]
 pub(super) struct Query {
     message_type: u16,
     flags: u16,
     request: InetRequest,
-    /// Attributes as they go out.
+    /// Encoded attributes.
     attributes: Vec<u8>,
 }
 
@@ -79,9 +79,9 @@ fn request(family: Family, states: StateFlags, socket_id: SocketId) -> InetReque
 
 /// A filter program for the kernel that accepts local ports in any of `ranges`.
 ///
-/// Instructions are `{code: u8, yes: u8, no: u16}`; `yes` and `no` are distances in bytes from the instruction. Landing
-/// on the end accepts, landing four bytes behind it rejects (`inet_diag_bc_run` in the kernel). A comparison
-/// takes two slots, the second holds the port. Per range:
+/// Instructions are `{code: u8, yes: u8, no: u16}`; `yes` and `no` are distances in bytes from the instruction. A program
+/// accepts by landing on its end, and rejects by landing four bytes behind it (`inet_diag_bc_run`). A comparison takes
+/// two slots, the second with the port. Per range:
 ///
 /// ```text
 /// S_GE first   no → next range
@@ -109,7 +109,7 @@ fn port_filter(ranges: &[RangeInclusive<u16>]) -> Vec<u8> {
         instruction(&mut program, S_LE, 2 * SLOT, RANGE - 2 * SLOT);
         instruction(&mut program, NOP, 0, *range.end());
         if following > 0 {
-            // Over itself, the ranges between, and the last range, which has no jump.
+            // To the end: over itself and the ranges that follow, the last of which has no jump.
             instruction(&mut program, JMP, SLOT, SLOT + following * RANGE - SLOT);
         }
     }
@@ -141,7 +141,7 @@ impl NetlinkSerializable for Query {
     }
 }
 
-/// One socket in an answer. Its attributes are left alone, so that a kernel with new ones is understood too.
+/// One socket in an answer, without its attributes: a kernel may send ones that nobody here knows.
 struct Reply(InetResponseHeader);
 
 impl NetlinkDeserializable for Reply {
@@ -152,10 +152,10 @@ impl NetlinkDeserializable for Reply {
     }
 }
 
-/// A netlink socket and the number of the last question.
+/// A netlink socket and the number of the last request.
 #[derive(Debug)]
 pub(super) struct Channel {
-    /// Absent after an error: answers to the question that failed may still be queued in it.
+    /// Absent after an error: answers to the failed request may still be queued in it.
     socket: Option<Socket>,
     sequence: u32,
     buffer: Vec<u8>,
@@ -166,8 +166,8 @@ impl Channel {
         Ok(Self { socket: Some(connect()?), sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
-    /// Asks, and hands each socket of the answer to `each`. The root of an error that the kernel answered is an
-    /// [`io::Error`] with its number.
+    /// Sends `query` and hands each socket of the answer to `each`. If the kernel answers an error, its root cause is an
+    /// [`io::Error`] with that number.
     pub(super) fn exchange(
         &mut self,
         query: Query,
@@ -193,7 +193,7 @@ fn connect() -> Result<Socket> {
     open().context("failed to open a netlink socket for sock_diag (CONFIG_INET_DIAG)")
 }
 
-/// The outer error leaves the socket in an unknown state, the inner one is the kernel's complete answer.
+/// An outer error leaves the socket in an unknown state; an inner one is the kernel's complete answer.
 fn converse(
     socket: &Socket,
     query: Query,
@@ -214,15 +214,18 @@ fn converse(
         buffer.clear();
         let length = uninterrupted(|| socket.recv(buffer, libc::MSG_TRUNC))
             .context("failed to read the answer of sock_diag")?;
-        ensure!(length <= buffer.len(), "sock_diag answered {length} bytes at once, more than fit");
-        ensure!(length > 0, "sock_diag closed the conversation");
+        ensure!(
+            length <= buffer.len(),
+            "sock_diag sent {length} bytes at once, and only {RECEIVE_BUFFER} fit"
+        );
+        ensure!(length > 0, "sock_diag closed the netlink socket");
         let mut rest = &buffer[..];
         while !rest.is_empty() {
-            let message =
-                NetlinkMessage::<Reply>::deserialize(rest).context("sock_diag answered nonsense")?;
+            let message = NetlinkMessage::<Reply>::deserialize(rest)
+                .context("failed to read a message of sock_diag")?;
             // Messages are padded to four bytes, the last one perhaps not.
             let taken = (message.header.length as usize).next_multiple_of(4).min(rest.len());
-            ensure!(taken > 0, "sock_diag answered an empty message");
+            ensure!(taken > 0, "sock_diag sent an empty message");
             rest = &rest[taken..];
             if message.header.sequence_number != sequence {
                 continue;
@@ -231,7 +234,7 @@ fn converse(
                 NetlinkPayload::InnerMessage(Reply(header)) => each(&header)?,
                 NetlinkPayload::Done(done) => return Ok(outcome(done.code)),
                 NetlinkPayload::Error(error) => return Ok(outcome(error.raw_code())),
-                NetlinkPayload::Overrun(_) => anyhow::bail!("sock_diag lost a part of its answer"),
+                NetlinkPayload::Overrun(_) => anyhow::bail!("sock_diag lost part of its answer"),
                 NetlinkPayload::Noop | _ => {}
             }
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{changes::*, *};
-use crate::host::testing::{in_namespace, ip};
+use crate::host::testing::{ip, run_in_namespace};
 
 fn interface(index: u32, name: &str, kind: Option<&str>, addresses: &[&str], ethernet: bool) -> Interface {
     Interface {
@@ -67,16 +67,9 @@ fn api_interfaces_are_found_or_the_error_says_what_to_do() {
     }
 }
 
-fn run<T: Send>(body: impl AsyncFnOnce() -> T + Send) -> T {
-    in_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(body())
-    })
-}
-
 #[test]
 fn interfaces_addresses_and_routes_are_read() {
-    run(async || {
+    run_in_namespace(async || {
         ip("link add left mtu 1400 type veth peer name right");
         ip("link add flat type veth peer name other");
         ip("tuntap add mode tun name tun7");
@@ -124,7 +117,7 @@ fn interfaces_addresses_and_routes_are_read() {
 
 #[test]
 fn a_wait_that_is_given_up_forgets_no_change() {
-    run(async || {
+    run_in_namespace(async || {
         let mut changes = Changes::subscribe().unwrap();
         while timeout(Duration::from_millis(300), changes.next()).await.is_ok() {}
         ip("link add flat type veth peer name other");
@@ -141,7 +134,7 @@ fn a_wait_that_is_given_up_forgets_no_change() {
 
 #[test]
 fn a_wave_of_changes_wakes_once() {
-    run(async || {
+    run_in_namespace(async || {
         let mut changes = Changes::subscribe().unwrap();
         while timeout(Duration::from_millis(300), changes.next()).await.is_ok() {}
         for change in [

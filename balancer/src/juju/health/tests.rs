@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{prober::*, *};
 use crate::config::Health as Mode;
-use crate::host::testing::{in_namespace, ip};
+use crate::host::testing::{ip, run_in_namespace};
 
 /// Name, then looks in order, each with the verdict after it and whether that was news.
 type Row = (&'static str, Vec<(HealthCheck, bool, bool)>);
@@ -67,7 +67,7 @@ fn verdicts_follow_the_looks() {
 
 #[test]
 fn the_server_s_answer_is_heard_out() {
-    run(async || {
+    run_in_namespace(async || {
         let server = Server::start("127.0.0.1:17070", 200).await;
         let prober = Prober::new(Mode::Https, 17070, &[]);
         for look in 1..=20 {
@@ -136,16 +136,9 @@ impl Server {
     }
 }
 
-fn run<T: Send>(body: impl AsyncFnOnce() -> T + Send) -> T {
-    in_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(body())
-    })
-}
-
 #[test]
 fn the_server_is_asked_over_tls() {
-    run(async || {
+    run_in_namespace(async || {
         let prober = Prober::new(Mode::Https, 17070, &[]);
         assert_eq!(prober.look().await, HealthCheck::Refused);
         let server = Server::start("127.0.0.1:17070", 200).await;
@@ -168,7 +161,7 @@ fn the_server_is_asked_over_tls() {
 
 #[test]
 fn plain_text_is_a_failed_handshake() {
-    run(async || {
+    run_in_namespace(async || {
         let listener = TcpListener::bind("127.0.0.1:17070").await.unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -184,7 +177,7 @@ fn plain_text_is_a_failed_handshake() {
 
 #[test]
 fn other_addresses_are_tried_where_loopback_refuses() {
-    run(async || {
+    run_in_namespace(async || {
         ip("link add flat type veth peer name other");
         ip("addr add 10.0.0.11/24 dev flat");
         ip("link set flat up");
@@ -201,7 +194,7 @@ fn other_addresses_are_tried_where_loopback_refuses() {
 
 #[test]
 fn changes_are_published_and_the_watch_ends_with_its_reader() {
-    run(async || {
+    run_in_namespace(async || {
         let server = Server::start("127.0.0.1:17070", 200).await;
         let (publish, mut health) = channel();
         assert!(!health.borrow().ready);
