@@ -1,4 +1,4 @@
-//! jujud's own view: the connections that it counts, asked on the socket where it answers questions about itself.
+//! The connections that jujud itself counts, asked on its introspection socket.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +20,18 @@ use tokio::{
 
 use crate::{
     config::{Config, Source},
-    juju::agent_conf,
+    juju::{agent_conf, metrics},
 };
 
 /// Connections that jujud counts, by endpoint: `api`, `logsink` and others.
 pub type Connections = BTreeMap<String, u64>;
 
-const METRIC: &str = "juju_apiserver_connections";
-const ENDPOINT: &str = "endpoint";
 const LIMIT: Duration = Duration::from_secs(2);
-const MAX_BYTES: usize = 8 << 20; // a controller of 10,000 machines shows some hundred kB
+const MAX_BYTES: usize = 8 << 20; // a controller of 10,000 machines sends some hundred kB
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Where this controller's jujud answers, if it is Juju's: beside its `agent.conf`. There is a socket only while
-/// jujud runs.
+/// The path of jujud's introspection socket, beside its `agent.conf`; `None` on a host without one. The socket exists
+/// while jujud runs.
 pub fn socket(config: &Config) -> Option<PathBuf> {
     match &config.cluster.source {
         Source::AgentConf(path) => Some(path.with_file_name(agent_conf::INTROSPECTION)),
@@ -44,26 +42,23 @@ pub fn socket(config: &Config) -> Option<PathBuf> {
     }
 }
 
-/// `juju_apiserver_connections` as jujud shows it on `socket`, within 2 s.
-///
-/// # Errors
-/// Nobody answers there, or not with metrics.
+/// The connections that jujud counts, read within 2 s.
 pub async fn connections(socket: &Path) -> Result<Connections> {
-    let answer = timeout(LIMIT, metrics(socket)).await;
+    let answer = timeout(LIMIT, fetch(socket)).await;
     let page = answer
         .map_err(|_elapsed| anyhow!("no answer within {} s", LIMIT.as_secs()))
         .flatten()
         .with_context(|| format!("failed to read jujud's metrics on {}", socket.display()))?;
-    Ok(parse(&String::from_utf8_lossy(&page)))
+    Ok(metrics::parse(&String::from_utf8_lossy(&page)))
 }
 
-/// Whether there is no such socket: jujud does not run, or not here.
+/// Whether the socket is missing or nobody listens on it: jujud is not running.
 pub fn is_absent(error: &anyhow::Error) -> bool {
     let kind = error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind);
     matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
 }
 
-/// Publishes what jujud counts every 10 s, `None` while it does not answer, until nobody listens any more.
+/// Publishes the counts every 10 s, `None` while jujud does not answer, until the last receiver is dropped.
 pub async fn watch(socket: PathBuf, publish: watch::Sender<Option<Connections>>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,7 +72,7 @@ pub async fn watch(socket: PathBuf, publish: watch::Sender<Option<Connections>>)
     }
 }
 
-async fn metrics(socket: &Path) -> Result<Bytes> {
+async fn fetch(socket: &Path) -> Result<Bytes> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
     let request = Request::get("/metrics")
@@ -88,71 +83,20 @@ async fn metrics(socket: &Path) -> Result<Bytes> {
         let answer = sender.send_request(request).await?;
         ensure!(answer.status() == StatusCode::OK, "GET /metrics answered {}", answer.status().as_u16());
         let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
-        // Its error is a box, which is no error by itself.
+        // Its error is a `Box<dyn Error>`, which is no `Error` itself.
         Ok(body.map_err(|error| anyhow!("{error}"))?.to_bytes())
     };
     let driven = async {
         if let Err(error) = connection.await {
             debug!("{}: {error}", socket.display());
         }
-        // The answer says how it ended.
+        // The request fails with the connection; its error is the one to return.
         std::future::pending().await
     };
     tokio::select! {
         answer = answer => answer,
         never = driven => never,
     }
-}
-
-/// Sums the samples of the metric by endpoint; what is no sample of it is left out.
-fn parse(page: &str) -> Connections {
-    let mut connections = Connections::new();
-    for line in page.lines() {
-        if let Some((endpoint, count)) = sample(line) {
-            let sum = connections.entry(endpoint).or_default();
-            *sum = count.saturating_add(*sum);
-        }
-    }
-    connections
-}
-
-/// `juju_apiserver_connections{endpoint="api",…} 12`, in Prometheus' text format.
-fn sample(line: &str) -> Option<(String, u64)> {
-    let mut rest = line.trim_start().strip_prefix(METRIC)?.trim_start().strip_prefix('{')?;
-    let mut endpoint = None;
-    loop {
-        rest = rest.trim_start_matches([' ', '\t', ',']);
-        if let Some(after) = rest.strip_prefix('}') {
-            // A time stamp may follow.
-            let value: f64 = after.split_whitespace().next()?.parse().ok()?;
-            let is_count = value.is_finite() && value >= 0.0;
-            return is_count.then_some((endpoint?, value.round() as u64));
-        }
-        let (name, quoted) = rest.split_once('=')?;
-        let (value, after) = unquote(quoted.trim_start())?;
-        if name.trim() == ENDPOINT {
-            endpoint = Some(value);
-        }
-        rest = after;
-    }
-}
-
-/// The text in the quotation marks at the start, its escapes undone, and what follows it.
-fn unquote(text: &str) -> Option<(String, &str)> {
-    let text = text.strip_prefix('"')?;
-    let mut value = String::new();
-    let mut characters = text.char_indices();
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '"' => return Some((value, text.get(at + 1..)?)),
-            '\\' => value.push(match characters.next()?.1 {
-                'n' => '\n',
-                other => other,
-            }),
-            other => value.push(other),
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -166,45 +110,6 @@ mod tests {
     };
 
     use super::*;
-
-    #[test]
-    fn counts_are_read_from_lines() {
-        let rows: [(&str, Option<(&str, u64)>); 16] = [
-            ("juju_apiserver_connections{endpoint=\"api\"} 12", Some(("api", 12))),
-            ("juju_apiserver_connections{endpoint=\"logsink\"} 12.0 1718000000000", Some(("logsink", 12))),
-            ("juju_apiserver_connections{endpoint=\"api\"} 1.2e+01", Some(("api", 12))),
-            ("juju_apiserver_connections{endpoint=\"api\"}12", Some(("api", 12))),
-            ("juju_apiserver_connections{a=\"x\",endpoint=\"api\",z=\"} 7\",} 12", Some(("api", 12))),
-            (
-                "juju_apiserver_connections { endpoint = \"a\\\"p\\\\i\\n\" , b=\"\" } 3",
-                Some(("a\"p\\i\n", 3)),
-            ),
-            ("juju_apiserver_connections{my_endpoint=\"x\",endpoint=\"\"} 0", Some(("", 0))),
-            ("juju_apiserver_connections{a=\"endpoint=\"} 12", None),
-            ("juju_apiserver_connections 12", None),
-            ("juju_apiserver_connections_total{endpoint=\"api\"} 12", None),
-            ("# TYPE juju_apiserver_connections gauge", None),
-            ("juju_apiserver_connections{endpoint=\"api\"} NaN", None),
-            ("juju_apiserver_connections{endpoint=\"api\"} +Inf", None),
-            ("juju_apiserver_connections{endpoint=\"api\"} -1", None),
-            ("juju_apiserver_connections{endpoint=\"api", None),
-            ("juju_apiserver_connections{endpoint=\"api\"}", None),
-        ];
-        for (line, expected) in rows {
-            let found = sample(line);
-            assert_eq!(
-                found.as_ref().map(|(endpoint, count)| (endpoint.as_str(), *count)),
-                expected,
-                "{line}"
-            );
-        }
-        let page = "x 1\njuju_apiserver_connections{endpoint=\"api\",v=\"1\"} 2\n\
-                    juju_apiserver_connections{endpoint=\"api\",v=\"2\"} 3\n\n\
-                    juju_apiserver_connections{endpoint=\"logsink\"} 4\n";
-        assert_eq!(parse(page), Connections::from([("api".into(), 5), ("logsink".into(), 4)]));
-        let huge = "juju_apiserver_connections{endpoint=\"api\"} 1e300\n".repeat(2);
-        assert_eq!(parse(&huge), Connections::from([("api".into(), u64::MAX)]));
-    }
 
     /// Answers each connection with `text` after a request's head.
     fn serve(path: &Path, text: impl Into<Vec<u8>>) -> JoinHandle<()> {

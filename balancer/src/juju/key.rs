@@ -1,8 +1,8 @@
-//! The cluster's key: one secret that every controller's agent holds, and what is derived from it.
+//! The cluster's key: the one secret of every controller's agent, and the keys derived from it.
 //!
 //! A key file holds one line of 64 hexadecimal digits; without one, the key is derived from the secret that all of
-//! Juju's controllers have. Nothing uses the key itself: each purpose has a key of its own, derived by HKDF-SHA256
-//! (RFC 5869) under its own label, so that one use tells nothing about another.
+//! Juju's controllers share. Nothing uses the key itself: each purpose has a key of its own, derived by HKDF-SHA256
+//! (RFC 5869) under its own label, so that one use reveals nothing about another.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use hkdf::Hkdf;
 use nix::fcntl::OFlag;
 use sha2::Sha256;
@@ -21,7 +22,7 @@ use crate::juju::agent_conf::Secret;
 const LENGTH: usize = 32;
 const OTHERS: u32 = 0o077; // group and others, all access
 const DIGITS: usize = 2 * LENGTH;
-/// Shortest secret of Juju's that makes a key, in bytes; Juju's are far longer.
+/// Bytes of the shortest secret that makes a key; Juju's are far longer.
 const MIN_SECRET: usize = 32;
 const AGENT_CONF_LABEL: &[u8] = b"balancer 1 cluster key from agent.conf";
 const SYNC_LABEL: &[u8] = b"balancer 1 peer sync xchacha20-poly1305";
@@ -39,22 +40,16 @@ impl fmt::Debug for ClusterKey {
 
 impl ClusterKey {
     /// A fresh key from the kernel's random source.
-    ///
-    /// # Errors
-    /// The kernel gives no random bytes.
     pub fn generate() -> Result<Self> {
         let mut key = Self(Zeroizing::new([0; LENGTH]));
         getrandom::fill(key.0.as_mut()).context("failed to read random bytes from the kernel")?;
         Ok(key)
     }
 
-    /// The key in the file at `path`.
-    ///
-    /// # Errors
-    /// The file is missing, readable by others, or holds no key; the message says what to do.
+    /// Reads the key file at `path`, which others must not be able to read or change.
     pub fn load(path: &Path) -> Result<Self> {
         let shown = path.display();
-        // Without O_NONBLOCK a FIFO would hold the agent at its start.
+        // Without O_NONBLOCK, opening a FIFO would block the start of the agent.
         let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => bail!(
@@ -65,7 +60,7 @@ impl ClusterKey {
         let metadata = file.metadata().with_context(|| format!("failed to stat the key file {shown}"))?;
         ensure!(
             metadata.is_file(),
-            "the key file {shown} is not a regular file: replace it by the cluster's key"
+            "the key file {shown} is not a regular file: put the cluster's key in its place"
         );
         ensure!(
             metadata.mode() & OTHERS == 0,
@@ -77,7 +72,7 @@ impl ClusterKey {
             "the key file {shown} belongs to user {}, who can change it: run `chown root {shown}`",
             metadata.uid()
         );
-        // Never more than this, so that the buffer is not moved and no copy of the key left behind.
+        // A buffer that grows would leave a copy of the key behind.
         let mut text = Zeroizing::new(Vec::with_capacity(DIGITS + 64));
         file.take(DIGITS as u64 + 8)
             .read_to_end(&mut text)
@@ -87,15 +82,12 @@ impl ClusterKey {
         })
     }
 
-    /// The key that follows from a secret of Juju's: the same on every controller, and no way back to the secret.
-    ///
-    /// # Errors
-    /// The secret is too short to be one.
+    /// Derives the key from a secret of Juju's: the same on every controller, without a way back to the secret.
     pub fn from_agent_conf(secret: &Secret) -> Result<Self> {
         let text = secret.expose().as_bytes();
         ensure!(
             text.len() >= MIN_SECRET,
-            "{} is {} bytes long, which is too short for a secret: make a key by `balancer keygen` and name it in \
+            "{} is {} bytes long, which is too short for a secret: make a key with `balancer keygen` and set \
              cluster.key_file",
             secret.field(),
             text.len()
@@ -103,11 +95,7 @@ impl ClusterKey {
         Ok(Self(derive(text, AGENT_CONF_LABEL)))
     }
 
-    /// Writes a fresh key to a new file at `path`, readable by its owner only, and never over an existing
-    /// one.
-    ///
-    /// # Errors
-    /// The file exists or cannot be written.
+    /// Writes a fresh key to a new file at `path` that only its owner can read. Never overwrites a file.
     pub fn keygen(path: &Path) -> Result<Self> {
         let shown = path.display();
         let key = Self::generate()?;
@@ -126,24 +114,20 @@ impl ClusterKey {
         Ok(key)
     }
 
-    /// Key that seals peer sync datagrams (XChaCha20-Poly1305).
+    /// The key that seals the datagrams of peer sync (XChaCha20-Poly1305).
     pub fn sync_key(&self) -> Zeroizing<[u8; 32]> {
         derive(self.0.as_ref(), SYNC_LABEL)
     }
 
-    /// Key of the tag on relayed SYNs (`SipHash`), in the order in which it takes its two words.
+    /// The key of the tag on relayed SYNs: the two words of SipHash, in its order.
     pub fn syn_tag_key(&self) -> [u64; 2] {
         let bytes = derive::<16>(self.0.as_ref(), SYN_TAG_LABEL);
-        let (low, high) = bytes.split_at(8);
-        [low, high].map(|half| half.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+        bytemuck::pod_read_unaligned::<[u64; 2]>(bytes.as_ref()).map(u64::from_le)
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut line = Zeroizing::new(Vec::with_capacity(DIGITS + 1));
-        for byte in *self.0 {
-            line.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
-        }
-        line.push(b'\n');
+        let mut line = Zeroizing::new(vec![b'\n'; DIGITS + 1]);
+        HEXLOWER.encode_mut(self.0.as_ref(), &mut line[..DIGITS]);
         line
     }
 
@@ -153,11 +137,10 @@ impl ClusterKey {
             "expected {DIGITS} hexadecimal digits and found {} characters",
             line.len()
         );
-        let digit = |byte: u8| char::from(byte).to_digit(16).context("expected hexadecimal digits only");
         let mut key = Self(Zeroizing::new([0; LENGTH]));
-        for (byte, pair) in key.0.iter_mut().zip(line.chunks_exact(2)) {
-            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
-        }
+        HEXLOWER_PERMISSIVE
+            .decode_mut(line, key.0.as_mut())
+            .map_err(|_quotes_the_key| anyhow!("expected hexadecimal digits only"))?;
         ensure!(*key.0 != [0; LENGTH], "the key is all zeros");
         Ok(key)
     }
@@ -171,14 +154,14 @@ fn derive<const N: usize>(secret: &[u8], label: &[u8]) -> Zeroizing<[u8; N]> {
     key
 }
 
-/// A file cut short would stop the next `keygen`, which never overwrites.
+/// A leftover would stop the next `keygen`, which never overwrites a file.
 fn remove_partial(path: &Path) {
     if let Err(error) = std::fs::remove_file(path) {
         log::warn!("failed to remove the unfinished key file {}: {error}", path.display());
     }
 }
 
-/// Makes the new name survive a power cut; where that is not possible the key is there all the same.
+/// Makes the new name survive a power cut. Some file systems cannot; the key file is there all the same.
 fn sync_directory(path: &Path) {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {

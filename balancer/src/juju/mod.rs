@@ -1,6 +1,7 @@
-//! Juju on this host: its configuration, its health, the connections that it counts itself, the shared secret.
+//! Juju on this host: its `agent.conf`, its health, the connections that jujud counts, the shared secret.
 
 pub mod agent_conf;
 pub mod health;
 pub mod introspection;
 pub mod key;
+mod metrics;

@@ -1,4 +1,4 @@
-//! Has Juju rewritten the file?
+//! Notices when Juju has rewritten the file.
 
 use std::{
     fs,
@@ -6,15 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Tells when a file has become another one: Juju writes a new `agent.conf` and renames it over the old.
+/// Watches one file by `stat`: Juju writes a new `agent.conf` and renames it over the old one.
 #[derive(Clone, Debug)]
 pub struct Follow {
     path: PathBuf,
     seen: Option<Stamp>,
 }
 
-/// What differs between two versions of a file. A rewrite in place within the clock's tick that keeps the length is
-/// missed; Juju never rewrites in place.
+/// Tells two versions of a file apart, except for a rewrite in place within one tick of the clock that keeps the length.
+/// Juju never rewrites in place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Stamp {
     device: u64,
@@ -24,7 +24,7 @@ struct Stamp {
 }
 
 impl Follow {
-    /// Follows the file at `path`, of which nothing is known yet.
+    /// Follows the file at `path`, without having read it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), seen: None }
     }
@@ -34,9 +34,8 @@ impl Follow {
         &self.path
     }
 
-    /// Whether the file is another one than when last asked; one `stat`. The first time it is, so that nothing
-    /// written before goes unread. A file that is missing or out of reach is no change, and what comes in its
-    /// place is.
+    /// Whether the file has changed since the last call. The first call says yes, so that the caller reads the file. A
+    /// file that is missing or out of reach has not changed; one that is back has.
     pub fn changed(&mut self) -> bool {
         let Ok(metadata) = fs::metadata(&self.path) else { return false };
         let stamp = Stamp {

@@ -1,7 +1,7 @@
-//! Juju's `agent.conf`: what a controller's own agent has on disk about the API, the controllers and their secret.
+//! Juju's `agent.conf`: on a controller it holds the API's port, the controllers' addresses and their shared secret.
 //!
-//! The file is YAML after a first line `# format 2.0`, the same from Juju 2.9 to 4.x; later versions add keys, which
-//! are ignored. It is full of secrets, so no message quotes a word of it, not even of a line that is no YAML.
+//! The file is YAML after a first line `# format 2.0`, the same from Juju 2.9 to 4.x; later versions add keys, which are
+//! ignored. It is full of secrets, so no message quotes a word of it, not even of a line that is not YAML.
 
 mod follow;
 
@@ -22,32 +22,32 @@ use zeroize::Zeroizing;
 
 pub use self::follow::Follow;
 
-/// Where Juju keeps its agents' files, in every version.
+/// The directory in which every version of Juju keeps its agents' files.
 pub const JUJU: &str = "/var/lib/juju";
-/// Most API addresses that a file may list; seven controllers have fewer than half of it.
+/// Most API addresses that a file may list; seven controllers have fewer than half as many.
 pub const MAX_ADDRESSES: usize = 64;
 
-/// Name of the socket beside `agent.conf` on which an agent answers questions about itself.
+/// The name of an agent's introspection socket, beside its `agent.conf`.
 pub const INTROSPECTION: &str = "introspection.socket";
 
 const NAME: &str = "agent.conf";
 const FORMAT: &str = "# format 2.0";
 const MAX_BYTES: u64 = 1 << 20; // certificates and keys take some 20 kB
 
-/// What a controller's `agent.conf` says.
+/// The content of a controller's `agent.conf`.
 #[derive(Clone, Debug)]
 pub struct AgentConf {
     /// The file.
     pub path: PathBuf,
     /// The agent's tag, such as `machine-0` or `controller-0`.
     pub tag: String,
-    /// TCP port of the API: `apiport`, or that of the first address.
+    /// TCP port of the API: `apiport`, or the port of the first address.
     pub api_port: Option<u16>,
     /// `apiaddresses`: every address of every controller, in the file's order. IPv4-mapped ones are IPv4.
     pub addresses: Vec<SocketAddr>,
-    /// Those of `apiaddresses` that are no IP address with a port, such as host names; nothing is done with them.
+    /// The entries of `apiaddresses` that are not an IP address with a port, such as host names. Nothing uses them.
     pub skipped: Vec<String>,
-    /// The secret that every controller has in its file.
+    /// The secret that every controller has in its `agent.conf`.
     pub secret: Option<Secret>,
 }
 
@@ -58,7 +58,7 @@ pub struct Secret {
     text: Zeroizing<String>,
 }
 
-/// Where in the file a [`Secret`] stands.
+/// The field of the file that holds a [`Secret`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SecretField {
     /// `sharedsecret`: MongoDB's key, up to Juju 3.6.
@@ -68,12 +68,12 @@ pub enum SecretField {
 }
 
 impl Secret {
-    /// Where it stands.
+    /// The field that holds it.
     pub fn field(&self) -> SecretField {
         self.field
     }
 
-    /// Its text without white space around it, which is the same on all controllers.
+    /// Its text without surrounding white space, which is the same on all controllers.
     pub fn expose(&self) -> &str {
         self.text.trim()
     }
@@ -94,10 +94,9 @@ impl fmt::Display for SecretField {
     }
 }
 
-/// The `agent.conf` of the one controller below `juju` (see [`JUJU`]), or `None` if this host is no controller.
+/// The `agent.conf` of the one controller below `juju` (see [`JUJU`]), or `None` if this host is not a controller.
 ///
-/// # Errors
-/// There are several controllers', or none that can be read and one that cannot.
+/// Fails for several controllers. A file that cannot be read counts only where no other belongs to a controller.
 pub fn find(juju: &Path) -> Result<Option<AgentConf>> {
     let agents = juju.join("agents");
     let listed = match fs::read_dir(&agents) {
@@ -128,41 +127,38 @@ pub fn find(juju: &Path) -> Result<Option<AgentConf>> {
         _ => {
             let paths: Vec<_> = found.iter().map(|conf| conf.path.display().to_string()).collect();
             bail!(
-                "several controllers have an agent.conf on this host, {}: remove what is left of a former one, or name \
-                 the controllers in the configuration",
+                "several controllers have an agent.conf on this host, {}: remove that of the former one, or name the \
+                 controllers in the configuration",
                 paths.join(" and ")
             )
         }
     }
 }
 
-/// The `agent.conf` at `path`, or `None` if its agent is no controller's.
-///
-/// # Errors
-/// It cannot be read or is no `agent.conf`; the message says where, and quotes nothing.
+/// The `agent.conf` at `path`, or `None` if its agent is not a controller's.
 pub fn read(path: &Path) -> Result<Option<AgentConf>> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("failed to open {shown}"))?;
-    // As long as the file, so that the buffer is not moved and no copy of the secrets left behind.
+    // A buffer that grows would leave a copy of the secrets behind.
     let length = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_BYTES));
     let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 64));
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("failed to read {shown}"))?;
-    ensure!(bytes.len() as u64 <= MAX_BYTES, "{shown} is longer than {MAX_BYTES} bytes: it is no agent.conf");
+    ensure!(
+        bytes.len() as u64 <= MAX_BYTES,
+        "{shown} is longer than {MAX_BYTES} bytes: it is not an agent.conf"
+    );
     let text = std::str::from_utf8(&bytes).map_err(|_quotes_nothing| anyhow!("{shown} is not UTF-8"))?;
-    parse(path, text).with_context(|| format!("{shown} is of no use"))
+    parse(path, text).with_context(|| format!("{shown} is unusable"))
 }
 
-/// The `agent.conf` that says `text`, or `None` if its agent is no controller's; `path` is where it stands.
-///
-/// # Errors
-/// It is no `agent.conf`; the message says where, and quotes nothing.
+/// Parses `text`, read from `path`; `None` if the agent is not a controller's.
 pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
     let first = text.lines().next().unwrap_or_default().trim_end();
-    ensure!(first == FORMAT, "its first line is not \"{FORMAT}\", the only format known here");
+    ensure!(first == FORMAT, "its first line is not \"{FORMAT}\", the only format that is supported");
     let raw: Raw = serde_saphyr::from_str(text).map_err(|error| {
-        // Its own text may quote what stands there.
+        // The text of this error may quote the line.
         let place = error.location().map_or_else(String::new, |at| format!("line {}, ", at.line()));
-        anyhow!("{place}it is not the YAML that Juju writes; see what `jujud` and its log say of it")
+        anyhow!("{place}it is not the YAML that Juju writes; look into the log of jujud")
     })?;
     let is_controller = raw.controllercert.is_some()
         || raw.controllerkey.is_some()
@@ -192,7 +188,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
     }
     let port = match raw.apiport {
         Some(port) => Some(u16::try_from(port).ok().filter(|port| *port != 0).with_context(|| {
-            format!("apiport is {port}, which is no port: set api.port in the configuration")
+            format!("apiport is {port}, which is not a port: set api.port in the configuration")
         })?),
         None => addresses.first().map(SocketAddr::port).filter(|port| *port != 0),
     };
@@ -212,8 +208,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
 }
 
 impl AgentConf {
-    /// The addresses at which other hosts can reach controllers, each once, IPv4 first and lowest first: the same
-    /// list in the same order wherever the files agree.
+    /// The controllers' IP addresses, each once and in ascending order, IPv4 first. Where the
+    /// files agree, so do these lists.
     pub fn ips(&self) -> Vec<IpAddr> {
         let mut ips: Vec<_> = self.addresses.iter().map(SocketAddr::ip).collect();
         ips.sort_unstable();
@@ -234,13 +230,13 @@ struct Raw {
     sharedsecret: Option<Text>,
 }
 
-/// Text that is wiped when dropped. (What the YAML parser itself held of it is not.)
+/// Text that is wiped when dropped. (The YAML parser's own copies are not.)
 struct Text(Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer);
-        text.map(|text| Self(Zeroizing::new(text))).map_err(|_may_quote| D::Error::custom("no text"))
+        text.map(|text| Self(Zeroizing::new(text))).map_err(|_may_quote| D::Error::custom("not a text"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A controller of Juju 2.9: MongoDB's shared secret, ports of its own for controllers.
+/// A controller of Juju 2.9: MongoDB's shared secret, and a port of its own for controllers.
 pub(crate) const JUJU_2_9: &str = "\
 # format 2.0
 tag: machine-0
@@ -59,7 +59,7 @@ mongoversion: 4.4/wiredTiger
 mongomemoryprofile: default
 ";
 
-/// One of 3.x: several addresses a controller, of both families; a secret that YAML folds.
+/// A controller of Juju 3.x: several addresses a controller, of both families; a secret that YAML folds.
 pub(crate) const JUJU_3: &str = "\
 # format 2.0
 tag: machine-1
@@ -99,7 +99,7 @@ querytracingthreshold: 1s
 objectstoretype: file
 ";
 
-/// One of 4.x: Dqlite, no shared secret, no `controllerapiport`.
+/// A controller of Juju 4.x: Dqlite, no shared secret, no `controllerapiport`.
 pub(crate) const JUJU_4: &str = "\
 # format 2.0
 tag: controller-2
@@ -132,7 +132,7 @@ something-that-juju-9-adds:
   deep: [1, 2.5, ~, {a: b}]
 ";
 
-/// A machine that is no controller, and a unit.
+/// The file of a machine that is not a controller, or of a unit.
 const MACHINE: &str = "# format 2.0\ntag: machine-7\napiaddresses:\n- 10.0.0.11:17070\nvalues: {}\n";
 
 /// Writes the file of agent `name` below `juju`.
@@ -148,7 +148,7 @@ fn parsed(text: &str) -> AgentConf {
     parse(Path::new("/j/agents/machine-0/agent.conf"), text).unwrap().unwrap()
 }
 
-/// A file; then tag, API port, addresses, what is skipped, the secret and where it stands.
+/// A file; then its tag, API port, addresses, skipped addresses, and the secret with its field.
 type Read = (
     &'static str,
     &'static str,
@@ -212,7 +212,7 @@ fn files_of_every_version_are_read() {
 }
 
 #[test]
-fn what_is_missing_is_left_out() {
+fn missing_fields_are_none() {
     let bare = parsed("# format 2.0\ncontrollercert: c\n");
     assert_eq!((bare.tag.as_str(), bare.api_port, bare.addresses.len()), ("", None, 0));
     assert!(bare.secret.is_none());
@@ -236,8 +236,8 @@ fn unusable_files_are_refused_without_a_quotation() {
         ("# format 2.0\nsharedsecret: hush\nsharedsecret: hush\n", "it is not the YAML that Juju writes"),
         ("# format 2.0\nhush: *hush\n", "it is not the YAML that Juju writes"),
         ("# format 2.0\nhush", "it is not the YAML that Juju writes"),
-        ("# format 2.0\ncontrollercert: c\napiport: 0\n", "apiport is 0, which is no port: set api.port"),
-        ("# format 2.0\ncontrollercert: c\napiport: 70000\n", "apiport is 70000, which is no port"),
+        ("# format 2.0\ncontrollercert: c\napiport: 0\n", "apiport is 0, which is not a port: set api.port"),
+        ("# format 2.0\ncontrollercert: c\napiport: 70000\n", "apiport is 70000, which is not a port"),
         (
             &format!("# format 2.0\ncontrollercert: c\napiaddresses:\n{many}"),
             "apiaddresses lists 65 addresses, and at most 64 are supported",
@@ -247,7 +247,7 @@ fn unusable_files_are_refused_without_a_quotation() {
     for (text, expected) in rows {
         let path = write(juju.path(), "machine-0", text);
         let error = format!("{:#}", find(juju.path()).unwrap_err());
-        assert!(error.starts_with(&format!("{} is of no use: ", path.display())), "{error}");
+        assert!(error.starts_with(&format!("{} is unusable: ", path.display())), "{error}");
         assert!(error.contains(expected), "{text}\nexpected: {expected}\ngot: {error}");
         assert!(!error.contains("hush"), "the message quotes the file: {error}");
     }
@@ -261,7 +261,7 @@ fn unusable_files_are_refused_without_a_quotation() {
     }
 }
 
-/// What it is, agents with their files, and the one found or what the message holds.
+/// A name, agents with their files, and the agent found or a part of the message.
 type Agents =
     (&'static str, &'static [(&'static str, &'static str)], Result<Option<&'static str>, &'static str>);
 
@@ -274,7 +274,7 @@ fn the_controllers_file_is_found_among_the_agents() {
         ("a controller", &[("machine-2", MACHINE), ("controller-2", JUJU_4)], Ok(Some("controller-2"))),
         ("a container", &[("machine-0", JUJU_3), ("machine-0-lxd-1", MACHINE)], Ok(Some("machine-0"))),
         ("a broken one beside it", &[("machine-0", JUJU_3), ("machine-9", "?")], Ok(Some("machine-0"))),
-        ("a broken one", &[("machine-9", "?")], Err("agents/machine-9/agent.conf is of no use")),
+        ("a broken one", &[("machine-9", "?")], Err("agents/machine-9/agent.conf is unusable")),
         ("two", &[("machine-0", JUJU_2_9), ("machine-1", JUJU_3)], Err("agents/machine-0/agent.conf and ")),
     ];
     for (what, files, expected) in rows {

@@ -1,23 +1,24 @@
-//! Readiness of the API server on this host: look twice a second, decide, tell the rest of the daemon.
+//! Readiness of the API server on this host: check it twice a second, decide, tell the rest of the agent.
 
 mod prober;
 #[cfg(test)]
 mod tests;
+mod tls;
 
-use std::{fmt, time::Instant};
+use std::fmt;
 
 use tokio::sync::watch;
 
 pub use self::prober::Prober;
 
-/// What one look found.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthCheck {
-    /// It serves; how it said so.
+    /// The server serves clients, with its answer.
     Ready(String),
-    /// Nobody listens.
+    /// Nothing listens on the port.
     Refused,
-    /// It does not serve; why.
+    /// The server does not serve clients, with the reason.
     Failed(String),
 }
 
@@ -30,21 +31,19 @@ impl fmt::Display for HealthCheck {
     }
 }
 
-/// The verdict, and what led to it.
+/// The verdict on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     /// Whether clients may be sent here.
     pub ready: bool,
-    /// The last look that changed the verdict: `GET /health answered 503`, `connection refused`.
+    /// The check behind the verdict: `GET /health answered 503`, `connection refused`.
     pub reason: String,
-    /// Since when the verdict holds.
-    pub since: Instant,
 }
 
-/// Turns looks into a verdict: one success is enough, and so is one refusal; other failures count from the second in a
-/// row, so that a single slow answer of a busy server changes nothing.
+/// Turns checks into a verdict. One success or one refusal decides; other failures count from the second in a row, so
+/// that a single slow answer of a busy server changes nothing.
 #[derive(Debug, Clone)]
-pub struct Readiness {
+struct Readiness {
     health: Health,
     failures: u32,
 }
@@ -52,47 +51,32 @@ pub struct Readiness {
 impl Readiness {
     const FAILURES: u32 = 2;
 
-    /// Not ready until a look says otherwise.
-    pub fn new(now: Instant) -> Self {
-        Self { health: Health { ready: false, reason: "not asked yet".into(), since: now }, failures: 0 }
+    /// Not ready until a check says otherwise.
+    fn new() -> Self {
+        Self { health: Health { ready: false, reason: "not checked yet".into() }, failures: 0 }
     }
 
     /// The verdict so far.
-    pub fn health(&self) -> &Health {
+    fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Takes a look into account. `true`: the verdict or its reason changed.
-    pub fn observe(&mut self, look: &HealthCheck, now: Instant) -> bool {
-        let ready = match look {
-            HealthCheck::Ready(_) => {
-                self.failures = 0;
-                true
-            }
-            HealthCheck::Refused => {
-                self.failures = Self::FAILURES;
-                false
-            }
-            HealthCheck::Failed(_) => {
-                self.failures = self.failures.saturating_add(1);
-                self.health.ready && self.failures < Self::FAILURES
-            }
+    /// Takes a check into account. `true`: the verdict or its reason changed.
+    fn observe(&mut self, check: &HealthCheck) -> bool {
+        self.failures = match check {
+            HealthCheck::Ready(_) => 0,
+            HealthCheck::Refused => Self::FAILURES,
+            HealthCheck::Failed(_) => self.failures.saturating_add(1),
         };
-        let tolerated = ready && !matches!(look, HealthCheck::Ready(_));
-        let reason = look.to_string();
-        if tolerated || (ready == self.health.ready && reason == self.health.reason) {
+        if self.health.ready && (1..Self::FAILURES).contains(&self.failures) {
             return false;
         }
-        if ready != self.health.ready {
-            self.health.since = now;
-        }
-        self.health.ready = ready;
-        self.health.reason = reason;
-        true
+        let health = Health { ready: self.failures == 0, reason: check.to_string() };
+        health != std::mem::replace(&mut self.health, health.clone())
     }
 }
 
-/// The channel for [`Prober::watch`], holding the verdict before the first look.
+/// The channel for [`Prober::watch`], with the verdict before the first check.
 pub fn channel() -> (watch::Sender<Health>, watch::Receiver<Health>) {
-    watch::channel(Readiness::new(Instant::now()).health().clone())
+    watch::channel(Readiness::new().health().clone())
 }

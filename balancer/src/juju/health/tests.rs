@@ -1,9 +1,11 @@
+//! The verdict by rows, and the prober against servers in a namespace.
+
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU16, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
@@ -16,19 +18,24 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{prober::*, *};
-use crate::config::Health as Mode;
-use crate::host::testing::{ip, run_in_namespace};
+use super::{
+    prober::{LIMIT, SERVER_NAME},
+    *,
+};
+use crate::{
+    config::Health as Mode,
+    host::testing::{ip, run_in_namespace},
+};
 
-/// Name, then looks in order, each with the verdict after it and whether that was news.
+/// A name, then checks in order, each with the verdict after it and whether that was news.
 type Row = (&'static str, Vec<(HealthCheck, bool, bool)>);
 
 #[test]
-fn verdicts_follow_the_looks() {
+fn verdicts_follow_the_checks() {
     let ok = || HealthCheck::Ready("GET /health answered 200".into());
     let bad = || HealthCheck::Failed("GET /health answered 503".into());
     let slow = || HealthCheck::Failed("no answer within 1 s".into());
-    let rows: [Row; 6] = [
+    let rows: [Row; 7] = [
         ("one success is enough", vec![(ok(), true, true), (ok(), true, false)]),
         ("two failures in a row", vec![(ok(), true, true), (bad(), true, false), (bad(), false, true)]),
         (
@@ -41,39 +48,36 @@ fn verdicts_follow_the_looks() {
         ),
         ("one refusal", vec![(ok(), true, true), (HealthCheck::Refused, false, true), (ok(), true, true)]),
         (
+            "a failure after a refusal",
+            vec![(ok(), true, true), (HealthCheck::Refused, false, true), (bad(), false, true)],
+        ),
+        (
             "a bad start",
             vec![(bad(), false, true), (bad(), false, false), (HealthCheck::Refused, false, true)],
         ),
     ];
-    for (name, looks) in rows {
-        let start = Instant::now();
-        let mut readiness = Readiness::new(start);
+    for (name, checks) in rows {
+        let mut readiness = Readiness::new();
         assert!(!readiness.health().ready, "{name}");
-        let mut since = start;
-        for (step, (look, ready, news)) in looks.into_iter().enumerate() {
-            let now = start + INTERVAL * (step as u32 + 1);
-            if ready != readiness.health().ready {
-                since = now;
-            }
-            assert_eq!(readiness.observe(&look, now), news, "{name}, step {step}");
+        for (step, (check, ready, news)) in checks.into_iter().enumerate() {
+            assert_eq!(readiness.observe(&check), news, "{name}, step {step}");
             assert_eq!(readiness.health().ready, ready, "{name}, step {step}");
-            assert_eq!(readiness.health().since, since, "{name}, step {step}");
             if news {
-                assert_eq!(readiness.health().reason, look.to_string(), "{name}, step {step}");
+                assert_eq!(readiness.health().reason, check.to_string(), "{name}, step {step}");
             }
         }
     }
 }
 
 #[test]
-fn the_server_s_answer_is_heard_out() {
+fn the_servers_answer_is_read_to_its_end() {
     run_in_namespace(async || {
         let server = Server::start("127.0.0.1:17070", 200).await;
         let prober = Prober::new(Mode::Https, 17070, &[]);
-        for look in 1..=20 {
-            assert!(matches!(prober.look().await, HealthCheck::Ready(_)));
+        for check in 1..=20 {
+            assert!(matches!(prober.check().await, HealthCheck::Ready(_)));
             let closed = timeout(LIMIT * 2, server.closed.acquire()).await;
-            closed.unwrap_or_else(|_| panic!("look {look} was ended by RST")).unwrap().forget();
+            closed.unwrap_or_else(|_| panic!("check {check} was ended by RST")).unwrap().forget();
         }
         server.task.abort();
     });
@@ -83,7 +87,7 @@ fn the_server_s_answer_is_heard_out() {
 struct Server {
     status: Arc<AtomicU16>,
     requests: Arc<AtomicUsize>,
-    /// Connections that the prober ended by FIN after it had heard all.
+    /// Connections that the prober ended by FIN, after it had read everything.
     closed: Arc<Semaphore>,
     task: JoinHandle<()>,
 }
@@ -126,7 +130,7 @@ impl Server {
                 let said = stream.write_all(rest).await.is_ok() && stream.shutdown().await.is_ok();
                 let (mut stream, _) = stream.into_inner();
                 let ended = stream.read(&mut [0; 1]).await;
-                // A reset that follows on a FIN is no error to who reads.
+                // read() reports a reset after a FIN as no error, SO_ERROR does.
                 if said && matches!((ended, stream.take_error()), (Ok(0), Ok(None))) {
                     ends.add_permits(1);
                 }
@@ -140,22 +144,22 @@ impl Server {
 fn the_server_is_asked_over_tls() {
     run_in_namespace(async || {
         let prober = Prober::new(Mode::Https, 17070, &[]);
-        assert_eq!(prober.look().await, HealthCheck::Refused);
+        assert_eq!(prober.check().await, HealthCheck::Refused);
         let server = Server::start("127.0.0.1:17070", 200).await;
-        assert_eq!(prober.look().await, HealthCheck::Ready("GET /health answered 200".into()));
+        assert_eq!(prober.check().await, HealthCheck::Ready("GET /health answered 200".into()));
         server.status.store(503, Ordering::Relaxed);
-        assert_eq!(prober.look().await, HealthCheck::Failed("GET /health answered 503".into()));
+        assert_eq!(prober.check().await, HealthCheck::Failed("GET /health answered 503".into()));
         server.status.store(0, Ordering::Relaxed);
         let started = Instant::now();
-        assert_eq!(prober.look().await, HealthCheck::Failed("no answer within 1 s".into()));
+        assert_eq!(prober.check().await, HealthCheck::Failed("no answer within 1 s".into()));
         assert!(started.elapsed() < 2 * LIMIT);
         server.task.abort();
         assert_eq!(server.requests.load(Ordering::Relaxed), 3);
 
         let _garbage = TcpListener::bind("127.0.0.1:17071").await.unwrap();
-        let look = Prober::new(Mode::Tcp, 17071, &[]).look().await;
-        assert_eq!(look, HealthCheck::Ready("the port accepts connections".into()));
-        assert!(matches!(Prober::new(Mode::None, 17072, &[]).look().await, HealthCheck::Ready(_)));
+        let check = Prober::new(Mode::Tcp, 17071, &[]).check().await;
+        assert_eq!(check, HealthCheck::Ready("the port accepts connections".into()));
+        assert!(matches!(Prober::new(Mode::None, 17072, &[]).check().await, HealthCheck::Ready(_)));
     });
 }
 
@@ -167,10 +171,10 @@ fn plain_text_is_a_failed_handshake() {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await;
         });
-        let look = Prober::new(Mode::Https, 17070, &[]).look().await;
+        let check = Prober::new(Mode::Https, 17070, &[]).check().await;
         assert!(
-            matches!(&look, HealthCheck::Failed(reason) if reason.contains("TLS handshake failed")),
-            "{look:?}"
+            matches!(&check, HealthCheck::Failed(reason) if reason.contains("TLS handshake failed")),
+            "{check:?}"
         );
     });
 }
@@ -185,9 +189,9 @@ fn other_addresses_are_tried_where_loopback_refuses() {
         for address in ["127.0.0.1:17070", "[::1]:17070", "10.0.0.11:17070"] {
             let listener = TcpListener::bind(address).await.unwrap();
             let prober = Prober::new(Mode::Tcp, 17070, &["10.0.0.11".parse().unwrap()]);
-            assert!(matches!(prober.look().await, HealthCheck::Ready(_)), "{address}");
+            assert!(matches!(prober.check().await, HealthCheck::Ready(_)), "{address}");
             drop(listener);
-            assert_eq!(prober.look().await, HealthCheck::Refused, "{address}");
+            assert_eq!(prober.check().await, HealthCheck::Refused, "{address}");
         }
     });
 }
