@@ -1,16 +1,14 @@
-//! Word to systemd (`Type=notify-reload`, `WatchdogSec=`). Without systemd every call does nothing.
-
-use std::time::Duration;
+//! Messages to systemd (`Type=notify-reload`, `WatchdogSec=`). Without systemd every call does nothing.
 
 use log::debug;
 use sd_notify::NotifyState;
 
-/// The daemon serves: end of start-up, and end of a reload.
+/// Tells that the agent serves, after its start or a reload.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
 }
 
-/// The configuration is being read again; [`ready`] must follow, whether it succeeded or not.
+/// Tells that the configuration is being read again. [`ready`] must follow, even if the reload failed.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
@@ -18,27 +16,17 @@ pub fn reloading() {
     }
 }
 
-/// The daemon ends.
+/// Tells that the agent ends.
 pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
-/// One line for `systemctl status`.
-pub fn status(text: &str) {
-    send(&[NotifyState::Status(&line(text))]);
-}
-
-/// How often [`alive`] must be called, if systemd watches: half of what it allows.
-pub fn watchdog_interval() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|allowed| allowed / 2)
-}
-
-/// Feeds systemd's watchdog. To be called from the loop whose health it stands for.
+/// Feeds systemd's watchdog. The agent's main loop calls it, so that systemd restarts an agent that hangs.
 pub fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
-/// A line break would start another assignment.
+/// One line: a line break would start another assignment (`sd_notify(3)`).
 fn line(text: &str) -> String {
     text.replace('\n', "; ")
 }
@@ -55,48 +43,37 @@ mod tests {
 
     use super::*;
 
-    /// The environment belongs to the whole process: this part runs in one of its own.
+    /// Runs in a process of its own, with an environment of its own.
     #[test]
-    #[ignore = "started by systemd_hears_every_word"]
+    #[ignore = "started by systemd_gets_every_message"]
     fn say_everything() {
         ready("serving 3 controllers\nREADY=0");
         reloading();
-        status("2 of 3 ready");
         alive();
-        assert_eq!(watchdog_interval(), Some(Duration::from_secs(5)));
         stopping();
     }
 
     #[test]
-    fn systemd_hears_every_word() {
+    fn systemd_gets_every_message() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
         let output = Command::new(env::current_exe().unwrap())
             .args(["--ignored", "host::notify::tests::say_everything"])
             .env("NOTIFY_SOCKET", &path)
-            .env("WATCHDOG_USEC", "10000000")
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         systemd.set_nonblocking(true).unwrap();
-        let mut words = Vec::new();
+        let mut messages = Vec::new();
         let mut buffer = [0; 4096];
         while let Ok(length) = systemd.recv(&mut buffer) {
-            words.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+            messages.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
         let (reloading, rest): (Vec<_>, Vec<_>) =
-            words.into_iter().partition(|word| word.starts_with("RELOADING=1\nMONOTONIC_USEC="));
+            messages.into_iter().partition(|message| message.starts_with("RELOADING=1\nMONOTONIC_USEC="));
         assert_eq!(reloading.len(), 1);
-        let rest: Vec<_> = rest.iter().map(|word| word.trim_end()).collect();
-        assert_eq!(
-            rest,
-            [
-                "READY=1\nSTATUS=serving 3 controllers; READY=0",
-                "STATUS=2 of 3 ready",
-                "WATCHDOG=1",
-                "STOPPING=1"
-            ]
-        );
+        let rest: Vec<_> = rest.iter().map(|message| message.trim_end()).collect();
+        assert_eq!(rest, ["READY=1\nSTATUS=serving 3 controllers; READY=0", "WATCHDOG=1", "STOPPING=1"]);
     }
 }

@@ -1,9 +1,8 @@
-//! Capabilities and resource limits: what is needed, what is missing, and giving up the rest.
+//! Capabilities and resource limits: check that the needed ones are there, raise the limits, give up the rest.
 //!
 //! Capabilities belong to threads, and a new thread inherits those of its parent. [`restrict`] therefore runs while the
-//! process has one thread only, before the tokio runtime is built; it refuses to run later, when it would bind one
-//! thread out of many. Everything that needs a start-only capability (raw sockets, other processes' listeners, limits)
-//! is done before it.
+//! process has one thread, before the tokio runtime is built; later it would restrict one thread of many, so it refuses.
+//! Everything that needs a start-only capability (raw sockets, other processes' listeners, limits) comes before it.
 
 use std::{fmt, fs};
 
@@ -21,25 +20,21 @@ use rustix::{
 };
 
 /// When a capability is needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// As long as the daemon runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// As long as the agent runs.
     Always,
     /// Until [`restrict`].
     Start,
 }
 
-/// A capability that the daemon needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Need {
-    /// The capability.
-    pub capability: CapabilitySet,
-    /// Its name, as systemd and `capabilities(7)` write it.
-    pub name: &'static str,
-    /// When.
-    pub when: When,
-    /// What cannot be done without it.
-    pub purpose: &'static str,
+/// A capability that the agent needs.
+struct Need {
+    capability: CapabilitySet,
+    /// Its name in `capabilities(7)` and systemd.
+    name: &'static str,
+    when: When,
+    purpose: &'static str,
 }
 
 const NEEDS: [Need; 6] = [
@@ -81,22 +76,17 @@ const NEEDS: [Need; 6] = [
     },
 ];
 
-/// Bounding-set numbers beyond this are unknown to every kernel so far; capability sets have 64 bits.
+/// The last number that a capability can have: the sets have 64 bits.
 const LAST_POSSIBLE: u32 = 63;
 
-/// The capabilities that the daemon needs, and when. `CAP_SYS_RESOURCE` is needed only where [`check`] says so.
-pub fn needed() -> &'static [Need] {
-    &NEEDS
-}
-
-/// Something that the daemon needs and does not have.
+/// Something that the agent needs and does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// A capability's name, or `kernel 5.10 or newer`.
+    /// The name of a capability, or `kernel 5.10 or newer`.
     pub what: &'static str,
-    /// What cannot be done without it.
+    /// The work for which it is needed.
     pub purpose: &'static str,
-    /// What the operator does about it.
+    /// The operator's way to supply it.
     pub remedy: &'static str,
 }
 
@@ -106,10 +96,8 @@ impl fmt::Display for Missing {
     }
 }
 
-/// What is missing to start, in plain words; empty when all is well.
-///
-/// # Errors
-/// When the kernel does not say what the process may do.
+/// Everything that is missing to start; empty when all is well. `CAP_SYS_RESOURCE` counts only where the kernel limits
+/// the memory of maps.
 pub fn check() -> Result<Vec<Missing>> {
     let sets = capabilities(None).context("failed to read the capabilities of this process")?;
     let memory_limited = kernel_limits_memory()? && !memory_is_unlimited();
@@ -148,7 +136,7 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// From 5.11 on the memory of maps is charged to the control group.
+/// Since 5.11 the kernel charges the memory of maps to the cgroup; before, to `RLIMIT_MEMLOCK`.
 fn kernel_limits_memory() -> Result<bool> {
     Ok(kernel_version()? < (5, 11))
 }
@@ -157,10 +145,8 @@ fn memory_is_unlimited() -> bool {
     getrlimit(Resource::Memlock).current.is_none()
 }
 
-/// Lifts the limit on locked memory, and that on open files to its hard value.
-///
-/// # Errors
-/// When the kernel charges maps against locked memory and the limit stays.
+/// Lifts the limit on locked memory, and raises that on open files to its hard value. Fails where the kernel charges
+/// maps to locked memory and the limit stays.
 pub fn raise_limits() -> Result<()> {
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(error) = setrlimit(Resource::Memlock, unlimited)
@@ -171,26 +157,23 @@ pub fn raise_limits() -> Result<()> {
             "failed to lift the limit on locked memory ({error}), which this kernel needs for maps: CAP_SYS_RESOURCE is \
              missing, or set LimitMEMLOCK=infinity in the systemd unit"
         );
-        debug!("the limit on locked memory stays ({error}), which this kernel does not mind");
+        debug!("the limit on locked memory stays ({error}); this kernel does not charge maps to it");
     }
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
         .context("failed to raise the limit on open files to its hard value")
 }
 
-/// Gives up every capability that is not needed for ever, for the whole process and its children.
+/// Gives up every capability that is needed at the start only, for the whole process and its children.
 ///
-/// Effective, permitted and inheritable sets shrink to [`When::Always`], ambient and bounding sets likewise, and
-/// `no_new_privs` keeps programs that are started later from getting any back.
-///
-/// # Errors
-/// When the process has more than one thread already, or the kernel refuses; then the process must not go on.
+/// All five sets shrink, and `no_new_privs` keeps programs that the agent starts later from getting any back. If this
+/// fails, the process must not go on.
 pub fn restrict() -> Result<()> {
     let threads =
         fs::read_dir("/proc/self/task").context("failed to count the threads of this process")?.count();
     ensure!(
         threads == 1,
-        "capabilities can be given up by a process with one thread only, and this one has {threads}"
+        "a process with one thread only can give up its capabilities, and this one has {threads}"
     );
     restrict_thread()
 }
@@ -200,7 +183,7 @@ fn restrict_thread() -> Result<()> {
         .iter()
         .filter(|need| need.when == When::Always)
         .fold(CapabilitySet::empty(), |set, need| set | need.capability);
-    // Taking from the bounding set needs CAP_SETPCAP, so it comes first.
+    // The bounding set comes first: shrinking it needs CAP_SETPCAP, which the other sets then lose.
     for number in 0..=LAST_POSSIBLE {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(capability) {
@@ -209,7 +192,7 @@ fn restrict_thread() -> Result<()> {
         match capability_is_in_bounding_set(capability) {
             Ok(false) => continue,
             Ok(true) => {}
-            Err(_) => break, // the kernel knows no more
+            Err(_) => break, // past the last one that this kernel knows
         }
         match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
@@ -241,7 +224,7 @@ mod tests {
     const ALL: CapabilitySet = CapabilitySet::all();
 
     #[test]
-    fn what_is_missing_is_named_with_its_purpose() {
+    fn a_missing_capability_is_named_with_its_purpose() {
         let names = |found: Vec<Missing>| found.iter().map(|missing| missing.what).collect::<Vec<_>>();
         assert_eq!(names(missing(ALL, (5, 10), true)), [""; 0]);
         assert_eq!(names(missing(ALL, (5, 4), false)), ["kernel 5.10 or newer"]);

@@ -1,7 +1,7 @@
-//! TCP resets in another connection's name, and whether a host answers at all.
+//! TCP resets that end the connections of a dead controller, and probes that tell whether its host is alive.
 //!
-//! A connection whose owner has died says nothing for ever; one reset with the exact sequence number (RFC 5961 section
-//! 3.2: any other is answered by a challenge, not obeyed) sends the client back at once.
+//! The client of a dead owner would wait for its keepalive. A reset with the exact sequence number makes it reconnect at
+//! once; to any other in the window it answers with a challenge ACK (RFC 5961 section 3.2).
 
 use std::{
     io,
@@ -14,19 +14,16 @@ use etherparse::PacketBuilder;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
-/// Sends resets from raw sockets. Open it before `CAP_NET_RAW` is dropped; sending needs no privilege.
+/// Sends resets from raw sockets. Opening them needs `CAP_NET_RAW`, sending does not.
 #[derive(Debug)]
 pub struct ResetSender {
     v4: Socket,
-    /// Absent where the kernel has no IPv6.
+    /// `None` where the kernel has no IPv6.
     v6: Option<Socket>,
 }
 
 impl ResetSender {
     /// Opens the sockets, in the network namespace of the calling thread.
-    ///
-    /// # Errors
-    /// When the kernel refuses them.
     pub fn open() -> Result<Self> {
         let v4 = open(Domain::IPV4).context("failed to open a raw IPv4 socket for resets")?;
         let v6 = match open(Domain::IPV6) {
@@ -37,10 +34,7 @@ impl ResetSender {
         Ok(Self { v4, v6 })
     }
 
-    /// Sends a bare RST that looks as if it came from `from`, with sequence number `seq`, to `to`.
-    ///
-    /// # Errors
-    /// When the families differ, or the kernel cannot send there.
+    /// Sends a bare RST with sequence number `seq` to `to`, with `from` as its source.
     pub fn send(&self, from: SocketAddr, to: SocketAddr, seq: u32) -> Result<()> {
         let failed = || format!("failed to send a reset from {from} to {to}");
         let packet = reset(from, to, seq).with_context(failed)?;
@@ -48,7 +42,7 @@ impl ResetSender {
             SocketAddr::V4(_) => &self.v4,
             SocketAddr::V6(_) => self.v6.as_ref().context("this kernel has no IPv6").with_context(failed)?,
         };
-        // The kernel reads a port here as the protocol number of a raw IPv6 socket.
+        // For a raw IPv6 socket the kernel takes a port here for a protocol number (`rawv6_sendmsg`).
         let mut destination = to;
         destination.set_port(0);
         socket.send_to(&packet, &SockAddr::from(destination)).with_context(failed)?;
@@ -56,7 +50,7 @@ impl ResetSender {
     }
 }
 
-/// `IPPROTO_RAW` means in both families: the packet brings its own IP header, and nothing is ever received.
+/// With `IPPROTO_RAW`, packets of both families bring their own IP headers, and the socket receives nothing.
 fn open(domain: Domain) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
     socket.set_nonblocking(true)?;
@@ -69,7 +63,7 @@ fn reset(from: SocketAddr, to: SocketAddr, seq: u32) -> Result<Vec<u8>> {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-            bail!("the addresses are of different families")
+            bail!("the addresses belong to different families")
         }
     };
     let builder = ip.tcp(from.port(), to.port(), seq, 0).rst();
@@ -78,20 +72,20 @@ fn reset(from: SocketAddr, to: SocketAddr, seq: u32) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Whether a host's kernel answers.
+/// Whether the kernel of a host answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeResult {
-    /// It accepted a connection or refused it: it lives, whatever its daemons do.
+    /// It accepted or refused a connection: the host is alive, even if its daemons are not.
     Alive,
-    /// No answer in time, or no way there.
+    /// No answer in time, or no route.
     Silent,
 }
 
-/// Connects to `address` by plain TCP and hangs up with a reset, so that nothing lingers at either end.
+/// Connects to `address` by TCP and hangs up with a reset.
 pub async fn probe(address: SocketAddr, timeout: Duration) -> ProbeResult {
     match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
-            // Without it the connection would linger in TIME_WAIT; failing to set it harms nobody.
+            // A reset leaves no socket in TIME_WAIT on this host; without it the probe works all the same.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             ProbeResult::Alive
         }
@@ -114,9 +108,9 @@ mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
     use super::*;
-    use crate::host::testing::{in_namespace, ip, without_capability};
+    use crate::host::testing::{in_namespace, ip, run_in_namespace, without_capability};
 
-    /// Checksums as RFC 1071 sums them, by none of the code under test.
+    /// The sum of RFC 1071, by none of the code under test.
     fn sum(parts: &[&[u8]]) -> u16 {
         let bytes: Vec<u8> = parts.concat();
         let mut sum: u32 =
@@ -148,11 +142,11 @@ mod tests {
         assert!(reset("10.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap(), 0).is_err());
     }
 
-    /// Overhears, on a packet socket, the next sequence number that `from` would send to `to`.
-    fn overhear(ear: &mut Socket, from: SocketAddr, to: SocketAddr) -> u32 {
+    /// Waits for the SYN of `from` to `to`; the sequence number after it.
+    fn sniff(socket: &mut Socket, from: SocketAddr, to: SocketAddr) -> u32 {
         let mut buffer = [0; 2048];
         loop {
-            let length = ear.read(&mut buffer).expect("nothing was overheard in time");
+            let length = socket.read(&mut buffer).expect("the SYN was not seen in time");
             let Ok(packet) = SlicedPacket::from_ip(&buffer[..length]) else { continue };
             let (source, destination): (IpAddr, IpAddr) = match &packet.net {
                 Some(NetSlice::Ipv4(v4)) => {
@@ -173,11 +167,11 @@ mod tests {
         }
     }
 
-    fn open_ear() -> Socket {
+    fn open_sniffer() -> Socket {
         let every_protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
-        let ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(every_protocol))).unwrap();
-        ear.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        ear
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(every_protocol))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
     }
 
     #[test]
@@ -186,11 +180,11 @@ mod tests {
             let sender = ResetSender::open().unwrap();
             for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
                 let listener = TcpListener::bind((loopback, 17070)).unwrap();
-                let mut ear = open_ear();
+                let mut sniffer = open_sniffer();
                 let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
                 let (mut server, remote) = listener.accept().unwrap();
                 let local = server.local_addr().unwrap();
-                let mut seq = overhear(&mut ear, local, remote);
+                let mut seq = sniff(&mut sniffer, local, remote);
                 server.write_all(b"hello").unwrap();
                 client.read_exact(&mut [0; 5]).unwrap();
                 seq = seq.wrapping_add(5);
@@ -226,21 +220,24 @@ mod tests {
 
     #[test]
     fn a_probe_tells_an_answer_from_silence() {
-        in_namespace(|| {
+        run_in_namespace(async || {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 17070)).unwrap();
             ip("link add flat type veth peer name other");
             ip("addr add 10.0.0.11/24 dev flat");
             ip("link set flat up");
             ip("link set other up");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let limit = Duration::from_millis(300);
-            let look = |address: &str| runtime.block_on(probe(address.parse().unwrap(), limit));
-            assert_eq!(look("127.0.0.1:17070"), ProbeResult::Alive, "accepted");
-            assert_eq!(look("127.0.0.1:17071"), ProbeResult::Alive, "refused");
-            let started = Instant::now();
-            assert_eq!(look("10.0.0.12:17070"), ProbeResult::Silent, "nobody there");
-            assert!(started.elapsed() < Duration::from_secs(1));
-            assert_eq!(look("192.0.2.1:17070"), ProbeResult::Silent, "no route");
+            let rows = [
+                ("127.0.0.1:17070", ProbeResult::Alive, "accepted"),
+                ("127.0.0.1:17071", ProbeResult::Alive, "refused"),
+                ("10.0.0.12:17070", ProbeResult::Silent, "no host"),
+                ("192.0.2.1:17070", ProbeResult::Silent, "no route"),
+            ];
+            for (address, expected, what) in rows {
+                let started = Instant::now();
+                let result = probe(address.parse().unwrap(), Duration::from_millis(300)).await;
+                assert_eq!(result, expected, "{what}");
+                assert!(started.elapsed() < Duration::from_secs(1), "{what}");
+            }
             let (mut accepted, _) = listener.accept().unwrap();
             assert_eq!(
                 accepted.read(&mut [0]).unwrap_err().kind(),

@@ -1,21 +1,20 @@
-//! On which interfaces native XDP is sound, and why not on the others.
+//! Decides on which interfaces native XDP is sound, with a reason where it is not.
 //!
-//! A program in the driver sees frames as they come off the wire. A virtual interface hands over those of other
-//! interfaces of the same host as well, whose checksums a device was to complete: sent on from there they would leave
-//! broken. A veth, besides, takes frames from a program into a ring that is emptied only while its other end has a
-//! program too (`veth_xdp_flush`, Linux 6.18), which a container cannot see. Generic XDP is never used: it stalls bulk
-//! transfers.
+//! A program in the driver sees frames as they come off the wire. A virtual interface also hands over frames of other
+//! interfaces on the same host, with checksums that a device was to complete: relayed, they would leave broken. A veth
+//! besides puts the frames of a program into a ring that is emptied only while its other end has a program too
+//! (`veth_xdp_flush`, Linux 6.18), which a container cannot see. Generic XDP is never used: it stalls bulk transfers.
 
 use std::{env, fs};
 
 use crate::{config::Hook, host::interfaces::Interface};
 
-/// Kinds of interfaces that take their frames, by a tag or an address, from those of another.
+/// The kinds of interfaces that take frames from another one, by a tag or an address.
 const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "macsec"];
 
-/// Why an interface among `all` is not to get the XDP program, if it is not.
+/// The reason why `device`, one of `all`, must not get the XDP program, if there is one.
 pub fn why_not(device: &Interface, all: &[Interface], hook: Hook) -> Option<String> {
-    // The runs see to it that their veths are sound.
+    // Test runs give both ends of their veths a program.
     let veths_are_sound = env::var_os("BALANCER_HOOK").is_some_and(|hook| hook == "xdp");
     let virtual_kind = device.kind.clone().filter(|kind| !(veths_are_sound && kind == "veth"));
     let forwards = ["ipv4", "ipv6"].iter().any(|family| forwards(family, &device.name));
@@ -33,20 +32,22 @@ fn judge(
         return Err("api.hook is \"tc\"".into());
     }
     if let Some(kind) = virtual_kind {
-        return Err(format!("{name} is a {kind}, no hardware: frames may come without their checksums"));
+        return Err(format!("{name} is a {kind}, no hardware: frames may arrive without checksums"));
     }
     if let Some(other) = stacked {
-        return Err(format!("{other} takes frames from {name}, which the driver may hand over as {name}'s"));
+        return Err(format!(
+            "{other} takes frames from {name}, which the driver may hand over as {name}'s own"
+        ));
     }
     if !forwards {
         return Err(format!(
-            "the kernel tells programs no next hop where it does not forward: `sysctl net.ipv4.conf.{name}.forwarding=1`"
+            "the kernel tells programs a next hop only where it forwards: run `sysctl net.ipv4.conf.{name}.forwarding=1`"
         ));
     }
     Ok(())
 }
 
-/// The interface that takes frames from `device`, if one does.
+/// The interface that takes frames from `device`, if there is one.
 fn stacked_on<'a>(device: &Interface, all: &'a [Interface]) -> Option<&'a str> {
     let takes = |other: &&Interface| {
         other.lower == Some(device.index) && other.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind))

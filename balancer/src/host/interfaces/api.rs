@@ -7,11 +7,7 @@ use anyhow::{Result, bail, ensure};
 use super::Interface;
 
 /// The interfaces on which clients reach the API: the `configured` ones, or else those that hold one of the controller's
-/// `own` addresses.
-///
-/// # Errors
-/// When a configured one does not exist, holds no address or is not Ethernet, or when none is left; the message says
-/// what to do.
+/// `own` addresses and are Ethernet. Each configured one must exist, be Ethernet and hold an address.
 pub fn api_interfaces<'a>(
     list: &'a [Interface],
     configured: Option<&[String]>,
@@ -51,7 +47,7 @@ fn default_interfaces<'a>(list: &'a [Interface], own: &[IpAddr]) -> Result<Vec<&
     ensure!(
         !holders.is_empty(),
         "no interface of this host holds an address of this controller ({}): correct the controller's addresses, or \
-         name the interfaces in api.interfaces",
+         set api.interfaces",
         texts.join(", ")
     );
     let (usable, other): (Vec<_>, Vec<_>) = holders.into_iter().partition(|interface| interface.ethernet);
@@ -59,8 +55,8 @@ fn default_interfaces<'a>(list: &'a [Interface], own: &[IpAddr]) -> Result<Vec<&
         let others: Vec<_> =
             other.iter().map(|interface| format!("{} ({})", interface.name, describe(interface))).collect();
         bail!(
-            "this controller's addresses are held by {} only, which is not Ethernet: name the Ethernet interfaces that \
-             clients come in by in api.interfaces",
+            "this controller's addresses are on {} only, not on Ethernet: set api.interfaces to the Ethernet interfaces \
+             by which clients come in",
             others.join(", ")
         );
     }

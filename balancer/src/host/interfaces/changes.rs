@@ -1,4 +1,4 @@
-//! Word of changes to interfaces, addresses and routes.
+//! Notice of changes to interfaces, addresses and routes.
 
 use std::time::{Duration, Instant};
 
@@ -6,43 +6,42 @@ use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream::BoxStream};
 use rtnetlink::MulticastGroup;
 use tokio::{
-    task::JoinHandle,
+    task::JoinSet,
     time::{sleep_until, timeout_at},
 };
 
-/// A wave of changes counts as over when nothing has come for this long.
+/// A wave of changes is over after this long without another.
 pub(super) const QUIET: Duration = Duration::from_millis(200);
-/// Between two attempts to renew a subscription that broke.
+/// The longest wave: on a host whose routes never come to rest, this often is a change reported.
+const LONGEST_WAVE: Duration = Duration::from_secs(2);
+/// Between two attempts to renew a broken subscription.
 const RENEW: Duration = Duration::from_secs(5);
 
-/// A host whose routes never come to rest is told of changes this often.
-const LONGEST_WAVE: Duration = Duration::from_secs(2);
-
-/// Word of changes to links, addresses and routes.
-#[derive(Debug)]
+/// Notice of changes to links, addresses and routes, one for a wave of them.
 pub struct Changes {
     subscription: Subscription,
-    /// The first and the latest change of a wave that has not ended.
-    wave: Option<(Instant, Instant)>,
-    /// When a subscription that broke is renewed at the earliest.
+    wave: Option<Wave>,
+    /// Not before this time is a broken subscription renewed.
     renew_at: Option<Instant>,
+}
+
+/// Changes that follow each other closely, such as those of a service that sets up the network.
+#[derive(Clone, Copy, Debug)]
+struct Wave {
+    first: Instant,
+    latest: Instant,
+}
+
+impl Wave {
+    /// The end of the wave, if no other change comes before.
+    fn ends_at(&self) -> Instant {
+        (self.latest + QUIET).min(self.first + LONGEST_WAVE)
+    }
 }
 
 struct Subscription {
     messages: BoxStream<'static, ()>,
-    driver: JoinHandle<()>,
-}
-
-impl std::fmt::Debug for Subscription {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Subscription").field("driver", &self.driver).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    _driver: JoinSet<()>,
 }
 
 impl Subscription {
@@ -56,23 +55,20 @@ impl Subscription {
         ];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
             .context("failed to subscribe to changes of interfaces and routes")?;
-        Ok(Self { messages: messages.map(|_| ()).boxed(), driver: tokio::spawn(connection) })
+        Ok(Self { messages: messages.map(|_| ()).boxed(), _driver: [connection].into_iter().collect() })
     }
 }
 
 impl Changes {
     /// Subscribes, in the network namespace of the calling thread; must run inside the tokio runtime.
-    ///
-    /// # Errors
-    /// When the kernel refuses the subscription.
     pub fn subscribe() -> Result<Self> {
         Ok(Self { subscription: Subscription::open()?, wave: None, renew_at: None })
     }
 
-    /// Waits for a wave of changes to end. Nothing is lost between two calls, nor when a wait is given up.
+    /// Waits for the end of a wave of changes. A change between two calls is not lost, nor one during a call whose future
+    /// is dropped.
     ///
-    /// # Errors
-    /// When the subscription broke and cannot be renewed.
+    /// Fails when the subscription broke and cannot be renewed; the next call waits a while and tries again.
     pub async fn next(&mut self) -> Result<()> {
         if let Some(at) = self.renew_at {
             sleep_until(at.into()).await;
@@ -81,26 +77,43 @@ impl Changes {
             let message = self.subscription.messages.next();
             let message = match self.wave {
                 None => message.await,
-                Some((_, latest)) => match timeout_at((latest + QUIET).into(), message).await {
+                Some(wave) => match timeout_at(wave.ends_at().into(), message).await {
                     Ok(message) => message,
                     Err(_) => break,
                 },
             };
             if message.is_none() {
-                // What happened meanwhile is unknown: that is a change.
+                // Nobody knows about changes until the next subscription, so this counts as one.
                 self.renew_at = Some(Instant::now() + RENEW);
                 self.subscription = Subscription::open()?;
                 self.renew_at = None;
                 break;
             }
             let now = Instant::now();
-            let (first, _) = *self.wave.get_or_insert((now, now));
-            self.wave = Some((first, now));
-            if now.duration_since(first) >= LONGEST_WAVE {
+            let wave = self.wave.get_or_insert(Wave { first: now, latest: now });
+            wave.latest = now;
+            // `timeout_at` prefers a message that is there: a flood of them would never end.
+            if now >= wave.ends_at() {
                 break;
             }
         }
         self.wave = None;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wave_ends_after_a_pause_or_at_its_longest() {
+        let start = Instant::now();
+        let ms = |count| start + Duration::from_millis(count);
+        // First and latest change, and the end.
+        let rows = [(0, 0, 200), (0, 150, 350), (0, 1_800, 2_000), (0, 1_950, 2_000), (0, 3_000, 2_000)];
+        for (first, latest, end) in rows {
+            assert_eq!(Wave { first: ms(first), latest: ms(latest) }.ends_at(), ms(end), "{first} {latest}");
+        }
     }
 }

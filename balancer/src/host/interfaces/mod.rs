@@ -1,4 +1,4 @@
-//! Network interfaces, addresses and routes of this host, and word of their changes, by rtnetlink.
+//! The interfaces, addresses and routes of this host, and notice of their changes, by rtnetlink.
 
 mod api;
 mod changes;
@@ -15,10 +15,10 @@ use rtnetlink::{
     packet_route::{
         address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
+        route::{RouteAttribute, RouteMessage},
     },
 };
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 pub use self::{api::api_interfaces, changes::Changes};
 
@@ -31,62 +31,42 @@ pub struct Interface {
     pub name: String,
     /// Largest IP packet.
     pub mtu: u32,
-    /// What a virtual interface is: `veth`, `bridge`, `tun`, …; `None` for hardware and loopback.
+    /// The kind of a virtual interface: `veth`, `bridge`, `tun`, …; `None` for hardware and loopback.
     pub kind: Option<String>,
     /// The link layer, `ARPHRD_…`.
     pub link_type: u16,
-    /// Whether it is switched on; it may still lack a carrier.
+    /// Whether it is set up; it may still lack a carrier.
     pub up: bool,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether its packets start with an Ethernet header, as the packet programs expect.
     pub ethernet: bool,
-    /// The interface that it takes its frames from, as a VLAN does; a veth's other end, which may be in another
-    /// namespace.
+    /// The interface from which it takes its frames, as a VLAN does; or a veth's other end, perhaps in another namespace.
     pub lower: Option<u32>,
 }
 
 /// How the kernel would send to a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The interface it leaves by.
+    /// The interface by which packets leave.
     pub interface: u32,
-    /// The MTU of the route, or of the path where one was learnt; `None`: that of the interface.
-    pub mtu: Option<u32>,
-    /// The source address that the kernel would choose.
-    pub source: IpAddr,
-    /// The next hop; `None`: the destination is on the link.
-    pub gateway: Option<IpAddr>,
 }
 
-/// A conversation with rtnetlink in the network namespace in which it was opened.
-#[derive(Debug)]
+/// An rtnetlink socket, in the network namespace in which it was opened.
 pub struct Interfaces {
     handle: Handle,
-    driver: JoinHandle<()>,
-}
-
-impl Drop for Interfaces {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    _driver: JoinSet<()>,
 }
 
 impl Interfaces {
-    /// Opens the conversation; must run inside the tokio runtime.
-    ///
-    /// # Errors
-    /// When the kernel gives no netlink socket.
+    /// Opens the socket; must run inside the tokio runtime.
     pub fn open() -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()
             .context("failed to open a netlink socket for interfaces and routes")?;
-        Ok(Self { handle, driver: tokio::spawn(connection) })
+        Ok(Self { handle, _driver: [connection].into_iter().collect() })
     }
 
-    /// All interfaces with their addresses, in the kernel's order.
-    ///
-    /// # Errors
-    /// When the kernel does not answer.
+    /// All interfaces with their addresses, by index.
     pub async fn list(&self) -> Result<Vec<Interface>> {
         let links: Vec<_> =
             collect(self.handle.link().get().execute()).await.context("failed to list network interfaces")?;
@@ -104,18 +84,12 @@ impl Interfaces {
         Ok(interfaces.into_values().collect())
     }
 
-    /// Every address of this host, loopback ones included.
-    ///
-    /// # Errors
-    /// As [`Self::list`].
+    /// Every address of this host, including those of loopback.
     pub async fn host_addresses(&self) -> Result<Vec<IpAddr>> {
         Ok(self.list().await?.into_iter().flat_map(|interface| interface.addresses).collect())
     }
 
     /// Asks the kernel how it would send to `destination`.
-    ///
-    /// # Errors
-    /// When there is no route, or the kernel does not answer.
     pub async fn route_to(&self, destination: IpAddr) -> Result<Route> {
         let failed = || format!("failed to find a route to {destination}");
         let whole = if destination.is_ipv4() { 32 } else { 128 };
@@ -126,7 +100,7 @@ impl Interfaces {
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
             Ok(Some(answer)) => route(&answer).with_context(failed),
-            Ok(None) => bail!("{}: the kernel answered nothing", failed()),
+            Ok(None) => bail!("{}: the kernel did not answer", failed()),
             Err(rtnetlink::Error::NetlinkError(error)) => Err(explain(&error).context(failed())),
             Err(error) => Err(anyhow::Error::new(error).context(failed())),
         }
@@ -176,51 +150,31 @@ fn interface(message: LinkMessage) -> Interface {
     interface
 }
 
-/// IPv4 names its own address `Local`, and the peer's `Address` on point-to-point links; IPv6 often has `Address` only.
+/// `IFA_LOCAL` where it is set: on point-to-point links of IPv4 `IFA_ADDRESS` is the peer's. IPv6 often has `IFA_ADDRESS`
+/// alone (`rtnetlink(7)`).
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|attribute| {
-        if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None }
-    });
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| {
-            if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
-        })
+    type Pick = fn(&AddressAttribute) -> Option<IpAddr>;
+    let find = |pick: Pick| message.attributes.iter().find_map(pick);
+    let local: Pick =
+        |attribute| if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None };
+    find(local).or_else(|| {
+        find(
+            |attribute| {
+                if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
+            },
+        )
     })
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "netlink has dozens of attributes, and gains more")]
 fn route(message: &RouteMessage) -> Result<Route> {
-    let address = |address: &RouteAddress| match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    };
-    let (mut interface, mut mtu, mut source, mut gateway) = (None, None, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::PrefSource(found) => source = address(found),
-            RouteAttribute::Gateway(found) => gateway = address(found),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics
-                    .iter()
-                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
-            }
-            _ => {}
-        }
-    }
-    Ok(Route {
-        interface: interface.context("the route names no interface")?,
-        mtu: mtu.filter(|mtu| *mtu > 0),
-        source: source.context("the route names no source address")?,
-        gateway,
-    })
+    let interface = message
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None });
+    Ok(Route { interface: interface.context("the route names no interface")? })
 }
 
-/// Addresses of this host, for when there is no runtime yet.
-///
-/// # Errors
-/// The kernel refused.
+/// The addresses of this host, without a runtime.
 pub fn addresses() -> Result<Vec<IpAddr>> {
     let entries = nix::ifaddrs::getifaddrs().context("failed to list this host's addresses")?;
     Ok(entries
@@ -232,10 +186,7 @@ pub fn addresses() -> Result<Vec<IpAddr>> {
         .collect())
 }
 
-/// Names of this host's interfaces, for when there is no runtime.
-///
-/// # Errors
-/// The kernel refused.
+/// The names of this host's interfaces, without a runtime.
 pub fn names() -> Result<Vec<String>> {
     let interfaces = nix::net::if_::if_nameindex().context("failed to list this host's interfaces")?;
     Ok(interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned()).collect())

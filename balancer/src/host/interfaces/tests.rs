@@ -1,8 +1,10 @@
+//! The choice of the API's interfaces by rows, and rtnetlink in namespaces.
+
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{changes::*, *};
+use super::{changes::QUIET, *};
 use crate::host::testing::{ip, run_in_namespace};
 
 fn interface(index: u32, name: &str, kind: Option<&str>, addresses: &[&str], ethernet: bool) -> Interface {
@@ -98,14 +100,10 @@ fn interfaces_addresses_and_routes_are_read() {
         assert!(!find("lo").ethernet);
         assert!(interfaces.host_addresses().await.unwrap().contains(&"127.0.0.1".parse().unwrap()));
 
-        let own = "10.0.0.11".parse().unwrap();
-        let route = interfaces.route_to("10.0.0.12".parse().unwrap()).await.unwrap();
-        assert_eq!(route, Route { interface: left.index, mtu: None, source: own, gateway: None });
-        let route = interfaces.route_to("10.5.1.1".parse().unwrap()).await.unwrap();
-        let gateway = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(route, Route { interface: left.index, mtu: Some(1300), source: own, gateway });
-        let route = interfaces.route_to("fd00::12".parse().unwrap()).await.unwrap();
-        assert_eq!((route.interface, route.source), (left.index, "fd00::11".parse().unwrap()));
+        for destination in ["10.0.0.12", "10.5.1.1", "fd00::12"] {
+            let route = interfaces.route_to(destination.parse().unwrap()).await.unwrap();
+            assert_eq!(route, Route { interface: left.index }, "{destination}");
+        }
 
         let error = interfaces.route_to("192.0.2.1".parse().unwrap()).await.unwrap_err();
         let text = format!("{error:#}");

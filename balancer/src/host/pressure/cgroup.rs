@@ -1,4 +1,4 @@
-//! The cgroup in which a process is kept, of either version, and its limit.
+//! The cgroup of a process, in version 1 or 2, with its limit and use of memory.
 
 use std::{
     fs,
@@ -8,19 +8,19 @@ use std::{
 use super::{Level, keyed, number};
 use crate::config::unescape;
 
-/// A cgroup limit from here on is no limit: version 1 says "none" by a number close to 2^63.
+/// A limit from here on is none: version 1 has no word for it but a number close to 2^63 (`PAGE_COUNTER_MAX`).
 const UNLIMITED: u64 = 1 << 60;
 
-/// Where a process is kept.
+/// The cgroup of a process.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Cgroup {
-    /// In the hierarchy with the memory controller.
+    /// Its place in the hierarchy with the memory controller.
     memory: Option<(Version, Place)>,
-    /// In the hierarchy of version 2, which has PSI also where version 1 has the memory controller.
+    /// Its place in the hierarchy of version 2, which has PSI even where version 1 has the memory controller.
     unified: Option<Place>,
 }
 
-/// A cgroup in a hierarchy.
+/// A directory in a hierarchy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Place {
     mount: PathBuf,
@@ -35,7 +35,7 @@ impl Place {
 }
 
 impl Cgroup {
-    /// `None`: neither hierarchy is there, or the process is not.
+    /// `None`: neither hierarchy is mounted, or there is no such process.
     pub(super) fn of(proc: &Path, pid: u32) -> Option<Self> {
         let mounts = fs::read_to_string(proc.join("mounts")).ok()?;
         let cgroups = fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok()?;
@@ -45,13 +45,13 @@ impl Cgroup {
             Some(Place { mount, path })
         };
         let unified = place(Version::Two);
-        // Version 1 only has the controller where version 2 has not.
+        // A controller belongs to one hierarchy: where version 1 has it, version 2 has not.
         let one = place(Version::One).map(|place| (Version::One, place));
         let memory = one.or_else(|| unified.clone().map(|place| (Version::Two, place)));
         memory.is_some().then_some(Self { memory, unified })
     }
 
-    /// Of the cgroup and its ancestors that have a limit the one with the least left, by its path.
+    /// The tightest limit, of the cgroup or one of its ancestors, with the path of that cgroup.
     pub(super) fn tightest(&self) -> Option<(String, Level)> {
         let (version, place) = self.memory.as_ref()?;
         let levels = place.path.ancestors().filter_map(|path| {
@@ -80,7 +80,7 @@ impl Version {
             Self::One => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
             Self::Two => ("memory.max", "memory.current", "inactive_file"),
         };
-        // `max`, version 2's word for none, is no number.
+        // Version 2 writes `max` for no limit, which is no number.
         let max = number(&directory.join(limit)).filter(|&max| max < UNLIMITED)?;
         let usage = number(&directory.join(usage))?;
         let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
@@ -88,7 +88,7 @@ impl Version {
     }
 }
 
-/// The mount point of the hierarchy, from a line of /proc/mounts: `cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0`.
+/// The mount point of a hierarchy, from a line of /proc/mounts: `cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0`.
 fn mount_of(line: &str, version: Version) -> Option<PathBuf> {
     let mut fields = line.split(' ').skip(1);
     let (directory, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
@@ -100,7 +100,7 @@ fn mount_of(line: &str, version: Version) -> Option<PathBuf> {
 }
 
 /// The path below the mount, from a line of /proc/PID/cgroup: `4:memory:/system.slice/x`, or `0::/system.slice/x`.
-/// Paths outside of our cgroup namespace (`/../x`) are of no use.
+/// A path outside of our cgroup namespace (`/../x`) leads nowhere.
 fn path_of(line: &str, version: Version) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);

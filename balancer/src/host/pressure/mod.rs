@@ -1,8 +1,8 @@
-//! How much memory is left: of this host, and of the cgroup in which the kernel keeps jujud.
+//! The memory in use, and the pressure on it: of this host, and of jujud's cgroup.
 //!
-//! The kernel ends jujud when either is out, so the scarcer one counts. A cgroup is limited by each of its ancestors
-//! too. What can be had back at once, such as the page cache, is not in use. Files that are not there or make no sense
-//! are passed over: a host without PSI or without memory cgroups is judged by what it has.
+//! The kernel kills jujud when either runs out, so the scarcer one counts. Each ancestor limits a cgroup too. Memory that
+//! the kernel takes back at once, such as the page cache, is not in use. Files that are missing or unreadable are
+//! skipped: a host without PSI or without memory cgroups is judged by the rest.
 
 mod cgroup;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use self::cgroup::Cgroup;
 
 const MIB: u64 = 1 << 20;
 
-/// What [`Gauge::read`] found.
+/// One reading of a [`Gauge`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// The scarcer of host and cgroup, and the worse pressure of both.
@@ -29,7 +29,7 @@ pub struct Usage {
     pub words: String,
 }
 
-/// Reads memory use.
+/// Reads memory use and pressure.
 #[derive(Clone, Debug)]
 pub struct Gauge {
     proc: PathBuf,
@@ -37,14 +37,13 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// A gauge of the host whose procfs is at `proc`; of its cgroups once it follows a process.
+    /// A gauge of the host with procfs at `proc`, and of no cgroup until it follows a process.
     pub fn new(proc: impl Into<PathBuf>) -> Self {
         Self { proc: proc.into(), cgroup: None }
     }
 
-    /// Reads the cgroup in which process `pid` is now as well, from here on. It keeps to the cgroup, not to the
-    /// process: a service that is restarted comes back to its cgroup. `false`: the process has none that can be found,
-    /// and the one followed so far stays.
+    /// Reads the present cgroup of process `pid` as well from here on. It follows the cgroup, not the process: a service
+    /// that restarts comes back to its cgroup. `false`: no cgroup of it was found, and the one followed so far stays.
     pub fn follow(&mut self, pid: u32) -> bool {
         let found = Cgroup::of(&self.proc, pid);
         let is_found = found.is_some();
@@ -57,8 +56,8 @@ impl Gauge {
         self.cgroup.is_some()
     }
 
-    /// Follows jujud where it was not there at first, by the name of its process: who holds the API's listener takes
-    /// privileges to find out, which are given up by then.
+    /// Follows jujud once it runs, unless a cgroup is followed already. It finds jujud by the name of the process: finding
+    /// the holder of the API's listener takes privileges that the agent has given up by then.
     pub fn seek(&mut self) {
         if self.follows() {
             return;
@@ -74,13 +73,12 @@ impl Gauge {
         }
     }
 
-    /// Memory use now. Takes about ten short reads of pseudo files.
+    /// Reads memory use now: about ten short reads of pseudo files.
     pub fn read(&self) -> Usage {
-        let host = host(&self.proc);
         let cgroup = self.cgroup.as_ref().and_then(Cgroup::tightest);
-        let named = [cgroup.map(|(path, level)| (format!("jujud's cgroup {path}"), level))];
-        let mut levels: Vec<_> =
-            named.into_iter().flatten().chain(host.map(|level| ("host".into(), level))).collect();
+        let cgroup = cgroup.map(|(path, level)| (format!("jujud's cgroup {path}"), level));
+        let host = host(&self.proc).map(|level| ("host".to_owned(), level));
+        let mut levels: Vec<_> = cgroup.into_iter().chain(host).collect();
         levels.sort_by_key(|(_, level)| std::cmp::Reverse(level.reading().permille()));
         let pressures =
             [Some(self.proc.join("pressure/memory")), self.cgroup.as_ref().and_then(Cgroup::pressure)];
@@ -95,7 +93,7 @@ impl Gauge {
     }
 }
 
-/// Memory in use, of how much, octets.
+/// Memory in use and its limit, in bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Level {
     used: u64,
@@ -119,7 +117,7 @@ fn host(proc: &Path) -> Option<Level> {
     Some(Level { used: max.saturating_sub(kib("MemAvailable:")?), max })
 }
 
-/// PSI, ten seconds' average.
+/// PSI, averaged over ten seconds (`avg10`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Pressure {
     some_permille: u16,
@@ -149,14 +147,14 @@ impl Pressure {
     }
 }
 
-/// `12.34`, percent.
+/// `12.34` percent, in permille.
 fn permille(percent: &str) -> Option<u16> {
     let (whole, fraction) = percent.split_once('.')?;
     let tenths = fraction.get(..1)?.parse::<u16>().ok()?;
     whole.parse::<u16>().ok()?.checked_mul(10)?.checked_add(tenths)
 }
 
-/// The number behind the word `key` at the beginning of a line.
+/// The number after the word `key` at the beginning of a line.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     let words = |line: &str| {
         let mut words = line.split_whitespace();

@@ -1,3 +1,5 @@
+//! Hosts made of files, and this one.
+
 use super::*;
 
 const NONE_V1: &str = "9223372036854771712";
@@ -55,14 +57,102 @@ const PSI: (&str, &str) = (
 const MOUNTS_V2: (&str, &str) =
     ("proc/mounts", "proc /proc proc rw 0 0\ncgroup2 ROOT/cg\\0401 cgroup2 rw 0 0\n");
 
+/// A name, the files of a host, its words, then its reading: used and max in MiB, `some` and `full` in permille.
+type Row =
+    (&'static str, &'static [&'static [(&'static str, &'static str)]], &'static str, (u64, u64, u16, u16));
+
+const V2_SLICE: [(&str, &str); 4] = [
+    ("proc/7/cgroup", "0::/a.slice/b.service\n"),
+    ("cg 1/a.slice/b.service/memory.max", "104857600\n"),
+    ("cg 1/a.slice/b.service/memory.current", "83886080\n"),
+    ("cg 1/a.slice/memory.max", "209715200\n"),
+];
+const V1: [(&str, &str); 8] = [
+    (
+        "proc/mounts",
+        "cgroup ROOT/cg/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup ROOT/cg/memory cgroup rw,memory 0 0\n\
+         cgroup2 ROOT/cg/unified cgroup2 rw 0 0\n",
+    ),
+    ("proc/7/cgroup", "9:name=systemd:/j\n4:memory:/j\n1:cpu,cpuacct:/elsewhere\n0::/j\n"),
+    ("cg/memory/memory.limit_in_bytes", NONE_V1),
+    ("cg/memory/memory.usage_in_bytes", "999999999\n"),
+    ("cg/memory/j/memory.limit_in_bytes", "104857600\n"),
+    ("cg/memory/j/memory.usage_in_bytes", "104857600\n"),
+    ("cg/memory/j/memory.stat", "inactive_file 1\ntotal_inactive_file 10485760\n"),
+    ("cg/unified/j/memory.pressure", "some avg10=2.00 avg60=0\nfull avg10=1.00 avg60=0\n"),
+];
+
 #[test]
-fn a_host_alone() {
-    let fake = Fake::new(&[MEMINFO, PSI]);
-    let usage = fake.gauge(7).read();
-    assert_eq!(usage.words, "host: 500 of 1000 MiB; pressure 1.5 % (full 0.3 %)");
-    let expected = Reading { used: 500 * MIB, max: 1000 * MIB, some_permille: 15, full_permille: 3 };
-    assert_eq!(usage.reading, expected);
-    assert!(!fake.gauge(7).follows());
+fn the_scarcer_of_host_and_cgroups_counts() {
+    let rows: [Row; 8] = [
+        (
+            "a host alone",
+            &[&[MEMINFO, PSI]],
+            "host: 500 of 1000 MiB; pressure 1.5 % (full 0.3 %)",
+            (500, 1000, 15, 3),
+        ),
+        ("a host without PSI", &[&[MEMINFO]], "host: 500 of 1000 MiB", (500, 1000, 0, 0)),
+        (
+            "version 2 with its own pressure",
+            &[
+                &[MEMINFO, PSI, MOUNTS_V2],
+                &[
+                    ("proc/7/cgroup", "0::/system.slice/jujud.service\n"),
+                    ("cg 1/system.slice/jujud.service/memory.max", "536870912\n"),
+                    ("cg 1/system.slice/jujud.service/memory.current", "530579456\n"),
+                    (
+                        "cg 1/system.slice/jujud.service/memory.stat",
+                        "anon 5\ninactive_file 98566144\nactive_file 7\n",
+                    ),
+                    (
+                        "cg 1/system.slice/jujud.service/memory.pressure",
+                        "some avg10=31.00 avg60=0\nfull avg10=0.00 avg60=0\n",
+                    ),
+                    ("cg 1/system.slice/memory.max", "max\n"),
+                    ("cg 1/system.slice/memory.current", "600000000\n"),
+                ],
+            ],
+            "jujud's cgroup /system.slice/jujud.service: 412 of 512 MiB; host: 500 of 1000 MiB; pressure 31.0 % (full \
+             0.3 %)",
+            (412, 512, 310, 3),
+        ),
+        (
+            "an ancestor with more left",
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "104857600\n")]],
+            "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB",
+            (80, 100, 0, 0),
+        ),
+        (
+            "an ancestor with as much left",
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "167772160\n")]],
+            "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB",
+            (80, 100, 0, 0),
+        ),
+        (
+            "an ancestor with less left",
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "188743680\n")]],
+            "jujud's cgroup /a.slice: 180 of 200 MiB; host: 500 of 1000 MiB",
+            (180, 200, 0, 0),
+        ),
+        (
+            "version 1 beside version 2",
+            &[&[MEMINFO], &V1],
+            "jujud's cgroup /j: 90 of 100 MiB; host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)",
+            (90, 100, 20, 10),
+        ),
+        (
+            "version 1 without a limit",
+            &[&[MEMINFO], &V1, &[("cg/memory/j/memory.limit_in_bytes", NONE_V1)]],
+            "host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)",
+            (500, 1000, 20, 10),
+        ),
+    ];
+    for (what, files, words, (used, max, some_permille, full_permille)) in rows {
+        let usage = Fake::new(&files.concat()).gauge(7).read();
+        assert_eq!(usage.words, words, "{what}");
+        let reading = Reading { used: used * MIB, max: max * MIB, some_permille, full_permille };
+        assert_eq!(usage.reading, reading, "{what}");
+    }
 }
 
 #[test]
@@ -76,77 +166,6 @@ fn nothing_at_all_is_no_shortage() {
     fake.put("proc/mounts", "cgroup2");
     fake.put("proc/1/cgroup", "::\n0\n0::/../x\n");
     assert_eq!(fake.gauge(1).read(), Usage::default());
-}
-
-#[test]
-fn version_2_with_its_own_pressure() {
-    let fake = Fake::new(&[
-        MEMINFO,
-        PSI,
-        MOUNTS_V2,
-        ("proc/7/cgroup", "0::/system.slice/jujud.service\n"),
-        ("cg 1/system.slice/jujud.service/memory.max", "536870912\n"),
-        ("cg 1/system.slice/jujud.service/memory.current", "530579456\n"),
-        ("cg 1/system.slice/jujud.service/memory.stat", "anon 5\ninactive_file 98566144\nactive_file 7\n"),
-        (
-            "cg 1/system.slice/jujud.service/memory.pressure",
-            "some avg10=31.00 avg60=0\nfull avg10=0.00 avg60=0\n",
-        ),
-        ("cg 1/system.slice/memory.max", "max\n"),
-        ("cg 1/system.slice/memory.current", "600000000\n"),
-    ]);
-    let usage = fake.gauge(7).read();
-    let words = "jujud's cgroup /system.slice/jujud.service: 412 of 512 MiB; host: 500 of 1000 MiB; \
-                 pressure 31.0 % (full 0.3 %)";
-    assert_eq!(usage.words, words);
-    let expected = Reading { used: 412 * MIB, max: 512 * MIB, some_permille: 310, full_permille: 3 };
-    assert_eq!(usage.reading, expected);
-}
-
-#[test]
-fn the_tightest_ancestor_counts() {
-    let files = |slice_used: &'static str| {
-        Fake::new(&[
-            MEMINFO,
-            MOUNTS_V2,
-            ("proc/7/cgroup", "0::/a.slice/b.service\n"),
-            ("cg 1/a.slice/b.service/memory.max", "104857600\n"),
-            ("cg 1/a.slice/b.service/memory.current", "83886080\n"),
-            ("cg 1/a.slice/memory.max", "209715200\n"),
-            ("cg 1/a.slice/memory.current", slice_used),
-        ])
-    };
-    let rows = [
-        ("inner", "104857600\n", "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB"),
-        ("equal", "167772160\n", "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB"),
-        ("outer", "188743680\n", "jujud's cgroup /a.slice: 180 of 200 MiB; host: 500 of 1000 MiB"),
-    ];
-    for (what, slice_used, words) in rows {
-        assert_eq!(files(slice_used).gauge(7).read().words, words, "{what}");
-    }
-}
-
-#[test]
-fn version_1_beside_version_2() {
-    let fake = Fake::new(&[
-        MEMINFO,
-        (
-            "proc/mounts",
-            "cgroup ROOT/cg/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup ROOT/cg/memory cgroup rw,memory 0 0\n\
-             cgroup2 ROOT/cg/unified cgroup2 rw 0 0\n",
-        ),
-        ("proc/7/cgroup", "9:name=systemd:/j\n4:memory:/j\n1:cpu,cpuacct:/elsewhere\n0::/j\n"),
-        ("cg/memory/memory.limit_in_bytes", NONE_V1),
-        ("cg/memory/memory.usage_in_bytes", "999999999\n"),
-        ("cg/memory/j/memory.limit_in_bytes", "104857600\n"),
-        ("cg/memory/j/memory.usage_in_bytes", "104857600\n"),
-        ("cg/memory/j/memory.stat", "inactive_file 1\ntotal_inactive_file 10485760\n"),
-        ("cg/unified/j/memory.pressure", "some avg10=2.00 avg60=0\nfull avg10=1.00 avg60=0\n"),
-    ]);
-    let words = "jujud's cgroup /j: 90 of 100 MiB; host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)";
-    assert_eq!(fake.gauge(7).read().words, words);
-    fake.put("cg/memory/j/memory.limit_in_bytes", NONE_V1);
-    assert_eq!(fake.gauge(7).read().words, "host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)");
 }
 
 #[test]
