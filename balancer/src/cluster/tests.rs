@@ -94,8 +94,6 @@ impl Bench {
             received_at: Some(now),
             alive: true,
             generation: 1,
-            heard_at: Some(now),
-            clock_offset_ms: None,
         };
         match heard {
             Load(connections) => self.view = Some(fresh(report(connections))),
@@ -415,8 +413,6 @@ fn reported_addresses_regroup_the_controllers_that_juju_lists() {
             received_at: None,
             alive: true,
             generation: 1,
-            heard_at: None,
-            clock_offset_ms: None,
         };
         let rows = [
             (&["10.0.0.2"][..], regroups),

@@ -50,7 +50,7 @@ pub struct Audit {
     /// Cookies that the last audit saw in the list alone, and in the map alone.
     missing: HashSet<u64>,
     surplus: HashSet<u64>,
-    /// Less the clients whose end the programs have missed: they count them for ever.
+    /// Minus one for each client that the programs count for ever, because they missed its end.
     corrected: i64,
 }
 

@@ -28,52 +28,41 @@ enum When {
     Start,
 }
 
-/// A capability that the agent needs.
-struct Need {
-    capability: CapabilitySet,
-    /// Its name in `capabilities(7)` and systemd.
-    name: &'static str,
-    when: When,
-    purpose: &'static str,
-}
+/// A capability that the agent needs: its name in `capabilities(7)` and systemd, and its purpose.
+type Need = (CapabilitySet, &'static str, When, &'static str);
 
 const NEEDS: [Need; 6] = [
-    Need {
-        capability: CapabilitySet::BPF,
-        name: "CAP_BPF",
-        when: When::Always,
-        purpose: "loading packet programs and using their maps",
-    },
-    Need {
-        capability: CapabilitySet::NET_ADMIN,
-        name: "CAP_NET_ADMIN",
-        when: When::Always,
-        purpose: "attaching packet programs to interfaces and closing connections",
-    },
-    Need {
-        capability: CapabilitySet::PERFMON,
-        name: "CAP_PERFMON",
-        when: When::Always,
-        purpose: "loading packet programs that read kernel structures",
-    },
-    Need {
-        capability: CapabilitySet::SYS_PTRACE,
-        name: "CAP_SYS_PTRACE",
-        when: When::Start,
-        purpose: "borrowing the listening socket of the API server",
-    },
-    Need {
-        capability: CapabilitySet::NET_RAW,
-        name: "CAP_NET_RAW",
-        when: When::Start,
-        purpose: "opening the raw socket that resets connections of dead controllers",
-    },
-    Need {
-        capability: CapabilitySet::SYS_RESOURCE,
-        name: "CAP_SYS_RESOURCE",
-        when: When::Start,
-        purpose: "locking memory for maps, which kernels before 5.11 limit",
-    },
+    (CapabilitySet::BPF, "CAP_BPF", When::Always, "loading packet programs and using their maps"),
+    (
+        CapabilitySet::NET_ADMIN,
+        "CAP_NET_ADMIN",
+        When::Always,
+        "attaching packet programs to interfaces and closing connections",
+    ),
+    (
+        CapabilitySet::PERFMON,
+        "CAP_PERFMON",
+        When::Always,
+        "loading packet programs that read kernel structures",
+    ),
+    (
+        CapabilitySet::SYS_PTRACE,
+        "CAP_SYS_PTRACE",
+        When::Start,
+        "borrowing the listening socket of the API server",
+    ),
+    (
+        CapabilitySet::NET_RAW,
+        "CAP_NET_RAW",
+        When::Start,
+        "opening the raw socket that resets connections of dead controllers",
+    ),
+    (
+        CapabilitySet::SYS_RESOURCE,
+        "CAP_SYS_RESOURCE",
+        When::Start,
+        "locking memory for maps, which kernels before 5.11 limit",
+    ),
 ];
 
 /// The last number that a capability can have: the sets have 64 bits.
@@ -113,16 +102,11 @@ fn missing(effective: CapabilitySet, kernel: (u32, u32), memory_limited: bool) -
             remedy: "upgrade the kernel of this host",
         }];
     }
-    NEEDS
-        .iter()
-        .filter(|need| need.capability != CapabilitySet::SYS_RESOURCE || memory_limited)
-        .filter(|need| !effective.contains(need.capability))
-        .map(|need| Missing {
-            what: need.name,
-            purpose: need.purpose,
-            remedy: "run as root, or let the systemd unit (CapabilityBoundingSet) or the container grant it",
-        })
-        .collect()
+    let is_missing = |(capability, ..): &&Need| {
+        !effective.contains(*capability) && (*capability != CapabilitySet::SYS_RESOURCE || memory_limited)
+    };
+    let remedy = "run as root, or let the systemd unit (CapabilityBoundingSet) or the container grant it";
+    NEEDS.iter().filter(is_missing).map(|&(_, what, _, purpose)| Missing { what, purpose, remedy }).collect()
 }
 
 fn kernel_version() -> Result<(u32, u32)> {
@@ -179,10 +163,8 @@ pub fn restrict() -> Result<()> {
 }
 
 fn restrict_thread() -> Result<()> {
-    let keep = NEEDS
-        .iter()
-        .filter(|need| need.when == When::Always)
-        .fold(CapabilitySet::empty(), |set, need| set | need.capability);
+    let keep = NEEDS.iter().filter(|(_, _, when, _)| *when == When::Always);
+    let keep = keep.fold(CapabilitySet::empty(), |set, (capability, ..)| set | *capability);
     // The bounding set comes first: shrinking it needs CAP_SETPCAP, which the other sets then lose.
     for number in 0..=LAST_POSSIBLE {
         let capability = CapabilitySet::from_bits_retain(1 << number);

@@ -14,7 +14,7 @@ const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "macsec"];
 
 /// The reason why `device`, one of `all`, must not get the XDP program, if there is one.
 pub fn why_not(device: &Interface, all: &[Interface], hook: Hook) -> Option<String> {
-    // Test runs give both ends of their veths a program.
+    // In test runs the other end of every veth has an XDP program.
     let veths_are_sound = env::var_os("BALANCER_HOOK").is_some_and(|hook| hook == "xdp");
     let virtual_kind = device.kind.clone().filter(|kind| !(veths_are_sound && kind == "veth"));
     let forwards = ["ipv4", "ipv6"].iter().any(|family| forwards(family, &device.name));

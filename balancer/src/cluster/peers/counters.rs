@@ -1,21 +1,22 @@
-//! What peer sync counted. Every datagram that came in is either accepted or dropped for one reason:
+//! The counters of peer sync. Each received datagram is accepted or dropped for one reason:
 //! received = accepted + the sum of the drops.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Mutex;
 
 use serde::Serialize;
 
-/// Why a datagram was dropped.
+use super::lock;
+
+/// The reason why a datagram was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum DropReason {
-    /// It came from no other controller's address, or names another controller than the one that has the
-    /// address.
+pub enum SyncDrop {
+    /// It came from no other controller's address, or its header names another controller than its address.
     UnknownSender,
-    /// It is not of our layout, not for this controller, or holds no gossip message.
+    /// It does not have our layout, is not for this controller, or holds no gossip message.
     Malformed,
     /// Its tag does not verify: it was sealed with another key, or changed on its way.
     WrongKey,
-    /// It was accepted before, is older than the window, or is of a start before the sender's newest one.
+    /// It was accepted before, is older than the window, or was sent before the sender's last restart.
     Replayed,
     /// It is authentic, but its sender's clock is too far from this host's.
     ClockSkew,
@@ -23,42 +24,30 @@ pub enum DropReason {
 
 /// Counts since the agent started.
 #[derive(Debug, Default)]
-pub struct SyncCounters {
-    sent: AtomicU64,
-    send_errors: AtomicU64,
-    received: AtomicU64,
-    accepted: AtomicU64,
-    unknown_sender: AtomicU64,
-    malformed: AtomicU64,
-    wrong_key: AtomicU64,
-    replayed: AtomicU64,
-    clock_skew: AtomicU64,
-    bad_reports: AtomicU64,
-    restarts: AtomicU64,
-}
+pub struct SyncCounters(Mutex<SyncCounts>);
 
 /// [`SyncCounters`] at one moment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct SyncCounts {
     /// Datagrams handed to the kernel.
     pub sent: u64,
-    /// Datagrams that the kernel refused to send, and messages too large to be sent.
+    /// Datagrams that the kernel refused to send, and messages too large to send.
     pub send_errors: u64,
-    /// Datagrams that came in.
+    /// Datagrams received.
     pub received: u64,
-    /// Of those received, the ones that were used.
+    /// Datagrams received and used.
     pub accepted: u64,
-    /// Of those received, dropped: see [`DropReason::UnknownSender`].
+    /// Datagrams dropped: [`SyncDrop::UnknownSender`].
     pub unknown_sender: u64,
-    /// Of those received, dropped: see [`DropReason::Malformed`].
+    /// Datagrams dropped: [`SyncDrop::Malformed`].
     pub malformed: u64,
-    /// Of those received, dropped: see [`DropReason::WrongKey`].
+    /// Datagrams dropped: [`SyncDrop::WrongKey`].
     pub wrong_key: u64,
-    /// Of those received, dropped: see [`DropReason::Replayed`].
+    /// Datagrams dropped: [`SyncDrop::Replayed`].
     pub replayed: u64,
-    /// Of those received, dropped: see [`DropReason::ClockSkew`].
+    /// Datagrams dropped: [`SyncDrop::ClockSkew`].
     pub clock_skew: u64,
-    /// Reports of peers that were refused; a report may arrive without a datagram of its own.
+    /// Refused reports of peers; a report may arrive through a third controller.
     pub bad_reports: u64,
     /// Times that gossip ended by itself and was started again.
     pub restarts: u64,
@@ -67,47 +56,35 @@ pub struct SyncCounts {
 impl SyncCounters {
     /// The counts at this moment.
     pub fn snapshot(&self) -> SyncCounts {
-        SyncCounts {
-            sent: self.sent.load(Relaxed),
-            send_errors: self.send_errors.load(Relaxed),
-            received: self.received.load(Relaxed),
-            accepted: self.accepted.load(Relaxed),
-            unknown_sender: self.unknown_sender.load(Relaxed),
-            malformed: self.malformed.load(Relaxed),
-            wrong_key: self.wrong_key.load(Relaxed),
-            replayed: self.replayed.load(Relaxed),
-            clock_skew: self.clock_skew.load(Relaxed),
-            bad_reports: self.bad_reports.load(Relaxed),
-            restarts: self.restarts.load(Relaxed),
-        }
+        *lock(&self.0)
     }
 
     pub(super) fn sent(&self) {
-        self.sent.fetch_add(1, Relaxed);
+        lock(&self.0).sent += 1;
     }
 
     pub(super) fn send_error(&self) {
-        self.send_errors.fetch_add(1, Relaxed);
+        lock(&self.0).send_errors += 1;
     }
 
-    pub(super) fn received(&self, outcome: Result<(), DropReason>) {
-        self.received.fetch_add(1, Relaxed);
-        let outcome = match outcome {
-            Ok(()) => &self.accepted,
-            Err(DropReason::UnknownSender) => &self.unknown_sender,
-            Err(DropReason::Malformed) => &self.malformed,
-            Err(DropReason::WrongKey) => &self.wrong_key,
-            Err(DropReason::Replayed) => &self.replayed,
-            Err(DropReason::ClockSkew) => &self.clock_skew,
-        };
-        outcome.fetch_add(1, Relaxed);
+    pub(super) fn received(&self, outcome: Result<(), SyncDrop>) {
+        let mut counts = lock(&self.0);
+        counts.received += 1;
+        *match outcome {
+            Ok(()) => &mut counts.accepted,
+            Err(SyncDrop::UnknownSender) => &mut counts.unknown_sender,
+            Err(SyncDrop::Malformed) => &mut counts.malformed,
+            Err(SyncDrop::WrongKey) => &mut counts.wrong_key,
+            Err(SyncDrop::Replayed) => &mut counts.replayed,
+            Err(SyncDrop::ClockSkew) => &mut counts.clock_skew,
+        } += 1;
     }
 
     pub(super) fn bad_report(&self) {
-        self.bad_reports.fetch_add(1, Relaxed);
+        lock(&self.0).bad_reports += 1;
     }
 
     pub(super) fn restarted(&self) {
-        self.restarts.fetch_add(1, Relaxed);
+        lock(&self.0).restarts += 1;
     }
 }

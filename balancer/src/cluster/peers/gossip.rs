@@ -1,49 +1,63 @@
-//! Keeps gossip running and carries reports into it.
+//! Keeps chitchat's gossip running, and carries reports into it.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use log::{debug, error};
-use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
 
-use super::heartbeat::{FORGOTTEN_AFTER, JUDGE_EVERY, Pauses};
-use super::report::Report;
-use super::transport::SealedTransport;
-use super::{Shared, host};
+use super::{
+    Shared,
+    heartbeat::{FORGOTTEN_AFTER, JUDGE_EVERY, Pauses},
+    host,
+    report::Report,
+    transport::SealedTransport,
+};
 
-/// Pause between two rounds of gossip: a report that nothing changed is renewed this often at best.
-pub const GOSSIP_EVERY: Duration = Duration::from_millis(100);
-/// Changes are pushed at most this often.
+/// The pause between two rounds of gossip. A report that did not change is renewed this often at best.
+const GOSSIP_EVERY: Duration = Duration::from_millis(100);
+/// The shortest pause between two pushes of changes.
 pub(super) const PUSH_EVERY: Duration = Duration::from_millis(10);
-/// A peer that sent nothing for this long is written to even when gossip leaves it out.
+/// A peer that has sent nothing for this long gets a message even if chitchat takes it for dead.
 pub(super) const SOUGHT_AFTER: Duration = Duration::from_millis(500);
-/// What chitchat remembers of a dead controller outlives its restart, and not by much.
+/// chitchat keeps the state of a dead controller for this long: past a restart, but not much longer.
 const DEAD_GRACE: Duration = Duration::from_mins(1);
-// Else what is forgotten is heard again.
+// chitchat must forget first, or it would bring a forgotten start back.
 const _: () = assert!(FORGOTTEN_AFTER.as_secs() >= DEAD_GRACE.as_secs() + 5);
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 const REPORT_KEY: &str = "report";
 
-/// Keeps gossip running and carries reports into it.
+/// The task of peer sync.
 pub(super) struct Driver {
-    pub(super) shared: Arc<Shared>,
-    pub(super) advertised: SocketAddr,
-    pub(super) cluster_id: String,
-    pub(super) outgoing: watch::Receiver<Option<Arc<Report>>>,
-    pub(super) stop: oneshot::Receiver<()>,
-    pub(super) generation: u64,
-    pub(super) sequence: u64,
-    pub(super) pushed: Option<Arc<Report>>,
+    shared: Arc<Shared>,
+    advertised: SocketAddr,
+    cluster_id: String,
+    outgoing: watch::Receiver<Option<Arc<Report>>>,
+    stop: oneshot::Receiver<()>,
+    generation: u64,
+    sequence: u64,
+    pushed: Option<Arc<Report>>,
 }
 
 impl Driver {
+    /// A driver that publishes `outgoing`, and ends with it or with the other end of `stop`.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        advertised: SocketAddr,
+        cluster_id: String,
+        outgoing: watch::Receiver<Option<Arc<Report>>>,
+        stop: oneshot::Receiver<()>,
+    ) -> Self {
+        Self { shared, advertised, cluster_id, outgoing, stop, generation: 0, sequence: 0, pushed: None }
+    }
+
     pub(super) async fn run(mut self) {
         while let Err(error) = self.gossip().await {
-            error!("peer sync ended and is started again: {error:#}");
+            error!("peer sync failed and starts again: {error:#}");
             self.shared.link.counters.restarted();
             tokio::select! {
                 _ = &mut self.stop => return,
@@ -52,7 +66,7 @@ impl Driver {
         }
     }
 
-    /// Gossips until told to stop, which is Ok, or until gossip breaks.
+    /// Gossips until told to stop (`Ok`), or until gossip breaks.
     async fn gossip(&mut self) -> Result<()> {
         self.generation = (self.shared.link.since_epoch().as_nanos() as u64).max(self.generation + 1);
         let id = ChitchatId::new(self.shared.name.as_str(), self.generation, self.advertised);
@@ -77,12 +91,12 @@ impl Driver {
         let mut pauses = Pauses::new(host::now());
         let mut round = 0_u32;
         let mut is_due = self.outgoing.borrow().is_some();
-        let mut due_at = tokio::time::Instant::now();
+        let mut due_at = Instant::now();
         loop {
             tokio::select! {
                 _ = &mut self.stop => break,
                 result = &mut ended => {
-                    return result.and_then(|()| anyhow::bail!("gossip stopped by itself"));
+                    return result.and_then(|()| bail!("gossip stopped by itself"));
                 }
                 changed = self.outgoing.changed(), if !is_due => match changed {
                     Ok(()) => is_due = true,
@@ -91,7 +105,7 @@ impl Driver {
                 () = sleep_until(due_at), if is_due => {
                     is_due = false;
                     self.push(&handle).await?;
-                    due_at = tokio::time::Instant::now() + PUSH_EVERY;
+                    due_at = Instant::now() + PUSH_EVERY;
                 }
                 _ = ticks.tick() => {
                     self.judge(&handle, &mut pauses).await;
@@ -103,7 +117,7 @@ impl Driver {
             }
         }
         if let Err(error) = handle.shutdown().await {
-            debug!("gossip did not end in order: {error:#}");
+            debug!("gossip did not end cleanly: {error:#}");
         }
         Ok(())
     }
@@ -114,7 +128,7 @@ impl Driver {
         let text = match report.encode(self.sequence) {
             Ok(text) => text,
             Err(error) => {
-                error!("this controller's report is not published, the one before stays: {error:#}");
+                error!("failed to publish this controller's report, keeping the one before: {error:#}");
                 return Ok(());
             }
         };
@@ -133,7 +147,8 @@ impl Driver {
                 states.map(|(id, state)| (id.clone(), state.heartbeat().into())).collect::<Vec<_>>()
             })
             .await;
-        self.shared.judge(&heartbeats, pauses);
+        let now = host::now();
+        self.shared.judge(&heartbeats, pauses.since_last(now), now);
     }
 }
 
@@ -144,9 +159,8 @@ fn seek(handle: &ChitchatHandle, addresses: &[SocketAddr]) -> Result<()> {
         .inspect_err(|_| debug!("gossip has ended"))
 }
 
-/// chitchat's own detector only chooses whom it gossips with (see `liveness`). With five samples and a prior
-/// as heavy, its mean interval cannot fall below 50 ms however often changes are pushed: dead after 1.0 to
-/// 2.0 s at phi 20.
+/// chitchat's own detector only chooses its partners for gossip (see `heartbeat`). With five samples and a prior as
+/// heavy, its mean interval cannot fall below 50 ms however often changes are pushed: dead after 1.0 to 2.0 s at phi 20.
 fn chitchat_config(chitchat_id: ChitchatId, listen_addr: SocketAddr, cluster_id: &str) -> ChitchatConfig {
     ChitchatConfig {
         chitchat_id,

@@ -1,61 +1,50 @@
-//! Whether a peer is alive, by when its heartbeat last moved.
+//! Decides whether a peer is alive, by the last move of its heartbeat.
 //!
-//! chitchat's own detector compares the silence with the mean interval between heartbeats. That mean falls to
-//! a few milliseconds while changes are pushed, and an ordinary pause after a busy spell would look like a
-//! death; so the answer that decides about clients' connections has a fixed bound. A pure state machine: the
-//! clock is passed in.
+//! chitchat's own detector compares the silence with the mean interval between heartbeats. While changes are pushed,
+//! that mean falls to a few milliseconds, and an ordinary pause afterwards looks like a death. Clients' connections hang
+//! on this answer, so it has a fixed bound. The clock is passed in.
 
 use std::time::{Duration, Instant};
 
-/// A peer whose heartbeat has not moved for this long is dead.
+/// A peer is dead once its heartbeat has not moved for this long.
 pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1300);
-/// How often [`Liveness::judge`] is to be called.
+/// The interval between calls of [`Heartbeat::judge`].
 pub(super) const JUDGE_EVERY: Duration = Duration::from_millis(50);
-/// After so long a silence it is forgotten which start was the last. Starts are numbered by their host's clock: after
-/// one that was ahead, the next has a lower number, and would never be heard.
+/// After this long a silence, the number of the peer's last start is forgotten. A host numbers its starts by its clock:
+/// once a clock that was ahead is set back, the next start has a lower number and would never be heard.
 pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_secs(70);
-/// A pause between calls beyond this is this host's own, and counts against no peer.
+/// A longer gap between two calls is this host's own pause, and counts against no peer.
 const STALLED: Duration = Duration::from_millis(500);
 
-/// One peer.
-#[derive(Debug)]
-pub(super) struct Liveness {
-    known: Option<(u64, u64)>,
-    known_at: Option<Instant>,
+/// The heartbeat of one peer.
+#[derive(Debug, Default)]
+pub(super) struct Heartbeat {
+    /// The newest start of the peer's agent and the newest heartbeat of it, and the time of their arrival.
+    newest: Option<((u64, u64), Instant)>,
     moved_at: Option<Instant>,
     alive: bool,
 }
 
-impl Liveness {
-    pub(super) fn new() -> Self {
-        Self { known: None, known_at: None, moved_at: None, alive: false }
-    }
-
+impl Heartbeat {
     pub(super) fn is_alive(&self) -> bool {
         self.alive
     }
 
-    /// Takes note of a heartbeat of the peer's start `boot`. A first sighting may be hearsay about a dead
-    /// peer: only what moves is alive.
+    /// Takes in a heartbeat of the start `boot`. The first one may be hearsay about a dead peer: only a move proves life.
     pub(super) fn observe(&mut self, boot: u64, heartbeat: u64, now: Instant) {
-        let seen = Some((boot, heartbeat));
-        if seen > self.known {
-            if self.known.is_some() {
+        let before = self.newest.map(|(seen, _)| seen);
+        if Some((boot, heartbeat)) > before {
+            if before.is_some() {
                 self.moved_at = Some(now);
             }
-            self.known = seen;
-            self.known_at = Some(now);
+            self.newest = Some(((boot, heartbeat), now));
         }
     }
 
-    /// Forgets a peer that has been silent for [`FORGOTTEN_AFTER`]: whether it did.
+    /// Forgets the start of a peer that has been silent for [`FORGOTTEN_AFTER`]. Returns whether it did.
     #[must_use]
     pub(super) fn forget(&mut self, now: Instant) -> bool {
-        let forgets = self.known_at.is_some_and(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER);
-        if forgets {
-            (self.known, self.known_at) = (None, None);
-        }
-        forgets
+        self.newest.take_if(|(_, at)| now.saturating_duration_since(*at) >= FORGOTTEN_AFTER).is_some()
     }
 
     /// Whether the answer changed.
@@ -64,9 +53,11 @@ impl Liveness {
         std::mem::replace(&mut self.alive, alive) != alive
     }
 
-    /// Leaves out of the silence a time in which this host was not listening.
+    /// Leaves out of the silence a `pause` in which this host did not listen.
     pub(super) fn forgive(&mut self, pause: Duration) {
-        self.known_at = self.known_at.map(|at| at + pause);
+        if let Some((_, at)) = &mut self.newest {
+            *at += pause;
+        }
         if self.alive {
             self.moved_at = self.moved_at.map(|at| at + pause);
         }
@@ -84,7 +75,7 @@ impl Pauses {
         Self { judged_at: now }
     }
 
-    /// To be called before each round of judging: the time to forgive every peer, if any.
+    /// The time to forgive every peer, if any. Call it before each round of judging.
     pub(super) fn since_last(&mut self, now: Instant) -> Option<Duration> {
         let gap = now.saturating_duration_since(std::mem::replace(&mut self.judged_at, now));
         (gap > STALLED).then(|| gap.saturating_sub(JUDGE_EVERY))
@@ -99,16 +90,18 @@ mod tests {
         Duration::from_millis(count)
     }
 
+    /// Milliseconds, boot and heartbeat seen, alive after that.
+    type Row = (u64, Option<(u64, u64)>, bool, &'static str);
+
     #[test]
     fn a_peer_lives_while_its_heartbeat_moves() {
         let start = Instant::now();
-        let mut peer = Liveness::new();
-        // when, boot and heartbeat seen, alive then
-        let rows = [
+        let mut peer = Heartbeat::default();
+        let rows: [Row; 12] = [
             (0, Some((1, 5)), false, "hearsay"),
-            (50, Some((1, 5)), false, "which does not move"),
-            (100, Some((1, 6)), true, "moves"),
-            (1350, None, true, "short silence"),
+            (50, Some((1, 5)), false, "hearsay again"),
+            (100, Some((1, 6)), true, "a move"),
+            (1350, None, true, "a short silence"),
             (1399, Some((1, 6)), true, "an old heartbeat is no news"),
             (1400, None, false, "silence"),
             (2000, Some((1, 5)), false, "an older heartbeat"),
@@ -130,41 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn a_start_numbered_by_a_clock_ahead_is_forgotten() {
-        let start = Instant::now();
-        let mut peer = Liveness::new();
-        peer.observe(9, 1, start);
-        peer.observe(9, 2, start);
-        for second in 1..70 {
-            let now = start + ms(second * 1000);
-            peer.observe(3, second, now);
-            assert!(!peer.forget(now), "{second} s");
+    fn only_a_gap_beyond_half_a_second_is_an_own_pause() {
+        let rows = [(0, None), (50, None), (500, None), (501, Some(451)), (10_000, Some(9_950))];
+        for (gap, forgiven) in rows {
+            let start = Instant::now();
+            let mut pauses = Pauses::new(start);
+            assert_eq!(pauses.since_last(start + ms(gap)), forgiven.map(ms), "{gap} ms");
+            assert_eq!(pauses.since_last(start + ms(gap)), None, "{gap} ms, told once");
         }
-        let later = start + FORGOTTEN_AFTER;
-        assert!(peer.forget(later));
-        peer.observe(3, 70, later);
-        peer.observe(3, 71, later);
-        peer.judge(later);
-        assert!(peer.is_alive());
-        assert!(!peer.forget(later));
-    }
-
-    #[test]
-    fn an_own_pause_counts_against_no_peer() {
-        let start = Instant::now();
-        let (mut peer, mut pauses) = (Liveness::new(), Pauses::new(start));
-        peer.observe(1, 1, start);
-        peer.observe(1, 2, start);
-        peer.judge(start);
-        assert_eq!(pauses.since_last(start + ms(400)), None);
-        let late = start + ms(10_400);
-        peer.forgive(pauses.since_last(late).unwrap());
-        peer.judge(late);
-        assert!(peer.is_alive());
-        peer.judge(late + ms(900));
-        assert!(!peer.is_alive(), "a dead peer is still found out");
-        peer.forgive(ms(5000));
-        peer.judge(late + ms(950));
-        assert!(!peer.is_alive(), "and not revived");
     }
 }

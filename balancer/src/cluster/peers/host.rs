@@ -1,24 +1,25 @@
-//! The host that peer sync runs on: its UDP socket and its clocks.
+//! The UDP socket and the clocks of the host that peer sync runs on.
 //!
-//! [`Host`] is what a simulation puts in the place of a real one. Monotonic time needs no such place: tokio's is that
-//! of the simulation.
+//! A simulation implements [`Host`] itself. It needs no monotonic clock for that: it controls tokio's.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    time::{Duration, Instant, SystemTime},
+};
 
 use anyhow::{Context, Result, anyhow};
 use async_trait::async_trait;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::UdpSocket;
 
-/// What peer sync needs of the host it runs on.
+/// The host that peer sync runs on.
 #[async_trait]
 pub trait Host: Send + Sync {
     /// Sends a datagram.
     async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
 
-    /// Waits for a datagram: its length, and where it comes from. What `buffer` has no room for is cut off.
+    /// Waits for a datagram: its length and its source. One longer than `buffer` is cut off.
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
     /// The time of day, which may be set back or forward at any moment.
@@ -30,12 +31,12 @@ pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The time of day on `host`, since 1970.
+/// The wall clock of `host`, since 1970.
 pub(super) fn since_epoch(host: &dyn Host) -> Duration {
     host.wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// This host, with the sync socket.
+/// The real host, with the sync socket.
 pub(super) struct ThisHost {
     socket: UdpSocket,
     is_ipv6: bool,
@@ -57,7 +58,7 @@ impl ThisHost {
         socket.bind(&listen.into()).map_err(|error| {
             let remedy = if error.kind() == io::ErrorKind::AddrInUse {
                 format!(
-                    "another process has it: stop that one (`ss -ulpn sport = :{}` names it), or set another port on \
+                    "another process has it: stop that process (`ss -ulpn sport = :{}` names it), or set another port on \
                      every controller",
                     listen.port()
                 )
@@ -76,7 +77,7 @@ impl ThisHost {
         Ok(Self { socket, is_ipv6: domain == Domain::IPV6 })
     }
 
-    /// The form of `address` that the socket's family takes.
+    /// `address` in the form that the socket's family takes.
     fn reachable(&self, address: SocketAddr) -> SocketAddr {
         match address.ip() {
             IpAddr::V4(v4) if self.is_ipv6 => {

@@ -1,34 +1,40 @@
-//! The sealed UDP socket under chitchat: what comes in is opened and judged, what goes out is sealed and
-//! routed.
+//! The sealed link to the peers: opens and judges received datagrams, seals and routes those to send.
 //!
-//! chitchat ends its gossip for ever when a socket's `recv` fails, so here it never does: whatever goes wrong
-//! with a datagram is counted, and the next one is awaited.
+//! chitchat ends its gossip for ever when a socket's `recv` fails, so here it never fails: a bad datagram is counted,
+//! and the next one awaited.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use chitchat::{ChitchatMessage, Deserializable};
 use log::{debug, warn};
 
-use super::counters::{DropReason, SyncCounters};
-use super::host::{self, Host};
-use super::members::Roster;
-use super::seal::{Header, MAX_PARTS, MemberId, PART, Seal};
+use super::{
+    counters::{SyncCounters, SyncDrop},
+    host::{self, Host},
+    lock,
+    members::Roster,
+    seal::{Header, MAX_PARTS, MemberId, PART, Seal},
+};
 
-/// How far a sender's wall clock may be from this host's.
+/// The most by which a sender's wall clock may differ from this host's.
 pub(super) const CLOCK_BOUND: Duration = Duration::from_secs(30);
-/// What was accepted this long ago is refused by the clock's bound alone, wherever in it the sender's clock
-/// was.
+/// After this long, the bound on the clock refuses any datagram that was accepted, wherever in it the sender's clock was.
 const FORGET_AFTER: Duration = Duration::from_secs(2 * CLOCK_BOUND.as_secs() + 1);
 const WARN_EVERY: Duration = Duration::from_mins(1);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
-pub(super) type ChitchatMessageFrom = (SocketAddr, ChitchatMessage);
-
-/// The socket and all that decides about datagrams. Outlives the gossip above it, which may be started again.
+/// The socket and everything that decides about datagrams. It outlives the gossip above it, which may start again.
 pub(super) struct Link {
     host: Box<dyn Host>,
     own: MemberId,
@@ -36,17 +42,27 @@ pub(super) struct Link {
     sequence: AtomicU64,
     seal: Seal,
     roster: Mutex<Roster>,
-    warned: Mutex<Warned>,
     pub(super) counters: SyncCounters,
+    wrong_key: Throttle,
+    clock_skew: Throttle,
+    send_error: Throttle,
     #[cfg(test)]
     pub(super) breaks: std::sync::atomic::AtomicBool,
 }
 
+/// Lets one warning of a kind pass in a minute.
 #[derive(Default)]
-struct Warned {
-    wrong_key: Option<Instant>,
-    clock_skew: Option<Instant>,
-    send: Option<Instant>,
+struct Throttle(Mutex<Option<Instant>>);
+
+impl Throttle {
+    fn passes(&self, now: Instant) -> bool {
+        let mut last = lock(&self.0);
+        let passes = last.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY);
+        if passes {
+            *last = Some(now);
+        }
+        passes
+    }
 }
 
 /// This host's clocks at one moment.
@@ -65,8 +81,10 @@ impl Link {
             sequence: AtomicU64::new(1),
             seal,
             roster: Mutex::new(roster),
-            warned: Mutex::default(),
             counters: SyncCounters::default(),
+            wrong_key: Throttle::default(),
+            clock_skew: Throttle::default(),
+            send_error: Throttle::default(),
             #[cfg(test)]
             breaks: false.into(),
         }
@@ -82,53 +100,52 @@ impl Link {
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.roster)
     }
 
-    /// Judges one datagram; a message once all its parts are there. Cheap checks first: a stranger costs a
-    /// look-up.
+    /// Judges one datagram. Returns the message that it completes, if it does. Cheap checks come first: a stranger costs
+    /// one look-up.
     pub(super) fn accept(
         &self,
         source: SocketAddr,
         datagram: &[u8],
         clock: Clock,
-    ) -> Result<Option<ChitchatMessage>, DropReason> {
+    ) -> Result<Option<ChitchatMessage>, SyncDrop> {
         let mut roster = self.roster();
-        let peer = roster.at(source.ip()).ok_or(DropReason::UnknownSender)?;
+        let peer = roster.at(source.ip()).ok_or(SyncDrop::UnknownSender)?;
         let header = Header::parse(datagram)?;
         if header.from != peer.id {
-            return Err(DropReason::UnknownSender);
+            return Err(SyncDrop::UnknownSender);
         }
         if header.to != self.own {
-            return Err(DropReason::Malformed);
+            return Err(SyncDrop::Malformed);
         }
         let part =
             self.seal.open(datagram).inspect_err(|_| self.warn_of_key(&peer.name, source, clock.now))?;
-        // A datagram seen before says nothing about its sender's clock, so it is told apart first.
+        // Before the clock is judged: a repeated datagram was sent by an earlier clock.
         if !peer.is_fresh(&header, clock.now, FORGET_AFTER) {
-            return Err(DropReason::Replayed);
+            return Err(SyncDrop::Replayed);
         }
         let offset_ms = header.sent_ms.wrapping_sub(clock.wall_ms).cast_signed();
-        peer.clock_offset_ms = Some(offset_ms);
         if offset_ms.unsigned_abs() > CLOCK_BOUND.as_millis() as u64 {
             self.warn_of_clock(&peer.name, offset_ms, clock.now);
-            return Err(DropReason::ClockSkew);
+            return Err(SyncDrop::ClockSkew);
         }
         peer.accept(&header, source, clock.now);
-        let Some(message) = peer.assemble(&header, part) else { return Ok(None) };
+        let Some(message) = peer.parts.assemble(&header, part) else { return Ok(None) };
         let mut rest = message.as_slice();
         match ChitchatMessage::deserialize(&mut rest) {
             Ok(message) if rest.is_empty() => Ok(Some(message)),
-            Ok(_) => Err(DropReason::Malformed),
+            Ok(_) => Err(SyncDrop::Malformed),
             Err(error) => {
                 debug!("a sync message from {} is malformed: {error:#}", peer.name);
-                Err(DropReason::Malformed)
+                Err(SyncDrop::Malformed)
             }
         }
     }
 
-    /// The datagrams that carry `message` to the peer at `to`, and where they go; none for one who is no
-    /// peer.
+    /// The datagrams that carry `message` to the peer at `to`, and the address to send them to; `None` if there is no
+    /// such peer.
     fn pack(
         &self,
         to: SocketAddr,
@@ -172,12 +189,13 @@ impl Link {
         }
     }
 
-    pub(super) async fn receive(&self, buffer: &mut [u8]) -> ChitchatMessageFrom {
+    /// Waits for the next message, and the address that it came from.
+    pub(super) async fn receive(&self, buffer: &mut [u8]) -> (SocketAddr, ChitchatMessage) {
         loop {
             let (length, source) = match self.host.recv_from(buffer).await {
                 Ok(received) => received,
                 Err(error) => {
-                    warn!("failed to receive a sync datagram, trying on: {error}");
+                    warn!("failed to receive a sync datagram, trying again: {error}");
                     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
                     continue;
                 }
@@ -194,39 +212,26 @@ impl Link {
 
     fn count_send_error(&self, to: SocketAddr, error: &anyhow::Error) {
         self.counters.send_error();
-        if self.may_warn(|warned| &mut warned.send, host::now()) {
+        if self.send_error.passes(host::now()) {
             warn!("failed to send a sync datagram to {to}: {error:#}");
         }
     }
 
     fn warn_of_key(&self, name: &str, source: SocketAddr, now: Instant) {
-        if self.may_warn(|warned| &mut warned.wrong_key, now) {
+        if self.wrong_key.passes(now) {
             warn!(
-                "sync datagrams from {source} are sealed with another key than this controller's: copy the cluster's \
-                 key file to {name}, or find who sends in its name"
+                "refused a sync datagram from {source}, sealed with another key than this controller's: copy the \
+                 cluster's key file to {name}; if {name} has it, another host sends from its address"
             );
         }
     }
 
     fn warn_of_clock(&self, name: &str, offset_ms: i64, now: Instant) {
-        if self.may_warn(|warned| &mut warned.clock_skew, now) {
+        if self.clock_skew.passes(now) {
             warn!(
-                "the clock of controller {name} differs from this host's by {offset_ms} ms and its sync datagrams \
-                 are refused: synchronise both clocks"
+                "refused a sync datagram of controller {name}: its clock differs from this host's by {offset_ms} ms; \
+                 synchronise both clocks"
             );
         }
     }
-
-    fn may_warn(&self, last: impl Fn(&mut Warned) -> &mut Option<Instant>, now: Instant) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = last(&mut warned);
-        let due = last.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,31 +1,36 @@
-//! Who the peers are, where each is reached, and what has been heard of it.
+//! The members of the cluster: their addresses, the route to each, and the datagrams accepted from it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 
-use super::replay::ReplayWindow;
-use super::seal::{Header, MemberId};
-use crate::config::{hears, is_name};
-use crate::juju::agent_conf::MAX_ADDRESSES;
+use super::{
+    parts::Parts,
+    replay::ReplayWindow,
+    seal::{Header, MemberId},
+};
+use crate::{
+    config::{hears, is_name},
+    juju::agent_conf::MAX_ADDRESSES,
+};
 
-/// A peer's last working address is used for this long after it was heard there; then each is tried in turn.
+/// The source of a peer's last datagram is the route to it for this long; then each address is tried in turn.
 const ROUTE_LASTS: Duration = Duration::from_secs(1);
-/// Messages of one peer that may be incomplete at a time.
-const MAX_PARTIAL: usize = 4;
 
-/// A controller and every address it has.
+/// A controller and all its addresses.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
     /// Its name in the configuration.
     pub name: String,
-    /// Its addresses, the first being tried first. Datagrams are taken from all of them.
+    /// Its addresses; the first is tried first. It may send from any of them.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Every other controller.
+/// All other controllers, found by address.
 pub(super) struct Roster {
     peers: Vec<Peer>,
     by_address: BTreeMap<IpAddr, usize>,
@@ -35,31 +40,30 @@ pub(super) struct Roster {
 pub(super) struct Peer {
     pub(super) id: MemberId,
     pub(super) name: String,
-    /// Those that this host's socket can send to.
+    /// The addresses to which this host's socket can send; never empty.
     addresses: Vec<SocketAddr>,
+    /// The number of the next address to try.
     turn: usize,
+    /// The source of its last datagram, if that is still one of its addresses.
     heard: Option<(SocketAddr, Instant)>,
     accepted_at: Option<Instant>,
-    pub(super) clock_offset_ms: Option<i64>,
     replays: Option<ReplayWindow>,
-    partial: Vec<Partial>,
-}
-
-/// A message some of whose parts have arrived.
-struct Partial {
-    boot: u64,
-    first: u64,
-    parts: Vec<Option<Vec<u8>>>,
+    pub(super) parts: Parts,
 }
 
 impl Roster {
     pub(super) fn new(own_name: &str, listen: SocketAddr, members: &[Member]) -> Result<Self> {
-        ensure!(members.len() <= MAX_ADDRESSES, "{} controllers, at most {MAX_ADDRESSES}", members.len());
+        ensure!(
+            members.len() <= MAX_ADDRESSES,
+            "{} controllers are configured, and at most {MAX_ADDRESSES} are supported",
+            members.len()
+        );
         let mut names = BTreeSet::new();
         let mut roster = Self { peers: Vec::new(), by_address: BTreeMap::new() };
         for member in members {
             let name = &member.name;
-            ensure!(is_name(name) && names.insert(name), "controller name {name:?} is no name or used twice");
+            ensure!(is_name(name), "invalid controller name {name:?}");
+            ensure!(names.insert(name), "controller name {name:?} is used twice");
             if name == own_name {
                 continue;
             }
@@ -72,7 +76,7 @@ impl Roster {
         Ok(roster)
     }
 
-    /// Takes over what was heard of those who were in `before`, above all their windows against replays.
+    /// Takes over the state of the peers that were in `before`, above all their windows against replays.
     pub(super) fn inherit(&mut self, before: Self) {
         for old in before.peers {
             if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == old.name) {
@@ -94,6 +98,10 @@ impl Roster {
         self.peers.get_mut(index)
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.peers.iter().map(|peer| peer.name.clone())
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter()
     }
@@ -112,23 +120,22 @@ impl Peer {
             turn: 0,
             heard: None,
             accepted_at: None,
-            clock_offset_ms: None,
             replays: None,
-            partial: Vec::new(),
+            parts: Parts::default(),
         })
     }
 
-    /// An address that stands for this peer, whichever of them is used in the end.
+    /// The address by which the layers above name this peer; see [`Self::route`].
     pub(super) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// When a datagram of its own was last accepted.
+    /// The time of the last datagram that was accepted from it.
     pub(super) fn heard_at(&self) -> Option<Instant> {
         self.accepted_at
     }
 
-    /// Where to send to it: where it was just heard, else each of its addresses in turn.
+    /// The address to send to: the source of its last datagram, or else each of its addresses in turn.
     pub(super) fn route(&mut self, now: Instant) -> SocketAddr {
         match self.heard {
             Some((source, at)) if now.saturating_duration_since(at) < ROUTE_LASTS => source,
@@ -139,9 +146,9 @@ impl Peer {
         }
     }
 
-    /// Whether an authentic datagram has not been accepted before. After `forget` of silence everything
-    /// accepted then is outside the clock's bound, so the window can go: a clock set back cannot shut a peer
-    /// out for longer.
+    /// Whether an authentic datagram has not been accepted before. After a silence of `forget`, the bound on the clock
+    /// refuses everything accepted earlier, so the window can go: a peer with a clock that was set back is shut out no
+    /// longer than that.
     pub(super) fn is_fresh(&mut self, header: &Header, now: Instant, forget: Duration) -> bool {
         if self.accepted_at.is_none_or(|at| now.saturating_duration_since(at) > forget) {
             self.replays = None;
@@ -149,35 +156,13 @@ impl Peer {
         self.replays.as_ref().is_none_or(|window| window.is_fresh(header.boot, header.sequence))
     }
 
-    /// Takes note of a datagram that is authentic, fresh and of this time.
+    /// Records a datagram that is authentic, fresh, and within the bound on the clock.
     pub(super) fn accept(&mut self, header: &Header, source: SocketAddr, now: Instant) {
         self.heard = Some((source, now));
         self.accepted_at = Some(now);
         self.replays
             .get_or_insert_with(|| ReplayWindow::new(header.boot))
             .accept(header.boot, header.sequence);
-    }
-
-    /// The whole message, once `part` completes it.
-    pub(super) fn assemble(&mut self, header: &Header, part: Vec<u8>) -> Option<Vec<u8>> {
-        if header.parts == 1 {
-            return Some(part);
-        }
-        let (boot, first) = (header.boot, header.sequence - u64::from(header.part));
-        let count = usize::from(header.parts);
-        let is_same = |p: &Partial| (p.boot, p.first, p.parts.len()) == (boot, first, count);
-        let index = self.partial.iter().position(is_same).unwrap_or_else(|| {
-            if self.partial.len() == MAX_PARTIAL {
-                self.partial.remove(0);
-            }
-            self.partial.push(Partial { boot, first, parts: vec![None; count] });
-            self.partial.len() - 1
-        });
-        self.partial[index].parts[usize::from(header.part)] = Some(part);
-        if self.partial[index].parts.iter().any(Option::is_none) {
-            return None;
-        }
-        Some(self.partial.remove(index).parts.into_iter().flatten().flatten().collect())
     }
 }
 
@@ -204,7 +189,7 @@ mod tests {
         for address in ["10.0.0.2", "::ffff:10.0.0.2", "fd00::2"] {
             assert_eq!(roster.at(address.parse().unwrap()).unwrap().name, "b");
         }
-        assert!(roster.at("10.0.0.1".parse().unwrap()).is_none(), "this controller is no peer of itself");
+        assert!(roster.at("10.0.0.1".parse().unwrap()).is_none(), "this controller is not its own peer");
         assert!(roster.at("10.0.0.3".parse().unwrap()).is_none());
     }
 
@@ -246,7 +231,7 @@ mod tests {
         after.inherit(before);
         assert!(
             after.at("10.0.0.2".parse().unwrap()).unwrap().is_fresh(&header(1, 0, 1), now, forget),
-            "c's own"
+            "c's own window"
         );
         let peer = after.at("10.0.0.3".parse().unwrap()).unwrap();
         assert!(!peer.is_fresh(&header(1, 0, 1), now, forget));
@@ -256,21 +241,5 @@ mod tests {
             "never to an address that is no longer its own"
         );
         assert!(peer.is_fresh(&header(1, 0, 1), now + forget + Duration::from_secs(1), forget));
-    }
-
-    #[test]
-    fn parts_arrive_in_any_order() {
-        let mut roster = roster("10.0.0.1:17078", &[member("b", &["10.0.0.2"])]).unwrap();
-        let peer = roster.at("10.0.0.2".parse().unwrap()).unwrap();
-        assert_eq!(peer.assemble(&header(7, 2, 3), vec![3]), None);
-        assert_eq!(peer.assemble(&header(8, 0, 1), vec![9]), Some(vec![9]));
-        assert_eq!(peer.assemble(&header(5, 0, 3), vec![1]), None);
-        assert_eq!(peer.assemble(&header(6, 1, 3), vec![2]), Some(vec![1, 2, 3]));
-        for first in 1..100 {
-            assert_eq!(peer.assemble(&header(10 * first, 0, 2), vec![1]), None);
-        }
-        assert_eq!(peer.partial.len(), MAX_PARTIAL, "what is never completed does not pile up");
-        assert_eq!(peer.assemble(&header(991, 1, 2), vec![2]), Some(vec![1, 2]));
-        assert_eq!(peer.assemble(&header(11, 1, 2), vec![2]), None);
     }
 }

@@ -1,28 +1,28 @@
-//! Which of a controller's reports is the newest, however they arrive.
+//! Tells a newer report of a controller from an older one, in any order of arrival.
 
-/// The newest report taken in of one controller.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+/// The number of the newest report of one controller.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Newest {
     generation: u64,
     sequence: u64,
 }
 
 impl Newest {
-    /// Number of the agent's start that the report is of.
+    /// The start of the agent that sent the report.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Whether a report is of an agent's start before the newest one's.
+    /// Whether a report comes from an earlier start of the agent.
     pub fn is_past(&self, generation: u64) -> bool {
         generation < self.generation
     }
 
-    /// Takes in the report that start `generation` numbered `sequence`, unless it is no newer.
+    /// Takes the report that start `generation` numbered `sequence`. `false`: it is not newer.
     #[must_use]
     pub fn take(&mut self, generation: u64, sequence: u64) -> bool {
         let arrived = Self { generation, sequence };
-        let newer = (generation, sequence) > (self.generation, self.sequence);
+        let newer = arrived > *self;
         if newer {
             *self = arrived;
         }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_newer_is_taken() {
+    fn only_a_newer_report_is_taken() {
         let mut newest = Newest::default();
         let rows = [
             (5, 1, true, "the first"),

@@ -1,17 +1,18 @@
-//! Peer sync without a network, for tests that say anything to it.
+//! Peer sync without a network, for tests that hand it any datagram.
 
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::counters::DropReason;
-use super::host::{self, ThisHost};
-use super::link::{Clock, Link};
-use super::members::{Member, Roster};
-use super::seal::{Header, MemberId, Seal};
+use super::{
+    counters::SyncDrop,
+    host::{self, ThisHost},
+    link::{Clock, Link},
+    members::{Member, Roster},
+    seal::{Header, MemberId, Seal},
+};
 
-/// A controller that is handed datagrams. Its clock does not go on.
+/// A controller that receives datagrams by hand. Its monotonic clock stands still.
 pub struct Receiver {
     name: String,
     members: Vec<Member>,
@@ -19,42 +20,30 @@ pub struct Receiver {
     now: Instant,
 }
 
-impl std::fmt::Debug for Receiver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receiver").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// What a datagram says in the clear: see `seal`.
+/// The part of a datagram in the clear; see `seal`.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
-    /// Name of who seals it.
+    /// The name of the sender.
     pub from: &'a str,
-    /// Name of whom it is for.
+    /// The name of the receiver.
     pub to: &'a str,
-    /// When the sender's agent started, nanoseconds since 1970.
+    /// The start of the sender's agent, nanoseconds since 1970.
     pub boot: u64,
     /// Number of the datagram.
     pub sequence: u64,
     /// The sender's wall clock, milliseconds since 1970.
     pub sent_ms: u64,
-    /// Which part of a message it carries, from 0.
+    /// The number of the part of a message that it carries, from 0.
     pub part: u8,
-    /// Of how many.
+    /// The number of parts of that message.
     pub parts: u8,
 }
 
 impl Receiver {
-    /// Controller `name`, which has peers with one address each.
-    ///
-    /// # Errors
-    /// They are no cluster.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// Controller `name` with `peers`, which have one address each; must run inside a tokio runtime.
     pub fn new(name: &str, peers: &[(&str, &str)], key: [u8; 32]) -> Result<Self> {
         let member = |(name, address): &(&str, &str)| -> Result<Member> {
-            let address = address.parse().with_context(|| format!("{address} is no address"))?;
+            let address = address.parse().with_context(|| format!("{address} is not an IP address"))?;
             Ok(Member { name: (*name).to_owned(), addresses: vec![address] })
         };
         let members = peers.iter().map(member).collect::<Result<Vec<_>>>()?;
@@ -64,28 +53,22 @@ impl Receiver {
         Ok(Self { name: name.to_owned(), members, link, now: host::now() })
     }
 
-    /// Forgets all that it has heard.
+    /// Forgets every datagram that it has received.
     pub fn forget(&mut self) {
         if let Ok(roster) = Roster::new(&self.name, ([127, 0, 0, 1], 0).into(), &self.members) {
             *self.link.roster() = roster;
         }
     }
 
-    /// Hears a datagram: whether it completes a message.
-    ///
-    /// # Errors
-    /// Why it is dropped.
-    pub fn receive(&self, source: SocketAddr, datagram: &[u8], now_ms: u64) -> Result<bool, DropReason> {
+    /// Receives a datagram. Returns whether it completes a message, or the reason to drop it.
+    pub fn receive(&self, source: SocketAddr, datagram: &[u8], now_ms: u64) -> Result<bool, SyncDrop> {
         let clock = Clock { now: self.now, wall_ms: now_ms };
         self.link.accept(source, datagram, clock).map(|message| message.is_some())
     }
 }
 
 impl Datagram<'_> {
-    /// The datagram that says so and carries `part`.
-    ///
-    /// # Errors
-    /// There is no randomness, or too much to carry.
+    /// Seals it with `part` inside.
     pub fn sealed(&self, key: [u8; 32], part: &[u8]) -> Result<Vec<u8>> {
         let Self { boot, sequence, sent_ms, part: number, parts, .. } = *self;
         let (from, to) = (MemberId::of(self.from), MemberId::of(self.to));

@@ -1,13 +1,12 @@
-//! The window against replays.
+//! The sequence numbers accepted from one peer, so that a repeated datagram is refused.
 
 const WORDS: usize = 64;
 const BITS: u64 = 64;
-/// How far below the newest sequence number a datagram may arrive late. One word of the ring is being
-/// overwritten.
+/// A datagram may arrive this far behind the newest one. The ring holds one word less: the newest is being overwritten.
 const WINDOW: u64 = (WORDS as u64 - 1) * BITS;
 const _: () = assert!(WINDOW >= 1024);
 
-/// Sequence numbers accepted from one peer, as a ring of bits (RFC 6479).
+/// A ring of bits, one for each sequence number (RFC 6479).
 pub(super) struct ReplayWindow {
     boot: u64,
     newest: u64,
@@ -19,7 +18,7 @@ impl ReplayWindow {
         Self { boot, newest: 0, seen: [0; WORDS] }
     }
 
-    /// Whether a datagram has not been accepted before, as far as this window reaches back.
+    /// Whether a datagram has not been accepted before. Datagrams behind the window count as accepted.
     pub(super) fn is_fresh(&self, boot: u64, sequence: u64) -> bool {
         if boot != self.boot {
             return boot > self.boot;
@@ -27,11 +26,11 @@ impl ReplayWindow {
         if sequence > self.newest {
             return true;
         }
-        let (word, bit) = Self::place(sequence);
+        let (word, bit) = Self::bit(sequence);
         self.newest - sequence < WINDOW && self.seen[word] & bit == 0
     }
 
-    /// Remembers a datagram that [`Self::is_fresh`].
+    /// Records a datagram that [`Self::is_fresh`].
     pub(super) fn accept(&mut self, boot: u64, sequence: u64) {
         if boot > self.boot {
             *self = Self::new(boot);
@@ -43,11 +42,11 @@ impl ReplayWindow {
             }
             self.newest = sequence;
         }
-        let (word, bit) = Self::place(sequence);
+        let (word, bit) = Self::bit(sequence);
         self.seen[word] |= bit;
     }
 
-    fn place(sequence: u64) -> (usize, u64) {
+    fn bit(sequence: u64) -> (usize, u64) {
         ((sequence / BITS % WORDS as u64) as usize, 1 << (sequence % BITS))
     }
 }

@@ -1,12 +1,14 @@
-//! What each controller publishes to the others, and what it accepts from them.
+//! The state that each controller publishes to the others, and the checks on theirs.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{MAX_CONTROLLERS, is_name};
-use crate::juju::agent_conf::MAX_ADDRESSES;
+use crate::{
+    config::{MAX_CONTROLLERS, is_name},
+    juju::agent_conf::MAX_ADDRESSES,
+};
 
 const VERSION: u32 = 1;
 const MAX_BYTES: usize = 8192;
@@ -24,7 +26,7 @@ pub struct Report {
     pub connections: u64,
     /// Clients' handshakes in progress.
     pub handshakes: u64,
-    /// Most client connections that it takes.
+    /// The most client connections that it takes.
     pub limit: u64,
     /// Its share of the clients relative to the others, more than 0 and at most 100.
     pub weight: f64,
@@ -37,16 +39,15 @@ pub struct Report {
     /// All its addresses.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// Connections that it closed within [`balancer_common::policy::shed::RETURN_MS`], for the balance's sake.
+    /// Connections that it closed for the balance within the last [`balancer_common::policy::shed::RETURN_MS`].
     #[serde(default)]
     pub closing: u64,
-    /// It is shedding.
+    /// It is shedding connections.
     #[serde(default)]
     pub sheds: bool,
 }
 
-/// A report on its way. `seq` grows with every publication, so that its age is known where nothing else
-/// changed.
+/// A report on the wire. `seq` grows with every publication, which renews the age of a report that did not change.
 #[derive(Deserialize, Serialize)]
 struct Published<R> {
     v: u32,
@@ -60,54 +61,59 @@ struct Versioned {
 }
 
 impl Report {
-    /// Whether peers should know at once that `self` follows `before`. Arrival rates are left out: they
-    /// always move.
+    /// Whether peers should learn at once that `self` follows `before`. Arrival rates are left out: they always move.
     pub(super) fn is_news_after(&self, before: &Self) -> bool {
         Self { arrivals_per_s: 0.0, ..self.clone() } != Self { arrivals_per_s: 0.0, ..before.clone() }
     }
 
-    /// Whether peers would accept it.
+    /// Checks that peers would accept it.
     pub(super) fn check(&self) -> Result<()> {
         let count = |name: &str, value: u64| -> Result<()> {
-            ensure!(value <= MAX_CONNECTIONS, "{name} is {value}");
+            ensure!(value <= MAX_CONNECTIONS, "{name} is {value}, more than {MAX_CONNECTIONS}");
             Ok(())
         };
         count("connections", self.connections)?;
         count("handshakes", self.handshakes)?;
         count("limit", self.limit)?;
         count("closing", self.closing)?;
-        ensure!(self.weight > 0.0 && self.weight <= 100.0, "weight is {}", self.weight);
-        let arrivals = self.arrivals_per_s;
-        ensure!((0.0..=MAX_ARRIVALS_PER_S).contains(&arrivals), "arrivals_per_s is {arrivals}");
-        ensure!(self.received.len() <= MAX_CONTROLLERS, "received holds {} entries", self.received.len());
-        ensure!(self.relay_ports.len() <= MAX_CONTROLLERS, "relay_ports holds {}", self.relay_ports.len());
         ensure!(
-            self.received.keys().chain(self.relay_ports.keys()).all(|name| is_name(name)),
-            "a name is none"
+            self.weight > 0.0 && self.weight <= 100.0,
+            "weight is {}, not above 0 and at most 100",
+            self.weight
         );
-        ensure!(self.addresses.len() <= MAX_ADDRESSES, "{} addresses", self.addresses.len());
-        ensure!(self.relay_ports.values().all(|port| *port != 0), "a relay port is 0");
+        let arrivals = self.arrivals_per_s;
+        ensure!(
+            (0.0..=MAX_ARRIVALS_PER_S).contains(&arrivals),
+            "arrivals_per_s is {arrivals}, not from 0 to {MAX_ARRIVALS_PER_S}"
+        );
+        let length = |name: &str, length: usize, most: usize| -> Result<()> {
+            ensure!(length <= most, "{name} holds {length} entries, more than {most}");
+            Ok(())
+        };
+        length("received", self.received.len(), MAX_CONTROLLERS)?;
+        length("relay_ports", self.relay_ports.len(), MAX_CONTROLLERS)?;
+        length("addresses", self.addresses.len(), MAX_ADDRESSES)?;
+        for name in self.received.keys().chain(self.relay_ports.keys()) {
+            ensure!(is_name(name), "invalid controller name {name:?}");
+        }
+        for (name, port) in &self.relay_ports {
+            ensure!(*port != 0, "the relay port of {name} is 0");
+        }
         Ok(())
     }
 
-    /// As it goes to the others, numbered `sequence`.
-    ///
-    /// # Errors
-    /// They would refuse it; says why.
+    /// The text to publish, numbered `sequence`. Fails if peers would refuse it.
     pub fn encode(&self, sequence: u64) -> Result<String> {
         self.check()?;
         let text = serde_json::to_string(&Published { v: VERSION, seq: sequence, report: self })?;
-        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long", text.len());
+        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long, more than {MAX_BYTES}", text.len());
         Ok(text)
     }
 
-    /// A peer's report and its sequence number. Entries of controllers that this one does not know are left
-    /// out: while a member is being added, some peers know it before others.
-    ///
-    /// # Errors
-    /// It is none, or says what cannot be; the message says what.
+    /// The sequence number and the report that a peer published. Entries of controllers that this one does not know are
+    /// left out: while a member is being added, some peers know it before others.
     pub fn decode(text: &str, is_member: impl Fn(&str) -> bool) -> Result<(u64, Self)> {
-        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long", text.len());
+        ensure!(text.len() <= MAX_BYTES, "it is {} bytes long, more than {MAX_BYTES}", text.len());
         let Versioned { v } = serde_json::from_str(text).context("it has no version")?;
         ensure!(v == VERSION, "its version is {v} and this agent reads {VERSION}: upgrade the older agent");
         let Published { seq, mut report, .. } = serde_json::from_str::<Published<Self>>(text)?;

@@ -1,4 +1,4 @@
-//! One datagram of peer sync: its layout, sealing and opening it, and the window against replays.
+//! A datagram of peer sync: its layout, sealing and opening it.
 //!
 //! | bytes | field | |
 //! |---|---|---|
@@ -6,34 +6,33 @@
 //! | 4 | version | 1 |
 //! | 5, 6 | part, parts | a message longer than a datagram travels in several |
 //! | 7 | zero | |
-//! | 8..16 | from | who seals it: the first bytes of the SHA-256 of its name |
-//! | 16..24 | to | for whom, so that one peer's datagram is no use against another |
-//! | 24..32 | boot | when the sender's agent started, in ns since 1970 |
+//! | 8..16 | from | the sender: the first bytes of the SHA-256 of its name |
+//! | 16..24 | to | the receiver, so that nobody can replay the datagram to another |
+//! | 24..32 | boot | the start of the sender's agent, in ns since 1970 |
 //! | 32..40 | sequence | grows by one with each datagram of a boot |
 //! | 40..48 | sent | the sender's wall clock, in ms since 1970 |
 //! | 48..72 | nonce | random |
-//! | 72.. | sealed | XChaCha20-Poly1305; everything before the nonce is authenticated with it |
+//! | 72.. | sealed | XChaCha20-Poly1305, which also authenticates everything before the nonce |
 //!
-//! Integers are big-endian. Random 24-byte nonces never repeat in practice, so no counter has to survive a
-//! restart.
+//! Integers are big-endian. Random 24-byte nonces never repeat in practice, so no counter has to survive a restart.
 
 use anyhow::{Context, Result, anyhow};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use sha2::{Digest, Sha256};
 
-use super::counters::DropReason;
+use super::counters::SyncDrop;
 
 const MAGIC: [u8; 4] = *b"bals";
 const VERSION: u8 = 1;
 const HEADER: usize = 48;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// Longest datagram: fits an Ethernet frame with room for a tunnel's headers.
+/// The longest datagram: it fits an Ethernet frame with room for a tunnel's headers.
 pub(super) const DATAGRAM: usize = 1400;
-/// Longest part of a message that fits a datagram.
+/// The longest part of a message that fits a datagram.
 pub(super) const PART: usize = DATAGRAM - HEADER - NONCE - TAG;
-/// Most parts of a message: above what chitchat lets a message grow to.
+/// The most parts of a message: more than chitchat's longest message needs.
 pub(super) const MAX_PARTS: u8 = 64;
 const _: () = assert!(PART * MAX_PARTS as usize > 65_507);
 
@@ -43,12 +42,12 @@ pub(super) struct MemberId(u64);
 
 impl MemberId {
     pub(super) fn of(name: &str) -> Self {
-        let digest = Sha256::digest(name.as_bytes());
-        Self(digest.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte)))
+        let digest: [u8; 32] = Sha256::digest(name.as_bytes()).into();
+        Self(u64::from_be_bytes(digest.as_chunks().0[0]))
     }
 }
 
-/// What a datagram says in the clear.
+/// The part of a datagram in the clear.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Header {
     pub(super) from: MemberId,
@@ -72,18 +71,20 @@ impl Header {
         bytes
     }
 
-    /// The header of `datagram`, none of which is authentic before [`Seal::open`].
-    pub(super) fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
+    /// Parses the header of `datagram`. Nothing in it is authentic before [`Seal::open`].
+    pub(super) fn parse(datagram: &[u8]) -> Result<Self, SyncDrop> {
         if datagram.len() < HEADER + NONCE + TAG || datagram.len() > DATAGRAM {
-            return Err(DropReason::Malformed);
+            return Err(SyncDrop::Malformed);
         }
-        let word = |at: usize| datagram[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let (words, _) = datagram[8..HEADER].as_chunks();
+        let [from, to, boot, sequence, sent_ms] =
+            std::array::from_fn(|index| u64::from_be_bytes(words[index]));
         let header = Self {
-            from: MemberId(word(8)),
-            to: MemberId(word(16)),
-            boot: word(24),
-            sequence: word(32),
-            sent_ms: word(40),
+            from: MemberId(from),
+            to: MemberId(to),
+            boot,
+            sequence,
+            sent_ms,
             part: datagram[5],
             parts: datagram[6],
         };
@@ -91,7 +92,7 @@ impl Header {
         let counted = header.part < header.parts
             && header.parts <= MAX_PARTS
             && header.sequence > u64::from(header.part);
-        if ours && counted { Ok(header) } else { Err(DropReason::Malformed) }
+        if ours && counted { Ok(header) } else { Err(SyncDrop::Malformed) }
     }
 }
 
@@ -115,11 +116,11 @@ impl Seal {
         Ok([&aad[..], &nonce, &sealed].concat())
     }
 
-    /// What `datagram`, whose header has been parsed, carries.
-    pub(super) fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, DropReason> {
-        let (aad, rest) = datagram.split_at_checked(HEADER).ok_or(DropReason::Malformed)?;
-        let (nonce, msg) = rest.split_first_chunk::<NONCE>().ok_or(DropReason::Malformed)?;
-        self.0.decrypt(&XNonce::from(*nonce), Payload { msg, aad }).map_err(|_opaque| DropReason::WrongKey)
+    /// Opens `datagram` after its header has been parsed: the part that it carries.
+    pub(super) fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, SyncDrop> {
+        let (aad, rest) = datagram.split_at_checked(HEADER).ok_or(SyncDrop::Malformed)?;
+        let (nonce, msg) = rest.split_first_chunk::<NONCE>().ok_or(SyncDrop::Malformed)?;
+        self.0.decrypt(&XNonce::from(*nonce), Payload { msg, aad }).map_err(|_opaque| SyncDrop::WrongKey)
     }
 }
 
@@ -140,13 +141,13 @@ mod tests {
         }
     }
 
-    fn read(seal: &Seal, datagram: &[u8]) -> Result<(Header, Vec<u8>), DropReason> {
+    fn read(seal: &Seal, datagram: &[u8]) -> Result<(Header, Vec<u8>), SyncDrop> {
         let header = Header::parse(datagram)?;
         Ok((header, seal.open(datagram)?))
     }
 
     #[test]
-    fn what_is_sealed_is_read_back() {
+    fn a_sealed_part_is_read_back() {
         let seal = Seal::new(&[7; 32]);
         for part in [&b""[..], b"gossip", &[0; PART]] {
             let datagram = seal.seal(&header(), part).unwrap();
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn a_datagram_under_another_key_is_refused() {
         let datagram = Seal::new(&[7; 32]).seal(&header(), b"gossip").unwrap();
-        assert_eq!(read(&Seal::new(&[8; 32]), &datagram), Err(DropReason::WrongKey));
+        assert_eq!(read(&Seal::new(&[8; 32]), &datagram), Err(SyncDrop::WrongKey));
     }
 
     #[test]
@@ -183,10 +184,10 @@ mod tests {
                 let mut changed = datagram.clone();
                 changed[at] ^= 1 << bit;
                 let reason = read(&seal, &changed).expect_err("a changed datagram opens");
-                let shape = [DropReason::Malformed, DropReason::WrongKey];
+                let shape = [SyncDrop::Malformed, SyncDrop::WrongKey];
                 assert!(shape.contains(&reason), "byte {at} bit {bit}: {reason:?}");
                 assert!(
-                    at < 8 || at == 39 || reason == DropReason::WrongKey,
+                    at < 8 || at == 39 || reason == SyncDrop::WrongKey,
                     "byte {at} bit {bit}: {reason:?}"
                 );
             }
@@ -199,11 +200,11 @@ mod tests {
         let datagram = seal.seal(&header(), b"gossip").unwrap();
         for length in 0..datagram.len() {
             let short = length < HEADER + NONCE + TAG;
-            let expected = if short { DropReason::Malformed } else { DropReason::WrongKey };
+            let expected = if short { SyncDrop::Malformed } else { SyncDrop::WrongKey };
             assert_eq!(read(&seal, &datagram[..length]), Err(expected), "{length} bytes");
         }
         let long = [&datagram[..], &[0; DATAGRAM]].concat();
-        assert_eq!(read(&seal, &long), Err(DropReason::Malformed));
+        assert_eq!(read(&seal, &long), Err(SyncDrop::Malformed));
     }
 
     #[test]
@@ -211,7 +212,7 @@ mod tests {
         let seal = Seal::new(&[7; 32]);
         for (sequence, part, parts) in [(9, 0, 0), (9, 2, 2), (9, 0, MAX_PARTS + 1), (0, 0, 1), (3, 3, 4)] {
             let datagram = seal.seal(&Header { sequence, part, parts, ..header() }, b"x").unwrap();
-            assert_eq!(read(&seal, &datagram), Err(DropReason::Malformed), "{part} of {parts} at {sequence}");
+            assert_eq!(read(&seal, &datagram), Err(SyncDrop::Malformed), "{part} of {parts} at {sequence}");
         }
     }
 }

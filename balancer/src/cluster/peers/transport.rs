@@ -1,19 +1,17 @@
-//! The sealed socket in the form in which chitchat opens it.
+//! The sealed link in the form in which chitchat opens its socket.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-#[cfg(test)]
-use std::sync::atomic::Ordering::Relaxed;
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Result;
 use async_trait::async_trait;
-use chitchat::transport::{Socket, Transport};
-use chitchat::{ChitchatMessage, Serializable};
+use chitchat::{
+    ChitchatMessage, Serializable,
+    transport::{Socket, Transport},
+};
 
-use super::link::{ChitchatMessageFrom, Link};
-use super::seal::DATAGRAM;
+use super::{link::Link, seal::DATAGRAM};
 
-/// What chitchat opens its socket from: the link, bound long before.
+/// Hands chitchat the link, which was bound long before.
 pub(super) struct SealedTransport(pub(super) Arc<Link>);
 
 struct SealedSocket {
@@ -24,7 +22,7 @@ struct SealedSocket {
 #[async_trait]
 impl Transport for SealedTransport {
     async fn open(&self, _listen: SocketAddr) -> Result<Box<dyn Socket>> {
-        // One byte more than the longest datagram, so that a longer one is seen to be longer.
+        // One byte more than the longest datagram, so that a longer one does not look like it.
         let buffer = vec![0; DATAGRAM + 1].into_boxed_slice();
         Ok(Box::new(SealedSocket { link: Arc::clone(&self.0), buffer }))
     }
@@ -37,10 +35,13 @@ impl Socket for SealedSocket {
         Ok(())
     }
 
-    async fn recv(&mut self) -> Result<ChitchatMessageFrom> {
+    async fn recv(&mut self) -> Result<(SocketAddr, ChitchatMessage)> {
         let received = self.link.receive(&mut self.buffer).await;
         #[cfg(test)]
-        anyhow::ensure!(!self.link.breaks.swap(false, Relaxed), "broken by a test");
+        anyhow::ensure!(
+            !self.link.breaks.swap(false, std::sync::atomic::Ordering::Relaxed),
+            "broken by a test"
+        );
         Ok(received)
     }
 }

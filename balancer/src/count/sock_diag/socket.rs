@@ -46,21 +46,14 @@ impl State {
         [Self::Established, Self::CloseWait, Self::FinWait1, Self::FinWait2, Self::LastAck, Self::Closing];
 
     fn from_kernel(number: u8) -> Option<Self> {
-        Some(match number {
-            1 => Self::Established,
-            2 => Self::SynSent,
-            // 12 is TCP_NEW_SYN_RECV, the request socket of a handshake in progress.
-            3 | 12 => Self::SynReceived,
-            4 => Self::FinWait1,
-            5 => Self::FinWait2,
-            6 => Self::TimeWait,
-            7 => Self::Closed,
-            8 => Self::CloseWait,
-            9 => Self::LastAck,
-            10 => Self::Listen,
-            11 => Self::Closing,
-            _ => return None,
-        })
+        use State::{Closed, Listen, SynReceived, SynSent, TimeWait};
+        // The request socket of a handshake in progress.
+        const TCP_NEW_SYN_RECV: u8 = 12;
+        if number == TCP_NEW_SYN_RECV {
+            return Some(SynReceived);
+        }
+        let others = [SynSent, SynReceived, TimeWait, Closed, Listen];
+        Self::AFTER_HANDSHAKE.into_iter().chain(others).find(|state| *state as u8 == number)
     }
 }
 

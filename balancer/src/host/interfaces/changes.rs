@@ -12,7 +12,7 @@ use tokio::{
 
 /// A wave of changes is over after this long without another.
 pub(super) const QUIET: Duration = Duration::from_millis(200);
-/// The longest wave: on a host whose routes never come to rest, this often is a change reported.
+/// The longest wave: if routes never come to rest, a change is reported this often.
 const LONGEST_WAVE: Duration = Duration::from_secs(2);
 /// Between two attempts to renew a broken subscription.
 const RENEW: Duration = Duration::from_secs(5);
@@ -65,8 +65,7 @@ impl Changes {
         Ok(Self { subscription: Subscription::open()?, wave: None, renew_at: None })
     }
 
-    /// Waits for the end of a wave of changes. A change between two calls is not lost, nor one during a call whose future
-    /// is dropped.
+    /// Waits for the end of a wave of changes. No change is lost between two calls, nor when the future is dropped.
     ///
     /// Fails when the subscription broke and cannot be renewed; the next call waits a while and tries again.
     pub async fn next(&mut self) -> Result<()> {
