@@ -1,28 +1,19 @@
 //! The project's own commands, `cargo xtask VERB`; each verb is one file.
 #![allow(clippy::print_stdout, reason = "reporting what it does is a command's job")]
 
-mod beside;
-mod bpffs;
-mod build;
-mod demo;
-mod fuzz;
-mod install;
-mod leftovers;
-mod libjuju;
-mod libtest;
-mod machines;
+mod builds;
+mod command;
+mod host;
+mod qemu;
 mod recipe;
-mod run;
-mod soak;
-mod system;
-mod tally;
-mod test;
-mod toolchain;
-mod vm;
+mod results;
+mod verbs;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use self::verbs::{build, demo, fuzz, install, machines, soak, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]

@@ -10,14 +10,17 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::beside::Beside;
-use crate::bpffs::BpfFs;
-use crate::leftovers::Before;
-use crate::run::{Executable, cargo, executables, root, run, search_path};
-use crate::system::{packages, refused, step};
-use crate::tally::Tally;
-use crate::vm::{self, Bench};
-use crate::{build, libjuju, machines, recipe, toolchain};
+use crate::builds::toolchain;
+use crate::command::{Executable, cargo, executables, root, run, search_path};
+use crate::host::bpffs::BpfFs;
+use crate::host::leftovers::Before;
+use crate::host::libjuju;
+use crate::host::system::{packages, refused, step};
+use crate::recipe;
+use crate::results::beside::Beside;
+use crate::results::tally::Tally;
+use crate::verbs::vm::{self, Bench};
+use crate::verbs::{build, machines};
 
 /// What was typed.
 #[derive(Args)]

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::machine::Ended;
-use crate::libtest::{self, Counts};
+use crate::results::libtest::{self, Counts};
 
 /// What our own lines begin with, as in `tests/src/machines/guest.rs`.
 const MARK: &str = "vm:";

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{Shown, output, root, run, succeeds};
-use crate::system::install;
+use crate::command::{Shown, output, root, run, succeeds};
+use crate::host::system::install;
 
 /// The versions that are installed, each pinned.
 const REQUIREMENTS: &str = "tests/src/juju/libjuju/requirements.txt";

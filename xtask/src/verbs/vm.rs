@@ -3,12 +3,6 @@
 //!
 //! The machine's init is `tests/src/machines/guest.rs`; both agree on the plan, one run a line, and on the marks in the output.
 
-mod archive;
-mod initramfs;
-mod kernels;
-mod machine;
-mod report;
-
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,13 +15,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use self::archive::Archive;
-use self::kernels::{Kernel, Kernels};
-use self::report::Report;
-use crate::libtest::Counts;
-use crate::run::{Executable, cargo, executables, root};
-use crate::system::{packages, refused, step};
-use crate::{build, test, toolchain};
+use crate::builds::toolchain;
+use crate::command::{Executable, cargo, executables, root};
+use crate::host::system::{packages, refused, step};
+use crate::qemu::archive::Archive;
+use crate::qemu::kernels::{Kernel, Kernels};
+use crate::qemu::report::Report;
+use crate::qemu::{initramfs, kernels, machine, report};
+use crate::results::libtest::Counts;
+use crate::verbs::{build, test};
 
 /// What was typed.
 #[derive(Args)]

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{installed, output, run};
-use crate::system;
+use crate::command::{installed, output, run};
+use crate::host::system;
 
 /// What fetches and indexes, and the package that has it on Debian and Ubuntu.
 const COMMANDS: [(&str, &str); 3] = [("apt-get", "apt"), ("dpkg", "dpkg"), ("depmod", "kmod")];

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
-use crate::libtest::Counts;
+use crate::results::libtest::Counts;
 
 /// Fewer executions than these prove nothing.
 const FEWEST: u64 = 100;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{installed, run};
+use crate::command::{installed, run};
 
 /// What the fixtures call, and the package that has it on Debian and Ubuntu.
 const COMMANDS: [(&str, &str); 7] = [

@@ -18,10 +18,11 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use self::report::{Finding, Report, Said};
-use crate::libtest::Counts;
-use crate::run::{Shown, executables, installed, root};
-use crate::system::{install, step};
-use crate::{recipe, toolchain};
+use crate::builds::toolchain;
+use crate::command::{Shown, executables, installed, root};
+use crate::host::system::{install, step};
+use crate::recipe;
+use crate::results::libtest::Counts;
 
 /// What was typed.
 #[derive(Args)]

@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::run::{cargo, executables};
-use crate::toolchain;
+use crate::builds::toolchain;
+use crate::command::{cargo, executables};
 
 /// The verb.
 ///

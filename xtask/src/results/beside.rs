@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use crate::leftovers::Before;
-use crate::libtest;
-use crate::run::root;
-use crate::tally::Tally;
+use crate::command::root;
+use crate::host::leftovers::Before;
+use crate::results::libtest;
+use crate::results::tally::Tally;
 
 /// A running verb; ended on drop.
 pub struct Beside {

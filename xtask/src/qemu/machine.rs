@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::kernels::Kernel;
-use crate::run::{Shown, installed, output};
-use crate::system;
+use crate::command::{Shown, installed, output};
+use crate::host::system;
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 /// Older ones were not tried.

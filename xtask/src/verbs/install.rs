@@ -8,8 +8,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::build;
-use crate::run::{run, succeeds};
+use crate::command::{run, succeeds};
+use crate::verbs::build;
 
 /// What was typed.
 #[derive(Args)]
@@ -23,8 +23,8 @@ pub struct Arguments {
 }
 
 const PREFIX: &str = "/usr/local";
-const UNIT: &str = include_str!("../../balancer/systemd/balancer.service");
-const EXAMPLE: &str = include_str!("../../balancer/balancer.toml.example");
+const UNIT: &str = include_str!("../../../balancer/systemd/balancer.service");
+const EXAMPLE: &str = include_str!("../../../balancer/balancer.toml.example");
 /// The binary as the unit in the repository names it.
 const UNIT_BINARY: &str = "/usr/local/sbin/balancer";
 
@@ -125,7 +125,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::run::{installed, output};
+    use crate::command::{installed, output};
 
     /// Sections of a unit, with their keys and values; a key may occur more than once.
     fn parse(unit: &str) -> BTreeMap<&str, Vec<(&str, &str)>> {
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_unit_grants_what_the_daemon_says_it_needs() {
-        let needs: BTreeSet<_> = include_str!("../../balancer/src/host/privileges.rs")
+        let needs: BTreeSet<_> = include_str!("../../../balancer/src/host/privileges.rs")
             .lines()
             .filter_map(|line| line.trim().strip_prefix("name: \"")?.strip_suffix("\","))
             .collect();

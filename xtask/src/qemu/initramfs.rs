@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::archive::Archive;
 use super::kernels::Kernel;
-use crate::run::{output, search_path};
+use crate::command::{output, search_path};
 
 /// The system's commands that fixtures call.
 const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping", "nsenter", "mount"];

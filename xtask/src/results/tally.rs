@@ -5,8 +5,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use crate::libtest::{self, Counts};
-use crate::run::Shown;
+use crate::command::Shown;
+use crate::results::libtest::{self, Counts};
 
 /// All results so far.
 #[derive(Default)]

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::run::{cargo, root, run};
-use crate::{build, recipe};
+use crate::command::{cargo, root, run};
+use crate::recipe;
+use crate::verbs::build;
 
 /// What the other version is built from.
 const SOURCES: [&str; 8] =

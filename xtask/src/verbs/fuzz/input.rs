@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-#[path = "../../../tests/src/fuzz/seed.rs"]
+#[path = "../../../../tests/src/fuzz/seed.rs"]
 mod seed;
 
 /// Bytes in one line of a finding.

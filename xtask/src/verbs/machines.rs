@@ -2,8 +2,6 @@
 //!
 //! The runs are in `tests/tests/machines.rs`; they boot the machines themselves, by a recipe that is made here.
 
-mod other;
-
 use std::fs;
 use std::process::{Command, ExitCode};
 
@@ -11,10 +9,10 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::system::{packages, refused, step};
-use crate::tally::Tally;
-use crate::toolchain;
-use crate::vm::{self, Bench};
+use crate::builds::{other, toolchain};
+use crate::host::system::{packages, refused, step};
+use crate::results::tally::Tally;
+use crate::verbs::vm::{self, Bench};
 
 /// The harness of the runs, which `cargo xtask test` does not start as it starts the others.
 pub const HARNESS: &str = "machines";

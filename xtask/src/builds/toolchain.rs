@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::command::{Shown, installed, output, root, run, succeeds};
 use crate::recipe;
-use crate::run::{Shown, installed, output, root, run, succeeds};
 
 const COMPONENTS: [&str; 3] = ["rust-src", "clippy", "rustfmt"];
 

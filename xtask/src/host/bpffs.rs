@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::run::{run, succeeds};
+use crate::command::{run, succeeds};
 
 /// Where pins are, on every host that mounts it.
 const PLACE: &str = "/sys/fs/bpf";

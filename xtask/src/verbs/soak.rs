@@ -7,11 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Args;
 
-use crate::bpffs::BpfFs;
-use crate::leftovers::Before;
-use crate::system::{packages, refused, step};
-use crate::tally::Tally;
-use crate::{build, toolchain, vm};
+use crate::builds::toolchain;
+use crate::host::bpffs::BpfFs;
+use crate::host::leftovers::Before;
+use crate::host::system::{packages, refused, step};
+use crate::results::tally::Tally;
+use crate::verbs::{build, vm};
 
 /// The harness; `cargo xtask test` gives it half a minute.
 const HARNESS: &str = "soak";
@@ -62,7 +63,7 @@ fn command(harness: &Path, arguments: &Arguments) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::Shown;
+    use crate::command::Shown;
 
     #[test]
     fn minutes_and_seed_are_passed_on() {

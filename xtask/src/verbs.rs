@@ -1,0 +1,10 @@
+//! The verbs of `cargo xtask`, one a file.
+
+pub mod build;
+pub mod demo;
+pub mod fuzz;
+pub mod install;
+pub mod machines;
+pub mod soak;
+pub mod test;
+pub mod vm;
