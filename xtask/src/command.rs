@@ -1,14 +1,12 @@
-//! Running other programs: printed whole when they fail, and asked for what they built.
+//! Running other programs: printed whole when they fail.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::{env, fmt};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use crate::recipe;
 
@@ -59,66 +57,6 @@ pub fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Something that cargo built and that can be run.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Executable {
-    /// Name of its package.
-    pub package: String,
-    /// Directory of its package.
-    pub directory: PathBuf,
-    /// Name of the target: a binary's, a library's, an integration test's.
-    pub name: String,
-    /// `bin`, `lib`, `test`.
-    pub kind: String,
-    /// Whether it is a test harness.
-    pub test: bool,
-    /// Itself.
-    pub path: PathBuf,
-}
-
-/// Runs a cargo command that builds, and says what there is to run, fresh or not.
-///
-/// # Errors
-/// It cannot be started, or fails.
-pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
-    cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
-    let mut child = cargo.spawn().with_context(|| format!("failed to start {}", Shown(cargo)))?;
-    let messages = child.stdout.take().context("a piped child has a standard output")?;
-    let mut found = Vec::new();
-    for line in BufReader::new(messages).lines() {
-        let line = line.with_context(|| format!("failed to read from {}", Shown(cargo)))?;
-        found.extend(serde_json::from_str(&line).ok().as_ref().and_then(executable));
-    }
-    let status = child.wait().with_context(|| format!("failed to wait for {}", Shown(cargo)))?;
-    if !status.success() {
-        bail!("{}: {status}", Shown(cargo));
-    }
-    Ok(found)
-}
-
-/// The executable in one of cargo's messages, if it is about one.
-fn executable(message: &Value) -> Option<Executable> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let path = message.get("executable")?.as_str()?.into();
-    let directory = Path::new(message.get("manifest_path")?.as_str()?).parent()?.to_owned();
-    let target = message.get("target")?;
-    Some(Executable {
-        package: text(message.get("package_id")?).and_then(|id| package_name(&id))?,
-        directory,
-        name: text(target.get("name")?)?,
-        kind: text(target.get("kind")?.get(0)?)?,
-        test: message.get("profile")?.get("test")?.as_bool()?,
-        path,
-    })
-}
-
-/// The name in `path+file:///…/balancer#0.1.0` or `path+file:///…/balancer#name@0.1.0`.
-fn package_name(id: &str) -> Option<String> {
-    let (source, fragment) = id.split_once('#')?;
-    let name = fragment.split_once('@').map_or_else(|| source.rsplit('/').next(), |(name, _)| Some(name))?;
-    Some(name.to_owned())
-}
-
 /// A command as one would type it: the environment it changes, the program, its arguments.
 pub struct Shown<'a>(pub &'a Command);
 
@@ -164,40 +102,7 @@ pub fn installed(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn executables_are_found_in_cargos_messages() {
-        let mut message = json!({
-            "reason": "compiler-artifact",
-            "package_id": "path+file:///w/tests#0.1.0",
-            "manifest_path": "/w/tests/Cargo.toml",
-            "target": {"name": "network", "kind": ["test"]},
-            "profile": {"test": true},
-            "executable": "/w/target/release/deps/network-1",
-        });
-        let expected = Executable {
-            package: "tests".into(),
-            directory: "/w/tests".into(),
-            name: "network".into(),
-            kind: "test".into(),
-            test: true,
-            path: "/w/target/release/deps/network-1".into(),
-        };
-        assert_eq!(executable(&message), Some(expected));
-        message["executable"] = Value::Null;
-        assert_eq!(executable(&message), None, "a library");
-        assert_eq!(executable(&json!({"reason": "build-finished", "success": true})), None);
-    }
-
-    #[test]
-    fn package_ids_of_both_shapes() {
-        assert_eq!(package_name("path+file:///w/balancer#0.1.0").as_deref(), Some("balancer"));
-        assert_eq!(package_name("path+file:///w/cli#balancer@0.1.0").as_deref(), Some("balancer"));
-        assert_eq!(package_name("strange"), None);
-    }
 
     #[test]
     fn commands_are_shown_as_typed() {

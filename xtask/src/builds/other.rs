@@ -7,9 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::balancer;
 use crate::command::{cargo, root, run};
 use crate::recipe;
-use crate::verbs::build;
 
 /// What the other version is built from.
 const SOURCES: [&str; 8] =
@@ -45,7 +45,7 @@ pub fn build() -> Result<PathBuf> {
     let copy = root().join("target/other");
     copy_sources(&copy)?;
     change(&copy)?;
-    build::binary(cargo("build").current_dir(&copy).env_remove("CARGO_TARGET_DIR"))
+    balancer::binary(cargo("build").current_dir(&copy).env_remove("CARGO_TARGET_DIR"))
 }
 
 /// The workspace without what was built, besides the tools.

@@ -9,12 +9,17 @@ use anyhow::{Context as _, Result};
 
 use super::archive::Archive;
 use super::kernels::Kernel;
+use crate::builds::artifacts::{Executable, find};
+use crate::builds::balancer;
 use crate::command::{output, search_path};
 
 /// The system's commands that fixtures call.
 const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping", "nsenter", "mount"];
 /// Tables that commands read names from, where there are any.
 const TABLES: [&str; 2] = ["/etc/protocols", "/etc/services"];
+/// Binaries that harnesses start, besides the balancer.
+const FIXTURES: [&str; 3] = ["stand-in-server", "fleet", "delay"];
+const INIT: &str = "vm-init";
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/run", "/tmp", "/var/lib", "/root"];
 /// Modules that the runs need and that this or that kernel has not built in; dependencies come by themselves.
 const MODULES: [&str; 27] = [
@@ -51,7 +56,7 @@ const MODULES: [&str; 27] = [
 ///
 /// # Errors
 /// A command is missing, or a file cannot be read.
-pub fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result<Archive> {
+fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result<Archive> {
     let mut archive = Archive::default();
     archive.console();
     for directory in DIRECTORIES {
@@ -79,6 +84,18 @@ pub fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result
         archive.copy(table, Path::new(table))?;
     }
     Ok(archive)
+}
+
+/// Packs what harnesses start with `files`.
+///
+/// # Errors
+/// The balancer cannot be built, or a command is missing.
+pub fn with_fixtures(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &str) -> Result<Archive> {
+    files.push(("/fixtures/balancer".to_owned(), balancer::build()?));
+    for name in FIXTURES {
+        files.push((format!("/fixtures/{name}"), find(built, "bin", name)?));
+    }
+    common(&find(built, "bin", INIT)?, &files, plan)
 }
 
 /// `common` with a kernel's modules in the order in which they are loaded.

@@ -1,40 +1,19 @@
 //! `cargo xtask build`: the release binary, programs embedded.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-use crate::builds::toolchain;
-use crate::command::{cargo, executables};
+use crate::builds::balancer;
 
 /// The verb.
 ///
 /// # Errors
 /// Something cannot be installed or built.
 pub fn main() -> Result<ExitCode> {
-    let binary = build()?;
+    let binary = balancer::build()?;
     let size = fs::metadata(&binary).with_context(|| format!("failed to find {}", binary.display()))?.len();
     println!("{} ({} KiB)", binary.display(), size / 1024);
     Ok(ExitCode::SUCCESS)
-}
-
-/// Builds, tools first; says where the binary is.
-///
-/// # Errors
-/// Something cannot be installed or built.
-pub fn build() -> Result<PathBuf> {
-    toolchain::ensure()?;
-    binary(&mut cargo("build"))
-}
-
-/// Builds by a `cargo build` that knows in which workspace; says where the binary is.
-///
-/// # Errors
-/// It cannot be built.
-pub fn binary(cargo: &mut Command) -> Result<PathBuf> {
-    let built = executables(cargo.args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
-    let binary = built.into_iter().find(|built| built.name == "balancer");
-    Ok(binary.context("cargo built no binary `balancer`")?.path)
 }

@@ -9,8 +9,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use crate::builds::artifacts::executables;
 use crate::builds::toolchain;
-use crate::command::{Shown, cargo, executables, search_path};
+use crate::command::{Shown, cargo, search_path};
 use crate::host::system::{packages, refused, step};
 
 /// What was typed.

@@ -18,8 +18,9 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use self::report::{Finding, Report, Said};
+use crate::builds::artifacts::executables;
 use crate::builds::toolchain;
-use crate::command::{Shown, executables, installed, root};
+use crate::command::{Shown, installed, root};
 use crate::host::system::{install, step};
 use crate::recipe;
 use crate::results::libtest::Counts;

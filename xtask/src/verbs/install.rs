@@ -8,8 +8,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use crate::builds::balancer;
 use crate::command::{run, succeeds};
-use crate::verbs::build;
 
 /// What was typed.
 #[derive(Args)]
@@ -38,7 +38,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("error: only root may install on this host; `--root DIR` puts everything below DIR");
         return Ok(ExitCode::from(2));
     }
-    let binary = build::build()?;
+    let binary = balancer::build()?;
     let layout = Layout::new(&arguments.prefix, arguments.root.as_deref());
     for line in layout.place(&binary)? {
         println!("{line}");

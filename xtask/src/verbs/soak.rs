@@ -7,12 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Args;
 
-use crate::builds::toolchain;
+use crate::builds::artifacts::{built, find};
+use crate::builds::{balancer, toolchain};
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Before;
 use crate::host::system::{packages, refused, step};
 use crate::results::tally::Tally;
-use crate::verbs::{build, vm};
 
 /// The harness; `cargo xtask test` gives it half a minute.
 const HARNESS: &str = "soak";
@@ -39,9 +39,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;
-    let harness = step("build", || vm::find(&vm::built()?, "test", HARNESS))?;
+    let harness = step("build", || find(&built()?, "test", HARNESS))?;
     let mut command = command(&harness, arguments);
-    command.env("BALANCER_BIN", step("build of the balancer", build::build)?);
+    command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
     let _bpffs = BpfFs::mount()?;
     let before = Before::run();
     before.mark(&mut command);

@@ -10,17 +10,18 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::builds::toolchain;
-use crate::command::{Executable, cargo, executables, root, run, search_path};
+use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, harnesses};
+use crate::builds::{balancer, toolchain};
+use crate::command::{cargo, root, run, search_path};
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Before;
 use crate::host::libjuju;
 use crate::host::system::{packages, refused, step};
+use crate::qemu::bench::Bench;
+use crate::qemu::{controllers, matrix};
 use crate::recipe;
 use crate::results::beside::Beside;
 use crate::results::tally::Tally;
-use crate::verbs::vm::{self, Bench};
-use crate::verbs::{build, machines};
 
 /// What was typed.
 #[derive(Args)]
@@ -29,12 +30,6 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
-/// Packages of pure functions, tested with overflow checks.
-const PURE: [&str; 4] = ["--package", "balancer-common", "--package", "xtask"];
-/// Those of [`PURE`] that are libraries and so have examples.
-const PURE_LIBRARIES: [&str; 2] = ["--package", "balancer-common"];
-/// Packages tested as released. One selection for all commands: another one has other features, and builds anew.
-pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
 /// The package of the runs in network namespaces.
 const RUNS: &str = "tests";
 /// Its runs that wait for minutes, as Juju's login limit asks.
@@ -70,7 +65,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let pure = step("build of the tests with overflow checks", || harnesses(&PURE))?;
     let released = step("build of the tests in release form", || harnesses(&RELEASED))?;
     // Last, so that the binary under test is the one that `cargo xtask build` gives.
-    let binary = step("build of the balancer", build::build)?;
+    let binary = step("build of the balancer", balancer::build)?;
 
     // Before the look at the machine: a fresh one holds files of the kernel's own.
     let _bpffs = BpfFs::mount()?;
@@ -79,7 +74,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let mut environment = vec![("BALANCER_BIN", binary.into_os_string())];
     environment.push(("BALANCER_LIBJUJU", libjuju.into_os_string()));
     environment.push(("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?));
-    let of_this_machine = released.iter().filter(|harness| harness.name != machines::HARNESS);
+    let of_this_machine = released.iter().filter(|harness| harness.name != controllers::HARNESS);
     for harness in pure.iter().chain(of_this_machine) {
         let waits = harness.package == RUNS && harness.name == POLICY && filter.is_none();
         let fuzz = waits.then(|| Beside::start(&FUZZ, &before)).transpose()?;
@@ -99,9 +94,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         }
         let bench = step("machines", Bench::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
-        let counts = step("kernels in virtual machines", || vm::matrix(&bench, &kernels, 1, None))?;
+        let counts = step("kernels in virtual machines", || matrix::matrix(&bench, &kernels, 1, None))?;
         tally.note("kernels in virtual machines", counts);
-        let mut command = machines::command(&bench, MACHINES.0, Some(MACHINES.1))?;
+        let mut command = controllers::command(&bench, MACHINES.0, Some(MACHINES.1))?;
         before.mark(&mut command);
         step("controllers as virtual machines", || {
             tally.add(false, "controllers as virtual machines", &mut command)
@@ -132,14 +127,6 @@ fn clippy(compiler: &str) -> Result<()> {
 fn clippy_for_kernel(compiler: &str) -> Result<()> {
     let mut command = recipe::cargo(root(), compiler, "clippy", env::consts::ARCH);
     run(command.args(["--quiet", "--", "--deny", "warnings"]))
-}
-
-fn harnesses(selection: &[&str]) -> Result<Vec<Executable>> {
-    let mut built = executables(cargo("test").arg("--no-run").args(selection))?;
-    built.retain(|executable| executable.test);
-    // Unit tests before runs, each in one order every time.
-    built.sort_by_key(|harness| (harness.kind == "test", harness.package.clone(), harness.name.clone()));
-    Ok(built)
 }
 
 fn title(harness: &Executable) -> String {
