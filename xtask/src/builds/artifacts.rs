@@ -1,11 +1,11 @@
 //! Harnesses and binaries: built by cargo, and found in its messages.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::io::BufReader;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use cargo_metadata::{Artifact, Message, TargetKind};
 
 use crate::command::{Shown, cargo};
 
@@ -19,18 +19,33 @@ pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--packag
 /// Something that cargo built and that can be run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// Name of its package.
+    /// Name of its package, which is that of its directory.
     pub package: String,
     /// Directory of its package.
     pub directory: PathBuf,
     /// Name of the target: a binary's, a library's, an integration test's.
     pub name: String,
-    /// `bin`, `lib`, `test`.
-    pub kind: String,
+    /// Kind of the target.
+    pub kind: TargetKind,
     /// Whether it is a test harness.
     pub test: bool,
     /// Itself.
     pub path: PathBuf,
+}
+
+impl Executable {
+    /// The executable of an artifact; a library without a harness has none.
+    fn new(artifact: Artifact) -> Option<Self> {
+        let directory = artifact.manifest_path.parent()?;
+        Some(Self {
+            package: directory.file_name()?.to_owned(),
+            directory: directory.into(),
+            name: artifact.target.name,
+            kind: artifact.target.kind.into_iter().next()?,
+            test: artifact.profile.test,
+            path: artifact.executable?.into(),
+        })
+    }
 }
 
 /// Runs a cargo command that builds, and says what there is to run, fresh or not.
@@ -42,9 +57,11 @@ pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     let mut child = cargo.spawn().with_context(|| format!("failed to start {}", Shown(cargo)))?;
     let messages = child.stdout.take().context("a piped child has a standard output")?;
     let mut found = Vec::new();
-    for line in BufReader::new(messages).lines() {
-        let line = line.with_context(|| format!("failed to read from {}", Shown(cargo)))?;
-        found.extend(serde_json::from_str(&line).ok().as_ref().and_then(executable));
+    for message in Message::parse_stream(BufReader::new(messages)) {
+        let message = message.with_context(|| format!("failed to read from {}", Shown(cargo)))?;
+        if let Message::CompilerArtifact(artifact) = message {
+            found.extend(Executable::new(artifact));
+        }
     }
     let status = child.wait().with_context(|| format!("failed to wait for {}", Shown(cargo)))?;
     if !status.success() {
@@ -53,91 +70,65 @@ pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     Ok(found)
 }
 
-/// The executable in one of cargo's messages, if it is about one.
-fn executable(message: &Value) -> Option<Executable> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let path = message.get("executable")?.as_str()?.into();
-    let directory = Path::new(message.get("manifest_path")?.as_str()?).parent()?.to_owned();
-    let target = message.get("target")?;
-    Some(Executable {
-        package: text(message.get("package_id")?).and_then(|id| package_name(&id))?,
-        directory,
-        name: text(target.get("name")?)?,
-        kind: text(target.get("kind")?.get(0)?)?,
-        test: message.get("profile")?.get("test")?.as_bool()?,
-        path,
-    })
-}
-
-/// The name in `path+file:///…/balancer#0.1.0` or `path+file:///…/balancer#name@0.1.0`.
-fn package_name(id: &str) -> Option<String> {
-    let (source, fragment) = id.split_once('#')?;
-    let name = fragment.split_once('@').map_or_else(|| source.rsplit('/').next(), |(name, _)| Some(name))?;
-    Some(name.to_owned())
-}
-
-pub fn harnesses(selection: &[&str]) -> Result<Vec<Executable>> {
-    let mut built = executables(cargo("test").arg("--no-run").args(selection))?;
-    built.retain(|executable| executable.test);
-    // Unit tests before runs, each in one order every time.
-    built.sort_by_key(|harness| (harness.kind == "test", harness.package.clone(), harness.name.clone()));
-    Ok(built)
-}
-
-/// Builds the harnesses of the package `tests` and what they start, as `cargo xtask test` does.
+/// Builds the test harnesses of some packages, and the binaries that the integration tests among them start.
 ///
 /// # Errors
 /// They cannot be built.
-pub fn built() -> Result<Vec<Executable>> {
-    executables(cargo("test").arg("--no-run").args(RELEASED))
+pub fn build_tests(selection: &[&str]) -> Result<Vec<Executable>> {
+    executables(cargo("test").arg("--no-run").args(selection))
 }
 
-/// A harness (`test`) or a binary (`bin`) of the package `tests`.
+/// An integration test's harness.
 ///
 /// # Errors
 /// There is none of that name.
-pub fn find(built: &[Executable], kind: &str, name: &str) -> Result<PathBuf> {
-    let found = built.iter().find(|built| {
-        (built.package.as_str(), built.kind.as_str(), built.test, built.name.as_str())
-            == ("tests", kind, kind == "test", name)
-    });
+pub fn harness(built: &[Executable], name: &str) -> Result<PathBuf> {
+    find(built, &TargetKind::Test, name)
+}
+
+/// A binary that is no test harness.
+///
+/// # Errors
+/// There is none of that name.
+pub fn binary(built: &[Executable], name: &str) -> Result<PathBuf> {
+    find(built, &TargetKind::Bin, name)
+}
+
+fn find(built: &[Executable], kind: &TargetKind, name: &str) -> Result<PathBuf> {
+    let test = *kind == TargetKind::Test;
+    let found = built.iter().find(|built| built.kind == *kind && built.test == test && built.name == name);
     Ok(found.with_context(|| format!("cargo built no {kind} called `{name}`"))?.path.clone())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn executables_are_found_in_cargos_messages() {
-        let mut message = json!({
+        let message = r#"{
             "reason": "compiler-artifact",
             "package_id": "path+file:///w/tests#0.1.0",
             "manifest_path": "/w/tests/Cargo.toml",
-            "target": {"name": "network", "kind": ["test"]},
-            "profile": {"test": true},
+            "target": {"name": "network", "kind": ["test"], "crate_types": ["bin"], "src_path": "/w/tests/tests/n.rs"},
+            "profile": {"opt_level": "3", "debug_assertions": false, "overflow_checks": false, "test": true},
+            "features": [],
+            "filenames": [],
             "executable": "/w/target/release/deps/network-1",
-        });
+            "fresh": true
+        }"#;
+        let artifact: Artifact = serde_json::from_str(message).unwrap();
+        let mut library = artifact.clone();
+        library.executable = None;
         let expected = Executable {
             package: "tests".into(),
             directory: "/w/tests".into(),
             name: "network".into(),
-            kind: "test".into(),
+            kind: TargetKind::Test,
             test: true,
             path: "/w/target/release/deps/network-1".into(),
         };
-        assert_eq!(executable(&message), Some(expected));
-        message["executable"] = Value::Null;
-        assert_eq!(executable(&message), None, "a library");
-        assert_eq!(executable(&json!({"reason": "build-finished", "success": true})), None);
-    }
-
-    #[test]
-    fn package_ids_of_both_shapes() {
-        assert_eq!(package_name("path+file:///w/balancer#0.1.0").as_deref(), Some("balancer"));
-        assert_eq!(package_name("path+file:///w/cli#balancer@0.1.0").as_deref(), Some("balancer"));
-        assert_eq!(package_name("strange"), None);
+        assert_eq!(Executable::new(artifact), Some(expected));
+        assert_eq!(Executable::new(library), None);
     }
 }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use crate::builds::artifacts::executables;
+use crate::builds::artifacts::{self, executables};
 use crate::builds::toolchain;
 use crate::command::cargo;
 
@@ -24,6 +24,5 @@ pub fn build() -> Result<PathBuf> {
 /// It cannot be built.
 pub fn binary(cargo: &mut Command) -> Result<PathBuf> {
     let built = executables(cargo.args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
-    let binary = built.into_iter().find(|built| built.name == "balancer");
-    Ok(binary.context("cargo built no binary `balancer`")?.path)
+    artifacts::binary(&built, "balancer")
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::bench::Bench;
 use super::initramfs::with_fixtures;
-use crate::builds::artifacts::{built, find};
+use crate::builds::artifacts::{RELEASED, build_tests, harness};
 use crate::builds::other;
 
 /// The harness of the runs, which `cargo xtask test` does not start as it starts the others.
@@ -23,8 +23,8 @@ const UPGRADE: &str = "agents_are_upgraded_one_after_another_and_back";
 /// # Errors
 /// The kernel cannot be had, or something cannot be built.
 pub fn command(bench: &Bench, series: &str, filter: Option<&str>) -> Result<Command> {
-    let built = built()?;
-    let harness = find(&built, "test", HARNESS)?;
+    let built = build_tests(&RELEASED)?;
+    let harness = harness(&built, HARNESS)?;
     let mut files = Vec::new();
     if filter.is_none_or(|filter| UPGRADE.contains(filter)) {
         files.push(("/fixtures/balancer-other".to_owned(), other::build()?));

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::archive::Archive;
 use super::kernels::Kernel;
-use crate::builds::artifacts::{Executable, find};
+use crate::builds::artifacts::{Executable, binary};
 use crate::builds::balancer;
 use crate::command::{output, search_path};
 
@@ -93,9 +93,9 @@ fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result<Arc
 pub fn with_fixtures(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &str) -> Result<Archive> {
     files.push(("/fixtures/balancer".to_owned(), balancer::build()?));
     for name in FIXTURES {
-        files.push((format!("/fixtures/{name}"), find(built, "bin", name)?));
+        files.push((format!("/fixtures/{name}"), binary(built, name)?));
     }
-    common(&find(built, "bin", INIT)?, &files, plan)
+    common(&binary(built, INIT)?, &files, plan)
 }
 
 /// `common` with a kernel's modules in the order in which they are loaded.

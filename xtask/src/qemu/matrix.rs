@@ -15,7 +15,7 @@ use super::bench::Bench;
 use super::kernels::Kernel;
 use super::report::Report;
 use super::{initramfs, kernels, machine, report};
-use crate::builds::artifacts::{built, find};
+use crate::builds::artifacts::{RELEASED, build_tests, harness};
 use crate::host::system::step;
 use crate::results::libtest::Counts;
 
@@ -98,8 +98,8 @@ fn boot(bench: &Bench, kernel: &Kernel, common: &Archive, limit: Duration) -> Re
 
 /// Builds what runs inside, and packs it.
 fn contents(filter: Option<&str>) -> Result<Archive> {
-    let built = built()?;
-    let runs = RUNS.iter().map(|run| Ok((path_of(run), find(&built, "test", run.harness)?)));
+    let built = build_tests(&RELEASED)?;
+    let runs = RUNS.iter().map(|run| Ok((path_of(run), harness(&built, run.harness)?)));
     let runs = runs.collect::<Result<_>>()?;
     initramfs::with_fixtures(&built, runs, &plan(filter))
 }

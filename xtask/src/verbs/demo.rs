@@ -3,13 +3,13 @@
 use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::builds::artifacts::executables;
+use crate::builds::artifacts::{binary, executables};
 use crate::builds::toolchain;
 use crate::command::{Shown, cargo, search_path};
 use crate::host::system::{packages, refused, step};
@@ -63,12 +63,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let built = step("build", || {
         executables(cargo("build").args(["--release", "--package", "balancer", "--package", "tests"]))
     })?;
-    let binary = |name: &str| -> Result<&Path> {
-        let found = built.iter().find(|built| built.kind == "bin" && built.name == name);
-        Ok(&found.with_context(|| format!("cargo built no binary `{name}`"))?.path)
-    };
-    let mut command = Command::new(binary("demo")?);
-    command.env("BALANCER_BIN", binary("balancer")?).args(arguments.passed_on());
+    let mut command = Command::new(binary(&built, "demo")?);
+    command.env("BALANCER_BIN", binary(&built, "balancer")?).args(arguments.passed_on());
     command.env("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?);
     // In its place, so that a signal from the keyboard ends nobody before the demo has cleaned up.
     let error = command.exec();

@@ -18,7 +18,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use self::report::{Finding, Report, Said};
-use crate::builds::artifacts::executables;
+use crate::builds::artifacts::{binary, executables};
 use crate::builds::toolchain;
 use crate::command::{Shown, installed, root};
 use crate::host::system::{install, step};
@@ -139,8 +139,7 @@ fn build() -> Result<PathBuf> {
     // With a target named, the flags are not for build scripts, which nobody drives.
     cargo.args(["--target", "host-tuple", "--target-dir"]).arg(directory("build"));
     let built = step("build for fuzzing", || executables(&mut cargo))?;
-    let found = built.into_iter().find(|built| built.kind == "bin" && built.package == "fuzz");
-    Ok(found.context("cargo built no binary `fuzz`")?.path)
+    binary(&built, "fuzz")
 }
 
 /// Runs libFuzzer on one target.

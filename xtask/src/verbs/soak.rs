@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Args;
 
-use crate::builds::artifacts::{built, find};
+use crate::builds::artifacts::{RELEASED, build_tests, harness};
 use crate::builds::{balancer, toolchain};
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Before;
@@ -39,7 +39,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     }
     step("packages of the system", packages)?;
     step("tools", toolchain::ensure)?;
-    let harness = step("build", || find(&built()?, "test", HARNESS))?;
+    let harness = step("build", || harness(&build_tests(&RELEASED)?, HARNESS))?;
     let mut command = command(&harness, arguments);
     command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
     let _bpffs = BpfFs::mount()?;

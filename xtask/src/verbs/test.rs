@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
+use cargo_metadata::TargetKind;
 use clap::Args;
 
-use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, harnesses};
+use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, build_tests};
 use crate::builds::{balancer, toolchain};
 use crate::command::{cargo, root, run, search_path};
 use crate::host::bpffs::BpfFs;
@@ -81,7 +82,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         step(&title(harness), || {
             let mut command = harness_command(harness, filter, &environment);
             before.mark(&mut command);
-            tally.add(harness.package == RUNS && harness.kind == "test", &title(harness), &mut command)
+            tally.add(
+                harness.package == RUNS && harness.kind == TargetKind::Test,
+                &title(harness),
+                &mut command,
+            )
         })?;
         fuzz.map(|fuzz| step("fuzz, begun beside", || fuzz.finish(&mut tally))).transpose()?;
     }
@@ -129,11 +134,21 @@ fn clippy_for_kernel(compiler: &str) -> Result<()> {
     run(command.args(["--quiet", "--", "--deny", "warnings"]))
 }
 
+fn harnesses(selection: &[&str]) -> Result<Vec<Executable>> {
+    let mut built = build_tests(selection)?;
+    built.retain(|executable| executable.test);
+    // Unit tests before runs, each in one order every time.
+    built.sort_by_key(|harness| {
+        (harness.kind == TargetKind::Test, harness.package.clone(), harness.name.clone())
+    });
+    Ok(built)
+}
+
 fn title(harness: &Executable) -> String {
-    match harness.kind.as_str() {
-        "lib" => harness.package.clone(),
-        kind => format!("{} ({kind} {})", harness.package, harness.name),
+    if harness.kind == TargetKind::Lib {
+        return harness.package.clone();
     }
+    format!("{} ({} {})", harness.package, harness.kind, harness.name)
 }
 
 fn harness_command(harness: &Executable, filter: Option<&str>, environment: &[(&str, OsString)]) -> Command {
