@@ -1,0 +1,48 @@
+//! Checks of the documents: their commands parse, and the files and functions that the architecture document names exist.
+
+mod code;
+mod names;
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Parser as _;
+
+use self::code::{code, commands};
+use self::names::{Tree, missing};
+use crate::CommandLine;
+use crate::command::root;
+
+/// The documents outside `docs`.
+const TOP: [&str; 3] = ["README.md", "CONTRIBUTING.md", "SECURITY.md"];
+
+fn documents() -> Vec<PathBuf> {
+    let docs = fs::read_dir(root().join("docs")).expect("the documents are in docs");
+    let docs = docs.map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    TOP.map(|name| root().join(name)).into_iter().chain(docs).collect()
+}
+
+#[test]
+fn commands_in_the_documents_parse() {
+    let mut count = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for command in commands(&code(&text), "cargo xtask") {
+            let words = std::iter::once("cargo xtask").chain(command.split_whitespace());
+            let parsed = CommandLine::try_parse_from(words).map(drop);
+            assert!(parsed.is_ok(), "{}: cargo xtask {command}: {}", path.display(), parsed.unwrap_err());
+            count += 1;
+        }
+    }
+    assert!(count > 8, "only {count} commands were found");
+}
+
+#[test]
+fn files_and_functions_in_the_architecture_exist() {
+    let path = root().join("docs/architecture.md");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (count, missing) = missing(&text, &Tree::read(root()));
+    assert!(missing.is_empty(), "{} names what does not exist: {missing:#?}", path.display());
+    assert!(count > 10, "only {count} files and functions were found");
+}
