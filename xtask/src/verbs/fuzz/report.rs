@@ -125,7 +125,7 @@ impl Report {
 
     fn per_second(&self) -> f64 {
         // Executions are far below 2^52.
-        #[allow(clippy::cast_precision_loss, reason = "a rate to read")]
+        #[expect(clippy::cast_precision_loss, reason = "a rate to read")]
         let executions = self.said.executions as f64;
         if self.took_s > 0.0 { executions / self.took_s } else { 0.0 }
     }
