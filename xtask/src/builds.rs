@@ -1,4 +1,4 @@
-//! Building: the compiler and linker for the kernel's programs, and the balancer in another version.
+//! Builds: the compiler and linker of the kernel's programs, the test harnesses, the balancer.
 
 pub mod artifacts;
 pub mod balancer;

@@ -1,4 +1,4 @@
-//! Running other programs: printed whole when they fail.
+//! Other programs: started, and shown in full when they fail.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::recipe;
 
-/// The workspace's directory: cargo says it at run time, as a target directory may serve several check-outs.
+/// The workspace's directory. Cargo names it at run time, as several check-outs may share a target directory.
 pub fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
@@ -19,7 +19,7 @@ pub fn root() -> &'static Path {
     &ROOT
 }
 
-/// `cargo` of the toolchain that runs this, in the workspace's directory.
+/// `cargo VERB` of the toolchain that runs this, in the workspace's directory.
 pub fn cargo(verb: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     recipe::forget_package(&mut command);
@@ -27,10 +27,7 @@ pub fn cargo(verb: &str) -> Command {
     command
 }
 
-/// Runs a command whose output is the user's to see.
-///
-/// # Errors
-/// It cannot be started, or fails.
+/// Runs a command with its output shown.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("failed to start {}", Shown(command)))?;
     if !status.success() {
@@ -39,10 +36,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command for its standard output.
-///
-/// # Errors
-/// It cannot be started, or fails; with all that it printed.
+/// Runs a command and returns its standard output. The error of a failed command holds all its output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("failed to start {}", Shown(command)))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -52,12 +46,12 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// Whether a command can be started and succeeds; what it prints goes nowhere.
+/// Whether a command succeeds; its output is discarded.
 pub fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// A command as one would type it: the environment it changes, the program, its arguments.
+/// A command as a user would type it: environment, program, arguments.
 pub struct Shown<'a>(pub &'a Command);
 
 impl fmt::Display for Shown<'_> {
@@ -85,7 +79,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// The directories in which the system's commands are, also for a shell whose PATH lacks `sbin`.
+/// The directories in PATH, and those of the system's commands that PATH may lack.
 pub fn search_path() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -95,7 +89,6 @@ pub fn search_path() -> Vec<PathBuf> {
     directories
 }
 
-/// Whether a command is installed.
 pub fn installed(name: &str) -> bool {
     search_path().iter().any(|directory| directory.join(name).is_file())
 }
@@ -105,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_shown_as_typed() {
+    fn commands_are_shown_as_a_user_types_them() {
         let mut command = Command::new("cargo");
         command.env("FLAGS", "-a\x1f-b").env("PATH", "/bin").env_remove("GONE").args(["build", "it's", ""]);
         assert_eq!(Shown(&command).to_string(), r"FLAGS='-a -b' cargo build 'it'\''s' ''");
     }
 
     #[test]
-    fn a_failing_command_is_told_whole() {
+    fn a_failed_command_is_shown_in_full() {
         let error = output(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "sh -c 'echo out; echo err >&2; exit 3': exit status: 3\nerr\nout\n");
         let error = run(&mut Command::new("/no/such/program")).unwrap_err();

@@ -2,6 +2,7 @@
 
 mod code;
 mod names;
+pub mod tree;
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 use clap::Parser as _;
 
 use self::code::{code, commands};
-use self::names::{Tree, missing};
+use self::names::missing;
+use self::tree::Tree;
 use crate::CommandLine;
 use crate::command::root;
 

@@ -1,6 +1,7 @@
-//! This machine: its packages, its BPF file system, and things that a run leaves behind on it.
+//! The machine that runs this: its packages, its BPF file system, and things that a run left behind on it.
 
 pub mod bpffs;
 pub mod leftovers;
 pub mod libjuju;
-pub mod system;
+pub mod packages;
+pub mod root;

@@ -1,5 +1,5 @@
-//! The project's own commands, `cargo xtask VERB`; each verb is one file.
-#![expect(clippy::print_stdout, reason = "reporting what it does is a command's job")]
+//! The project's own commands, `cargo xtask VERB`. Each verb has a file in `verbs`.
+#![expect(clippy::print_stdout, reason = "commands report on standard output")]
 
 mod builds;
 mod command;
@@ -9,12 +9,14 @@ mod host;
 mod qemu;
 mod recipe;
 mod results;
+mod step;
 mod verbs;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::host::root::NotRoot;
 use self::verbs::{build, demo, fuzz, install, machines, soak, test, vm};
 
 #[derive(Parser)]
@@ -26,21 +28,21 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Build the one self-contained `balancer` binary, installing the tools that are missing
+    /// Build the self-contained `balancer` binary, and install the tools that this needs
     Build,
-    /// Format, clippy and every test, those in network namespaces included (needs root)
+    /// Check everything: format, lints, documentation, every test (needs root)
     Test(test::Arguments),
-    /// Boot real kernels in QEMU and run the packet tables, the verifier's budgets and namespace runs inside (needs root)
+    /// Boot real kernels in QEMU, and test packets, verifier limits and some runs in each (needs root)
     Vm(vm::Arguments),
-    /// Boot three controllers and their clients as virtual machines, and do to them what may befall them (needs root)
+    /// Boot three controllers and their clients as virtual machines, and inject faults (needs root)
     Machines(machines::Arguments),
-    /// Churn, restarts and faults at random in network namespaces, for as long as one likes (needs root)
+    /// Connect, restart and disconnect at random in network namespaces, for as long as you like (needs root)
     Soak(soak::Arguments),
-    /// Feed hostile input to all that reads what others wrote, for a minute each, guided by the code that it reaches
+    /// Feed hostile input to every parser, guided by code coverage
     Fuzz(fuzz::Arguments),
-    /// Build, and show the balancer at work in network namespaces, in about a minute (needs root)
+    /// Show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
-    /// Build, and put binary, systemd unit and example configuration in place (needs root)
+    /// Install the binary, the systemd unit and an example configuration (needs root)
     Install(install::Arguments),
 }
 
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        if error.is::<NotRoot>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
 

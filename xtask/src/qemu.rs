@@ -1,8 +1,8 @@
-//! Virtual machines: their kernels, their file system, QEMU itself, and the report of a run inside.
+//! Virtual machines: their kernels and file systems, QEMU itself, and reports of the tests inside.
 
 pub mod archive;
-pub mod bench;
 pub mod controllers;
+pub mod emulator;
 pub mod initramfs;
 pub mod kernels;
 pub mod machine;

@@ -1,4 +1,4 @@
-//! How the programs for the kernel are built: compiler, linker, flags, each written down here and nowhere else.
+//! The compiler, the linker and the flags of the kernel's programs.
 //!
 //! `balancer/build.rs` includes this file, so it uses the standard library only.
 
@@ -7,32 +7,27 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The compiler: building `core` for the kernel needs a nightly one.
+/// The compiler. Only a nightly one can build `core` for the kernel.
 pub const TOOLCHAIN: &str = "nightly-2026-05-20";
-/// What it may be called as well, if it is the same build.
+/// Another name of the compiler, where it is the same build.
 pub const UNDATED: &str = "nightly";
-/// What [`TOOLCHAIN`] was built from.
+/// The commit that [`TOOLCHAIN`] was built from.
 pub const COMMIT: &str = "e50aa6fba4e63ab34c72bf9acfd2c307c1155d1a";
-/// The linker's version. It uses the LLVM of the compiler that runs it.
+/// The version of bpf-linker. It uses the LLVM of the compiler that runs it.
 pub const LINKER: &str = "0.10.3";
-/// The kernel's instruction set, as rustc calls it.
+/// rustc's name of the kernel's instruction set.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The project's own tools, below the workspace `root`; the linker is in its `bin`.
+/// The directory of the project's own tools in the workspace `root`.
 pub fn tools(root: &Path) -> PathBuf {
     root.join("target/tools")
 }
 
-/// Where the linker is installed.
 pub fn linker(root: &Path) -> PathBuf {
     tools(root).join("bin/bpf-linker")
 }
 
-/// What rustup calls the installed compiler.
-///
-/// # Errors
-/// Neither [`TOOLCHAIN`] nor the same compiler under the name `nightly` is installed with the sources of `core`; says
-/// what there is.
+/// rustup's name of the installed compiler: [`TOOLCHAIN`], or [`UNDATED`] if that is the same build.
 pub fn toolchain() -> Result<&'static str, String> {
     let Some(lacking) = lacks(TOOLCHAIN) else { return Ok(TOOLCHAIN) };
     match lacks(UNDATED) {
@@ -41,7 +36,7 @@ pub fn toolchain() -> Result<&'static str, String> {
     }
 }
 
-/// What keeps the toolchain `name` from building the programs, if anything does.
+/// The reason why the toolchain `name` cannot build the programs, if there is one.
 pub fn lacks(name: &str) -> Option<String> {
     match differs(name) {
         None => sources_missing(name),
@@ -49,7 +44,7 @@ pub fn lacks(name: &str) -> Option<String> {
     }
 }
 
-/// Why the toolchain `name` is not the compiler, if it is not.
+/// The difference between the toolchain `name` and the compiler, if there is one.
 pub fn differs(name: &str) -> Option<String> {
     let version = match ask_rustc(name, &["--version", "--verbose"]) {
         Ok(version) => version,
@@ -75,12 +70,12 @@ fn ask_rustc(toolchain: &str, question: &[&str]) -> Result<String, String> {
     output.status.success().then_some(answer).ok_or_else(|| format!("toolchain {toolchain} is not installed"))
 }
 
-/// The commit in what `rustc --version --verbose` says.
+/// The commit in the output of `rustc --version --verbose`.
 pub fn commit(version: &str) -> Option<&str> {
     version.lines().find_map(|line| line.strip_prefix("commit-hash: "))
 }
 
-/// `cargo VERB` for the programs, to run on a host of `arch`.
+/// `cargo VERB` over the kernel's programs, for hosts of `arch`.
 pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
     let mut command = through_rustup(toolchain, "cargo");
     command.current_dir(root).env("PATH", path_with(&tools(root).join("bin"))).arg(verb);
@@ -88,12 +83,12 @@ pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
     command.args(["-Z", "build-std=core"]);
     let flags = [
         format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Cdebuginfo=2".into(), // where BTF comes from
+        "-Cdebuginfo=2".into(), // the source of BTF
         "-Clink-arg=--btf".into(),
-        "-Ctarget-cpu=v3".into(), // 32-bit arithmetic, atomics that fetch
-        // LLVM 22 dies of SIGILL on a 16-byte aligned memcpy that is left over.
+        "-Ctarget-cpu=v3".into(), // 32-bit arithmetic, atomics that return a value
+        // LLVM 22 dies of SIGILL on a 16-byte aligned memcpy that no earlier pass has expanded.
         "-Clink-arg=--disable-expand-memcpy-in-order".into(),
-        // A loop over 16 controllers, unrolled, spills more than the stack of 512 bytes holds.
+        // An unrolled loop over 16 controllers spills more registers than the stack of 512 bytes holds.
         "-Cllvm-args=-unroll-full-max-count=1".into(),
         "-Clink-arg=--llvm-args=-unroll-full-max-count=1".into(),
     ];
@@ -101,7 +96,7 @@ pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
     command
 }
 
-/// `program` of a toolchain, as if no other cargo had started it.
+/// `program` of a toolchain, without the environment of the cargo that runs this.
 pub fn through_rustup(toolchain: &str, program: &str) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", toolchain, program]);
@@ -114,7 +109,7 @@ pub fn through_rustup(toolchain: &str, program: &str) -> Command {
     command
 }
 
-/// Takes away what cargo says about the running package: build scripts would run anew for each different one.
+/// Removes cargo's variables about the running package: build scripts would run again for each package.
 pub fn forget_package(command: &mut Command) {
     let about_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
     for (name, _) in env::vars_os() {

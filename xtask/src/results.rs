@@ -1,5 +1,5 @@
 //! The results of test harnesses, and their sum.
 
-pub mod beside;
+pub mod background;
 pub mod libtest;
-pub mod tally;
+pub mod summary;

@@ -1,4 +1,4 @@
-//! The verbs of `cargo xtask`, one a file.
+//! The verbs of `cargo xtask`, one a file. No verb uses another.
 
 pub mod build;
 pub mod demo;

@@ -1,4 +1,4 @@
-//! Harnesses and binaries: built by cargo, and found in its messages.
+//! Test harnesses and binaries: built by cargo, and found in its messages.
 
 use std::io::BufReader;
 use std::path::PathBuf;
@@ -9,32 +9,29 @@ use cargo_metadata::{Artifact, Message, TargetKind};
 
 use crate::command::{Shown, cargo};
 
-/// Packages of pure functions, tested with overflow checks.
+/// Packages of pure functions, which are tested with overflow checks.
 pub const PURE: [&str; 4] = ["--package", "balancer-common", "--package", "xtask"];
-/// Those of [`PURE`] that are libraries and so have examples.
+/// The libraries among [`PURE`]; they have examples.
 pub const PURE_LIBRARIES: [&str; 2] = ["--package", "balancer-common"];
-/// Packages tested as released. One selection for all commands: another one has other features, and builds anew.
+/// Packages that are tested as released. All commands use this one selection: with another, dependencies get other features
+/// and are built again.
 pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
 
-/// Something that cargo built and that can be run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// Name of its package, which is that of its directory.
+    /// Name of its package, which is also the name of the package's directory.
     pub package: String,
-    /// Directory of its package.
     pub directory: PathBuf,
-    /// Name of the target: a binary's, a library's, an integration test's.
+    /// Name of the binary, library or integration test.
     pub name: String,
-    /// Kind of the target.
     pub kind: TargetKind,
     /// Whether it is a test harness.
     pub test: bool,
-    /// Itself.
     pub path: PathBuf,
 }
 
 impl Executable {
-    /// The executable of an artifact; a library without a harness has none.
+    /// The executable of an artifact. A library that is no harness has none.
     fn new(artifact: Artifact) -> Option<Self> {
         let directory = artifact.manifest_path.parent()?;
         Some(Self {
@@ -48,10 +45,7 @@ impl Executable {
     }
 }
 
-/// Runs a cargo command that builds, and says what there is to run, fresh or not.
-///
-/// # Errors
-/// It cannot be started, or fails.
+/// Runs a cargo command that builds, and returns all its executables, also those that were up to date.
 pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = cargo.spawn().with_context(|| format!("failed to start {}", Shown(cargo)))?;
@@ -70,26 +64,17 @@ pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     Ok(found)
 }
 
-/// Builds the test harnesses of some packages, and the binaries that the integration tests among them start.
-///
-/// # Errors
-/// They cannot be built.
+/// Builds the test harnesses of some packages, and the binaries of those packages that have integration tests.
 pub fn build_tests(selection: &[&str]) -> Result<Vec<Executable>> {
     executables(cargo("test").arg("--no-run").args(selection))
 }
 
-/// An integration test's harness.
-///
-/// # Errors
-/// There is none of that name.
+/// The path of an integration test's harness.
 pub fn harness(built: &[Executable], name: &str) -> Result<PathBuf> {
     find(built, &TargetKind::Test, name)
 }
 
-/// A binary that is no test harness.
-///
-/// # Errors
-/// There is none of that name.
+/// The path of a binary that is no test harness.
 pub fn binary(built: &[Executable], name: &str) -> Result<PathBuf> {
     find(built, &TargetKind::Bin, name)
 }

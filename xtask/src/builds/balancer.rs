@@ -1,4 +1,4 @@
-//! The release binary, programs embedded.
+//! The balancer's release binary.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,20 +9,14 @@ use crate::builds::artifacts::{self, executables};
 use crate::builds::toolchain;
 use crate::command::cargo;
 
-/// Builds, tools first; says where the binary is.
-///
-/// # Errors
-/// Something cannot be installed or built.
+/// Installs the tools, builds the binary and returns its path.
 pub fn build() -> Result<PathBuf> {
     toolchain::ensure()?;
-    binary(&mut cargo("build"))
+    build_with(&mut cargo("build"))
 }
 
-/// Builds by a `cargo build` that knows in which workspace; says where the binary is.
-///
-/// # Errors
-/// It cannot be built.
-pub fn binary(cargo: &mut Command) -> Result<PathBuf> {
+/// Builds with a `cargo build` that has its workspace set.
+pub fn build_with(cargo: &mut Command) -> Result<PathBuf> {
     let built = executables(cargo.args(["--release", "--package", "balancer", "--bin", "balancer"]))?;
     artifacts::binary(&built, "balancer")
 }

@@ -1,5 +1,4 @@
-//! The balancer as if it were another version of it: its maps have another layout, and longer records. For the run that
-//! upgrades.
+//! The balancer in a made-up other version, whose maps have another layout and longer records. The upgrade run needs it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +10,11 @@ use super::balancer;
 use crate::command::{cargo, root, run};
 use crate::recipe;
 
-/// What the other version is built from.
+/// Parts of the workspace that the other version is built from.
 const SOURCES: [&str; 8] =
     [".cargo", "Cargo.toml", "Cargo.lock", "balancer", "balancer-common", "balancer-ebpf", "tests", "xtask"];
-/// Where the records are.
 const RECORDS: &str = "balancer-common/src";
-/// What is otherwise in it: file of [`RECORDS`], what it says, what it would say.
+/// The differences of the other version: a file in [`RECORDS`], its text, and the text in the other version.
 const CHANGES: [(&str, &str, &str); 5] = [
     ("abi.rs", r#"LAYOUT: &str = "v1";"#, r#"LAYOUT: &str = "v2";"#),
     (
@@ -37,24 +35,21 @@ const CHANGES: [(&str, &str, &str); 5] = [
     ),
 ];
 
-/// Builds it; says where it is.
-///
-/// # Errors
-/// The sources are not what [`CHANGES`] takes them for, or cannot be built.
+/// Builds the other version and returns the path of its binary.
 pub fn build() -> Result<PathBuf> {
     let copy = root().join("target/other");
     copy_sources(&copy)?;
     change(&copy)?;
-    balancer::binary(cargo("build").current_dir(&copy).env_remove("CARGO_TARGET_DIR"))
+    balancer::build_with(cargo("build").current_dir(&copy).env_remove("CARGO_TARGET_DIR"))
 }
 
-/// The workspace without what was built, besides the tools.
+/// Copies the workspace, and links the tools. Other builds stay out.
 fn copy_sources(copy: &Path) -> Result<()> {
     let target = copy.join("target");
     fs::create_dir_all(&target).with_context(|| format!("failed to make {}", target.display()))?;
     for name in SOURCES {
         run(Command::new("rm").args(["--recursive", "--force"]).arg(copy.join(name)))?;
-        // Times as well, so that cargo builds only what has changed.
+        // The copies keep their times, so cargo builds only changed files again.
         run(Command::new("cp").arg("--archive").arg(root().join(name)).arg(copy))?;
     }
     let (tools, link) = (recipe::tools(root()), recipe::tools(copy));
@@ -65,14 +60,14 @@ fn change(copy: &Path) -> Result<()> {
     for (file, from, to) in CHANGES {
         let path = copy.join(RECORDS).join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        fs::write(&path, changed(&text, from, to).with_context(|| format!("{file}: mend `CHANGES`"))?)
+        fs::write(&path, changed(&text, from, to).with_context(|| format!("{file}: correct `CHANGES`"))?)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
 }
 
 fn changed(text: &str, from: &str, to: &str) -> Result<String> {
-    ensure!(text.matches(from).count() == 1, "not there once: {from}");
+    ensure!(text.matches(from).count() == 1, "the source has this text not exactly once: {from}");
     Ok(text.replacen(from, to, 1))
 }
 
@@ -81,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sources_are_what_the_changes_take_them_for() {
+    fn the_changes_fit_the_sources() {
         for (file, from, to) in CHANGES {
             let path = root().join(RECORDS).join(file);
             let text = fs::read_to_string(&path).unwrap();

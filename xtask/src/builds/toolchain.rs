@@ -1,4 +1,4 @@
-//! What building needs besides the host's cargo: looked for first, installed when missing.
+//! The compiler and linker of the kernel's programs, installed where they are missing.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,10 +10,7 @@ use crate::recipe;
 
 const COMPONENTS: [&str; 3] = ["rust-src", "clippy", "rustfmt"];
 
-/// Installs what is missing of compiler and linker for the kernel's programs; says what rustup calls the compiler.
-///
-/// # Errors
-/// Something cannot be installed; says what, and what to do.
+/// Installs the compiler and the linker if they are missing, and returns rustup's name of the compiler.
 pub fn ensure() -> Result<&'static str> {
     let toolchain = compiler()?;
     linker(toolchain)?;
@@ -22,9 +19,7 @@ pub fn ensure() -> Result<&'static str> {
 
 fn compiler() -> Result<&'static str> {
     if !installed("rustup") {
-        bail!(
-            "rustup is missing, which installs the compiler for the kernel's programs: see https://rustup.rs"
-        );
+        bail!("rustup is missing; it installs the compiler of the kernel's programs: see https://rustup.rs");
     }
     if complete(recipe::TOOLCHAIN) {
         return Ok(recipe::TOOLCHAIN);
@@ -38,7 +33,7 @@ fn compiler() -> Result<&'static str> {
     let remedy = || {
         let lacking = recipe::toolchain().err().unwrap_or_default();
         format!(
-            "the compiler for the kernel's programs cannot be installed ({lacking}); install {} with {} yourself",
+            "the compiler of the kernel's programs cannot be installed ({lacking}); install {} with {} yourself",
             recipe::TOOLCHAIN,
             COMPONENTS.join(", ")
         )
@@ -66,16 +61,16 @@ fn linker(toolchain: &str) -> Result<()> {
     if linker_version(&path).as_deref() == Some(recipe::LINKER) {
         return Ok(());
     }
-    // The compiler whose LLVM it will use builds it, whatever the host's is.
+    // The same compiler builds bpf-linker and runs it with its LLVM; the host's may have another LLVM.
     let mut install = recipe::through_rustup(toolchain, "cargo");
     install.args(["install", "bpf-linker", "--version", recipe::LINKER, "--locked", "--force", "--root"]);
     install.arg(recipe::tools(root())).env_remove("CARGO_TARGET_DIR");
     println!("installing bpf-linker, which takes a minute or two: {}", Shown(&install));
-    let remedy = "the linker for the kernel's programs cannot be installed";
+    let remedy = "the linker of the kernel's programs cannot be installed";
     run(&mut install).context(remedy)?;
     match linker_version(&path).as_deref() {
         Some(recipe::LINKER) => Ok(()),
-        found => bail!("{remedy}: {} says version {found:?}, not {}", path.display(), recipe::LINKER),
+        found => bail!("{remedy}: {} reports version {found:?}, not {}", path.display(), recipe::LINKER),
     }
 }
 
@@ -103,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_has_no_version() {
+    fn a_missing_linker_has_no_version() {
         assert_eq!(linker_version(Path::new("/no/such/linker")), None);
     }
 }

@@ -5,73 +5,13 @@
 //! - an item of a file: `choose.rs::choose`, `choose.rs: choose`
 //! - an item by its module or type: `stages::choose::choose`, `Cluster::step`
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use super::code::code;
+use super::tree::Tree;
 
 /// Crates of others, whose items are not looked for.
 const FOREIGN: [&str; 6] = ["aya", "core", "libc", "nix", "std", "tokio"];
-
-/// The repository's files by their paths; the sources with their text.
-pub struct Tree(BTreeMap<String, String>);
-
-impl Tree {
-    /// Reads all files besides hidden and built ones.
-    pub fn read(root: &Path) -> Self {
-        let mut files = BTreeMap::new();
-        let mut directories = vec![root.to_owned()];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(&directory).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                if path.is_dir() {
-                    let is_source = name != "target" && !name.starts_with('.');
-                    directories.extend(is_source.then_some(path));
-                } else {
-                    let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-                    files.insert(
-                        name,
-                        if is_rust { fs::read_to_string(path).unwrap() } else { String::new() },
-                    );
-                }
-            }
-        }
-        Self(files)
-    }
-
-    /// The texts of the files that are called `path`, or whose paths end with it.
-    pub fn files<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> {
-        let end = format!("/{path}");
-        self.0
-            .iter()
-            .filter(move |(name, _)| **name == end[1..] || name.ends_with(&end))
-            .map(|(_, text)| &**text)
-    }
-
-    fn has(&self, path: &str) -> bool {
-        let path = path.trim_end_matches('/');
-        let is_in = |name: &str| format!("/{name}").contains(&format!("/{path}/"));
-        self.files(path).next().is_some() || self.0.keys().any(|name| is_in(name))
-    }
-
-    /// Whether one file called `path`, or any if there is no path, holds all the items.
-    fn holds(&self, path: &str, items: &[&str]) -> bool {
-        let is_in = |text: &str| items.iter().all(|item| defines(text, item));
-        if path.is_empty() { self.0.values().any(|text| is_in(text)) } else { self.files(path).any(is_in) }
-    }
-}
-
-/// Whether a source defines a function or module; of a type, a variant or a constant it need only hold the word.
-pub fn defines(text: &str, item: &str) -> bool {
-    let is_word = |text: &str| !text.starts_with(|c: char| c.is_alphanumeric() || c == '_');
-    let holds = |before: &str| {
-        let wanted = format!("{before}{item}");
-        text.match_indices(&wanted).any(|(at, _)| is_word(&text[at + wanted.len()..]))
-    };
-    if item.starts_with(char::is_uppercase) { holds("") } else { holds("fn ") || holds("mod ") }
-}
 
 /// How many names a document has, and those that do not exist.
 pub fn missing(markdown: &str, tree: &Tree) -> (usize, Vec<String>) {
@@ -128,7 +68,7 @@ mod tests {
             ("balancer/src/cluster.rs", "struct Cluster;\nimpl Cluster {\n    fn step(&mut self) {}\n}"),
             ("balancer/systemd/balancer.service", ""),
         ];
-        let tree = Tree(files.map(|(path, text)| (path.to_owned(), text.to_owned())).into());
+        let tree = Tree::new(files);
         for (name, expected) in [
             ("balancer-common/src/stages/choose.rs", Some(true)),
             ("balancer-common/src/choose.rs", Some(false)),

@@ -1,4 +1,4 @@
-//! The BPF file system, where the machine has none: there for the tests, and gone with them.
+//! The BPF file system, mounted for the tests where the machine has none.
 
 use std::process::Command;
 
@@ -6,19 +6,14 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{run, succeeds};
 
-/// Where pins are, on every host that mounts it.
 const PLACE: &str = "/sys/fs/bpf";
 
-/// A BPF file system at its usual place; taken away on drop if it was not there before.
+/// A BPF file system at its usual place. One that was mounted here is unmounted on drop.
 pub struct BpfFs {
     ours: bool,
 }
 
 impl BpfFs {
-    /// Mounts it unless it is there.
-    ///
-    /// # Errors
-    /// It cannot be mounted.
     pub fn mount() -> Result<Self> {
         let ours = !succeeds(Command::new("mountpoint").args(["--quiet", PLACE]));
         if ours {
@@ -32,7 +27,7 @@ impl BpfFs {
 impl Drop for BpfFs {
     fn drop(&mut self) {
         if self.ours && !succeeds(Command::new("umount").arg(PLACE)) {
-            eprintln!("{PLACE} stays mounted");
+            eprintln!("{PLACE} cannot be unmounted");
         }
     }
 }

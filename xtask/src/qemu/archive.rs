@@ -1,6 +1,6 @@
-//! An initramfs: an archive of the kind that `cpio -H newc` writes, uncompressed.
+//! An initramfs: an uncompressed archive in the format of `cpio -H newc`.
 //!
-//! Format: `Documentation/driver-api/early-userspace/buffer-format.rst` in the kernel's sources.
+//! The format is in `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel's sources.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,27 +11,24 @@ use anyhow::{Context as _, Result};
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const CONSOLE: u32 = 0o020_600;
-/// Name of the entry that ends an archive.
+/// Name of the last entry.
 const TRAILER: &str = "TRAILER!!!";
 
-/// An archive in the making; directories come by themselves.
+/// An unfinished archive. Parent directories are added by themselves.
 #[derive(Clone, Default)]
 pub struct Archive {
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     known: BTreeSet<String>,
 }
 
 impl Archive {
-    /// Adds a file; every one may be executed. A path that is there already stays as it is.
+    /// Adds an executable file, unless the path exists already.
     pub fn file(&mut self, path: &str, content: &[u8]) {
         self.parents(path);
         self.entry(path, EXECUTABLE, (0, 0), content);
     }
 
-    /// Adds a file of this machine's.
-    ///
-    /// # Errors
-    /// It cannot be read.
+    /// Adds a copy of this machine's file `from`.
     pub fn copy(&mut self, path: &str, from: &Path) -> Result<()> {
         if !self.known.contains(path) {
             self.file(path, &fs::read(from).with_context(|| format!("failed to read {}", from.display()))?);
@@ -39,22 +36,21 @@ impl Archive {
         Ok(())
     }
 
-    /// Adds an empty directory.
     pub fn directory(&mut self, path: &str) {
         self.parents(path);
         self.entry(path, DIRECTORY, (0, 0), &[]);
     }
 
-    /// Adds `/dev/console`, without which the first process has no output.
+    /// Adds `/dev/console`: without it the first process has no output.
     pub fn console(&mut self) {
         self.parents("/dev/console");
         self.entry("/dev/console", CONSOLE, (5, 1), &[]);
     }
 
-    /// The whole archive.
+    /// Returns the whole archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry(TRAILER, 0, (0, 0), &[]);
-        self.octets
+        self.bytes
     }
 
     fn parents(&mut self, path: &str) {
@@ -71,19 +67,19 @@ impl Archive {
         let links = if mode == DIRECTORY { 2 } else { 1 };
         let number = self.known.len() as u32;
         let (size, name_size) = (content.len() as u32, name.len() as u32 + 1);
-        // Inode, mode, uid, gid, links, time, size, device of the file, of the node, name's size, checksum.
+        // Inode, mode, uid, gid, links, time, size, two numbers each for the file's device and the node, name's size, checksum.
         let fields = [number, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
-        self.octets.extend(b"070701");
-        self.octets.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
-        self.octets.extend(name.as_bytes());
-        self.octets.push(0);
+        self.bytes.extend(b"070701");
+        self.bytes.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
+        self.bytes.extend(name.as_bytes());
+        self.bytes.push(0);
         self.pad();
-        self.octets.extend(content);
+        self.bytes.extend(content);
         self.pad();
     }
 
     fn pad(&mut self) {
-        self.octets.resize(self.octets.len().next_multiple_of(4), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 }
 
@@ -92,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_octet_for_octet() {
+    fn an_archive_byte_for_byte() {
         let mut archive = Archive::default();
         archive.file("/a/b", b"hello");
         archive.file("/a/b", b"ignored");

@@ -1,4 +1,4 @@
-//! What a machine has for a file system: our binaries, the system's commands, their libraries, the kernel's modules.
+//! The file system of a machine: our binaries, the system's commands, their libraries, the kernel's modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,15 +13,15 @@ use crate::builds::artifacts::{Executable, binary};
 use crate::builds::balancer;
 use crate::command::{output, search_path};
 
-/// The system's commands that fixtures call.
+/// Commands of the system that the fixtures call.
 const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping", "nsenter", "mount"];
-/// Tables that commands read names from, where there are any.
+/// Tables of names that commands read, where the system has them.
 const TABLES: [&str; 2] = ["/etc/protocols", "/etc/services"];
-/// Binaries that harnesses start, besides the balancer.
+/// Binaries that harnesses start. The balancer comes on top.
 const FIXTURES: [&str; 3] = ["stand-in-server", "fleet", "delay"];
 const INIT: &str = "vm-init";
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/run", "/tmp", "/var/lib", "/root"];
-/// Modules that the runs need and that this or that kernel has not built in; dependencies come by themselves.
+/// Modules that the runs need and that some kernels have not built in. Their dependencies are added by themselves.
 const MODULES: [&str; 27] = [
     "virtio_pci",
     "virtio_net",
@@ -52,32 +52,31 @@ const MODULES: [&str; 27] = [
     "af_packet",
 ];
 
-/// The part that is the same for all kernels.
-///
-/// # Errors
-/// A command is missing, or a file cannot be read.
-fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result<Archive> {
+/// Packs `files`, the plan of the runs, and all that harnesses start: the part that is the same for all kernels.
+pub fn common(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &str) -> Result<Archive> {
     let mut archive = Archive::default();
     archive.console();
     for directory in DIRECTORIES {
         archive.directory(directory);
     }
-    archive.copy("/init", init)?;
     archive.file("/plan", plan.as_bytes());
-    let mut programs = vec![init.to_owned()];
-    for (path, from) in binaries {
-        archive.copy(path, from)?;
-        programs.push(from.clone());
+    files.push(("/init".to_owned(), binary(built, INIT)?));
+    files.push(("/fixtures/balancer".to_owned(), balancer::build()?));
+    for name in FIXTURES {
+        files.push((format!("/fixtures/{name}"), binary(built, name)?));
     }
     for command in COMMANDS {
-        let found =
-            search_path().into_iter().map(|directory| directory.join(command)).find(|path| path.is_file());
+        let found = search_path().into_iter().map(|directory| directory.join(command));
+        let found = found.into_iter().find(|path| path.is_file());
         let found = found.with_context(|| format!("the command {command} is not installed"))?;
-        archive.copy(&format!("/bin/{command}"), &found)?;
-        programs.push(found);
+        files.push((format!("/bin/{command}"), found));
     }
-    for library in libraries(&programs)? {
-        let path = library.to_str().with_context(|| format!("{} is a strange name", library.display()))?;
+    for (path, from) in &files {
+        archive.copy(path, from)?;
+    }
+    for library in libraries(files.iter().map(|(_, from)| from))? {
+        let path =
+            library.to_str().with_context(|| format!("the name {} is not UTF-8", library.display()))?;
         archive.copy(path, &library)?;
     }
     for table in TABLES.iter().filter(|table| Path::new(table).is_file()) {
@@ -86,22 +85,7 @@ fn common(init: &Path, binaries: &[(String, PathBuf)], plan: &str) -> Result<Arc
     Ok(archive)
 }
 
-/// Packs what harnesses start with `files`.
-///
-/// # Errors
-/// The balancer cannot be built, or a command is missing.
-pub fn with_fixtures(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &str) -> Result<Archive> {
-    files.push(("/fixtures/balancer".to_owned(), balancer::build()?));
-    for name in FIXTURES {
-        files.push((format!("/fixtures/{name}"), binary(built, name)?));
-    }
-    common(&binary(built, INIT)?, &files, plan)
-}
-
-/// `common` with a kernel's modules in the order in which they are loaded.
-///
-/// # Errors
-/// A module or the table of dependencies cannot be read.
+/// Adds a kernel's modules, numbered in the order in which they must be loaded.
 pub fn with_modules(mut common: Archive, kernel: &Kernel) -> Result<Vec<u8>> {
     let table = kernel.modules.join("modules.dep");
     let table = fs::read_to_string(&table).with_context(|| format!("failed to read {}", table.display()))?;
@@ -112,8 +96,8 @@ pub fn with_modules(mut common: Archive, kernel: &Kernel) -> Result<Vec<u8>> {
     Ok(common.finish())
 }
 
-/// The shared libraries of `programs`, and the one that loads them.
-fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+/// The shared libraries of `programs`, and the loader.
+fn libraries<'a>(programs: impl Iterator<Item = &'a PathBuf>) -> Result<BTreeSet<PathBuf>> {
     let text = output(Command::new("ldd").args(programs)).context("failed to ask for shared libraries")?;
     Ok(text.lines().filter_map(library).collect())
 }
@@ -134,7 +118,7 @@ fn load_order(dependencies: &str, wanted: &[&str]) -> Vec<String> {
         .collect();
     let mut order: Vec<String> = Vec::new();
     for (file, needs) in wanted.iter().filter_map(|name| table.get(*name)) {
-        // The table names what is needed first last.
+        // The table lists dependencies in the reverse order.
         for file in needs.iter().rev().chain([file]) {
             if !order.iter().any(|known| known == file) {
                 order.push((*file).to_owned());
@@ -155,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_module_needs_is_loaded_first() {
+    fn dependencies_are_loaded_first() {
         let table = "\
 kernel/net/bridge/bridge.ko.xz: kernel/net/802/stp.ko.xz kernel/net/llc/llc.ko.xz
 kernel/net/802/stp.ko.xz: kernel/net/llc/llc.ko.xz
@@ -168,7 +152,7 @@ kernel/net/sched/act-bpf.ko.xz:
     }
 
     #[test]
-    fn libraries_in_what_ldd_prints() {
+    fn libraries_are_read_from_ldd() {
         for (line, expected) in [
             (
                 "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)",

@@ -1,7 +1,7 @@
-//! Real kernels: Debian's, fetched by an apt of our own below the cache, which leaves the machine's settings alone.
+//! Real kernels from Debian. apt fetches them with a configuration of its own in the cache, not the machine's.
 //!
-//! A series (`6.12`) means the newest package of it. What has been unpacked once is used again, also when its series
-//! has left the mirror or there is no network.
+//! A series such as `6.12` stands for its newest package. Unpacked kernels stay in the cache, and are used again if the
+//! mirror no longer has the series or cannot be reached.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,30 +10,29 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{installed, output, run};
-use crate::host::system;
+use crate::command::{output, run};
+use crate::host::packages;
 
-/// What fetches and indexes, and the package that has it on Debian and Ubuntu.
+/// Commands that fetch and index kernels, and their packages on Debian and Ubuntu.
 const COMMANDS: [(&str, &str); 3] = [("apt-get", "apt"), ("dpkg", "dpkg"), ("depmod", "kmod")];
-/// Who signs the packages.
+/// The keys that sign the packages, and their own package.
 const KEYRING: (&str, &str) = ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring");
-/// Where 5.10, then 6.1 and 6.12, then all newer ones are.
+/// The archives and suites of 5.10, then of 6.1 and 6.12, then of all newer kernels.
 const SOURCES: [(&str, &str); 3] = [
     ("debian-security", "bullseye-security"),
     ("debian-security", "bookworm-security"),
     ("debian", "trixie-backports"),
 ];
-/// Packages of one kernel, those that there are: from 6.19 on it is split.
+/// Packages of one kernel. From 6.19 on they are split; older kernels have the first only.
 const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
-/// For machines without hardware: small, with all that is needed here.
+/// The small kernels for virtual machines, which have all features that the tests need.
 const FLAVOUR: &str = "-cloud-amd64";
-/// Lists of packages older than this are fetched again.
+/// Older lists of packages are fetched again.
 const STALE: Duration = Duration::from_hours(24);
 
-/// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// As `uname -r` says it, such as `6.12.117+deb12-cloud-amd64`.
+    /// As `uname -r` prints it, such as `6.12.117+deb12-cloud-amd64`.
     pub release: String,
     /// The compressed image.
     pub image: PathBuf,
@@ -42,7 +41,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The version without distribution and flavour.
+    /// The release without the flavour.
     pub fn short(&self) -> &str {
         self.release.strip_suffix(FLAVOUR).unwrap_or(&self.release)
     }
@@ -51,23 +50,16 @@ impl Kernel {
 /// The cache of kernels.
 pub struct Kernels {
     cache: PathBuf,
-    /// Releases that the mirror has, oldest first.
+    /// Releases at the mirror, oldest first.
     offered: Vec<String>,
 }
 
 impl Kernels {
-    /// Opens the cache in the directory `cache` and asks the mirror what there is.
-    ///
-    /// # Errors
-    /// apt cannot be used here. A mirror that does not answer is none: what the cache holds may do.
+    /// Opens the cache and asks the mirror for its kernels. If the mirror does not answer, the cache may still do.
     pub fn open(cache: &Path) -> Result<Self> {
-        let missing: Vec<_> =
-            COMMANDS.iter().filter(|(command, _)| !installed(command)).map(|(_, p)| *p).collect();
-        let keyring = (!Path::new(KEYRING.0).is_file()).then_some(KEYRING.1);
-        let missing: Vec<_> = missing.into_iter().chain(keyring).collect();
-        if !missing.is_empty() {
-            system::install(&missing)?;
-        }
+        let mut missing = packages::missing(&COMMANDS);
+        missing.extend((!Path::new(KEYRING.0).is_file()).then_some(KEYRING.1));
+        packages::install(&missing)?;
         let mut kernels = Self { cache: cache.to_owned(), offered: Vec::new() };
         kernels.configure()?;
         let stamp = cache.join("apt/updated");
@@ -78,7 +70,7 @@ impl Kernels {
         if age.is_none_or(|age| age > STALE) {
             match run(kernels.apt("apt-get").args(["update", "--quiet=2"])) {
                 Ok(()) => write(&stamp, "")?,
-                Err(error) => println!("{error:#}; using the kernels that were fetched before"),
+                Err(error) => println!("{error:#}; using the kernels in the cache"),
             }
         }
         let pattern = format!("^linux-image-[0-9].*{FLAVOUR}$");
@@ -87,10 +79,7 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// The newest kernel of a series such as `6.1`, or of all for `newest`; downloaded unless it is here.
-    ///
-    /// # Errors
-    /// Neither mirror nor cache has one, or it cannot be fetched.
+    /// The newest kernel of a series such as `6.1`, or of all for `newest`. It is downloaded unless the cache has it.
     pub fn get(&self, series: &str) -> Result<Kernel> {
         let fetched = match newest(&self.offered, series) {
             Some(release) => self.fetch(release).with_context(|| format!("failed to fetch kernel {release}")),
@@ -105,7 +94,7 @@ impl Kernels {
         kept.retain(|name| name.ends_with(FLAVOUR));
         kept.sort_by_key(|release| version(release));
         let Some(release) = newest(&kept, series) else { return Err(error) };
-        println!("{error:#}; using {release}, fetched before");
+        println!("{error:#}; using {release} from the cache");
         unpacked(&self.directory(release), release)
     }
 
@@ -119,7 +108,7 @@ impl Kernels {
             return unpacked(&directory, release);
         }
         let partial = self.cache.join(format!("partial-{release}"));
-        // What an interrupted run left; there is none as a rule.
+        // An interrupted run may have left it.
         let _ = fs::remove_dir_all(&partial);
         let (packages, tree) = (partial.join("packages"), partial.join("tree"));
         fs::create_dir_all(&packages).with_context(|| format!("failed to make {}", packages.display()))?;
@@ -135,7 +124,7 @@ impl Kernels {
             run(Command::new("dpkg").arg("-x").arg(package.path()).arg(&tree))?;
         }
         if !tree.join("lib/modules").is_dir() {
-            // Newer packages know no /lib beside /usr/lib.
+            // Newer packages have /usr/lib only.
             std::os::unix::fs::symlink("usr/lib", tree.join("lib"))
                 .context("failed to link lib to usr/lib")?;
         }
@@ -160,7 +149,7 @@ impl Kernels {
         write(&apt.join("sources.list"), &sources.concat())?;
         write(&apt.join("status"), "")?;
         let directory = apt.display();
-        // The user _apt may not be let into our directories.
+        // The user _apt, which apt would use, may not have access to our directories.
         write(
             &apt.join("apt.conf"),
             &format!(
@@ -179,7 +168,6 @@ impl Kernels {
     }
 }
 
-/// The kernel in an unpacked tree.
 fn unpacked(tree: &Path, release: &str) -> Result<Kernel> {
     let image = tree.join("boot").join(format!("vmlinuz-{release}"));
     let image = if image.is_file() { image } else { tree.join("lib/modules").join(release).join("vmlinuz") };
@@ -196,11 +184,11 @@ fn unpacked(tree: &Path, release: &str) -> Result<Kernel> {
     Ok(Kernel { release: release.to_owned(), image, modules })
 }
 
-/// Releases in what `apt-cache search` prints, oldest first.
+/// Releases in the output of `apt-cache search`, oldest first.
 fn releases(text: &str) -> Vec<String> {
     let names = text.lines().filter_map(|line| line.split_whitespace().next());
     let releases = names.filter_map(|name| name.strip_prefix(PARTS[0]));
-    // A package that stands for the newest of a series has no patch level.
+    // A package without a patch level only depends on the newest of its series.
     let mut releases: Vec<_> =
         releases.filter(|release| version(release).len() > 2).map(str::to_owned).collect();
     releases.sort_by_key(|release| version(release));
@@ -212,7 +200,7 @@ fn newest<'a>(sorted: &'a [String], series: &str) -> Option<&'a str> {
     sorted.iter().rev().find(wanted).map(String::as_str)
 }
 
-/// The numbers in a release, for comparing: `6.1.0-0.deb11.52` comes before `6.1.0-48`.
+/// The numbers in a release, which sort `6.1.0-0.deb11.52` before `6.1.0-48`.
 pub fn version(release: &str) -> Vec<u64> {
     let release = release.strip_suffix(FLAVOUR).unwrap_or(release);
     release
@@ -221,7 +209,7 @@ pub fn version(release: &str) -> Vec<u64> {
         .collect()
 }
 
-/// For a regular expression of apt's.
+/// Escapes a name for apt's regular expressions.
 fn escape(text: &str) -> String {
     text.chars().flat_map(|c| (!c.is_ascii_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
 }
@@ -257,7 +245,7 @@ linux-image-7.3.4+deb13-cloud-amd64 - Linux 7.3.4 for x86-64 cloud
     }
 
     #[test]
-    fn names_are_no_expressions() {
+    fn names_are_escaped_in_expressions() {
         assert_eq!(escape("6.1+deb"), r"6\.1\+deb");
     }
 }

@@ -1,4 +1,4 @@
-//! One machine under QEMU: started, listened to, ended.
+//! One machine in QEMU, from its start to its end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,29 +12,27 @@ use anyhow::{Context as _, Result, bail};
 
 use super::kernels::Kernel;
 use crate::command::{Shown, installed, output};
-use crate::host::system;
+use crate::host::packages;
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
-/// Older ones were not tried.
+/// Older versions were not tried.
 const OLDEST: (u32, u32) = (7, 2);
-/// What QEMU exits with once the guest has written 0x10 to its exit port: all is well. 35 is a failure, 0 a panic.
+/// Exit codes of QEMU after the guest's init has written 0x10 or 0x11 to the exit port: twice the number and one more.
 const SUCCESS: i32 = 33;
+const FAILURE: i32 = 35;
 /// The kernel's command line.
 pub const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=1 no_timer_check";
 const POLL: Duration = Duration::from_millis(50);
 
-/// Makes sure that there is a QEMU.
-///
-/// # Errors
-/// It cannot be installed, or is too old.
+/// Installs QEMU if it is missing.
 pub fn ensure() -> Result<()> {
     if !installed(QEMU.0) {
-        system::install(&[QEMU.1])?;
+        packages::install(&[QEMU.1])?;
     }
     let text = output(Command::new(QEMU.0).arg("--version"))?;
     if version(&text).is_none_or(|version| version < OLDEST) {
         let first = text.lines().next().unwrap_or_default();
-        bail!("QEMU {}.{} or newer is needed, and {} is: {first}", OLDEST.0, OLDEST.1, QEMU.0);
+        bail!("QEMU {}.{} or newer is needed; {} reports: {first}", OLDEST.0, OLDEST.1, QEMU.0);
     }
     Ok(())
 }
@@ -45,21 +43,16 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// How a machine ended.
+/// A machine that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// What it printed, line by line.
+    /// Its output.
     pub lines: Vec<String>,
-    /// What went wrong, if anything did.
     pub fault: Option<String>,
-    /// How long it ran.
     pub took: Duration,
 }
 
-/// Boots `kernel` with `initramfs`, and waits for its end; what it prints is kept in `log`.
-///
-/// # Errors
-/// QEMU cannot be started, or the log cannot be written.
+/// Boots `kernel` with `initramfs` and waits for the machine's end. Its output is also written to `log`.
 pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> Result<Ended> {
     let (program, arguments) = common(kernel, initramfs);
     let mut command = Command::new(program);
@@ -77,9 +70,9 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> R
     let listener = thread::spawn(move || -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for line in BufReader::new(console).split(b'\n') {
-            let line = line.context("failed to read what the machine prints")?;
+            let line = line.context("failed to read the machine's output")?;
             let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-            writeln!(log, "{line}").context("failed to write what the machine prints")?;
+            writeln!(log, "{line}").context("failed to write the log")?;
             lines.push(line);
         }
         Ok(lines)
@@ -103,16 +96,17 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> R
     let fault = match status.map(|status| status.code()) {
         Some(Some(SUCCESS)) => None,
         Some(Some(0)) => Some("the kernel panicked or the machine was reset".to_owned()),
-        Some(Some(35)) => Some("something inside failed".to_owned()),
+        Some(Some(FAILURE)) => Some("a test inside failed".to_owned()),
         Some(code) => Some(format!("QEMU ended with {code:?}: {complaints}")),
-        None => Some(format!("no end after {} s", limit.as_secs())),
+        None => Some(format!("it did not end within {} s", limit.as_secs())),
     };
     Ok(Ended { lines, fault, took: started.elapsed() })
 }
 
-/// What starts a machine, and the options that all have; to come are memory, processors, the serial line and [`APPEND`].
+/// The program that starts a machine, and the options of every machine. The caller adds memory, processors, the serial line
+/// and [`APPEND`].
 pub fn common(kernel: &Kernel, initramfs: &Path) -> (&'static str, Vec<OsString>) {
-    // No machine outlives this process.
+    // Machines end with this process.
     let words = ["--pdeathsig", "KILL", QEMU.0, "-accel", acceleration(), "-M", "pc", "-cpu", "max"];
     let more = ["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"];
     let exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"];
@@ -121,7 +115,7 @@ pub fn common(kernel: &Kernel, initramfs: &Path) -> (&'static str, Vec<OsString>
     ("setpriv", words.chain(files).collect())
 }
 
-/// A `/dev/kvm` without the processor's own module accepts machines, and then hangs.
+/// KVM is used only with the processor's own module: without it `/dev/kvm` accepts machines, which then hang.
 fn acceleration() -> &'static str {
     let loaded = ["kvm_intel", "kvm_amd"].iter().any(|name| Path::new("/sys/module").join(name).is_dir());
     if loaded && Path::new("/dev/kvm").exists() { "kvm" } else { "tcg,thread=multi" }

@@ -1,50 +1,46 @@
-//! What the machines say, as one table.
+//! The machines' output as one table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::machine::Ended;
 use crate::results::libtest::{self, Counts};
 
-/// What our own lines begin with, as in `tests/src/machines/guest.rs`.
+/// The beginning of the lines that `vm-init` prints.
 const MARK: &str = "vm:";
-/// What the harness `verifier` prints a program: name, instructions, stack, load time.
+/// The beginning of the lines of the harness `verifier`, one for each program: name, instructions, stack, load time.
 const VERIFIER: &str = "verifier ";
-
-/// What a harness puts before all that its failed tests printed, and again before their names.
+/// The heading of the output of failed tests, and again of their names.
 const FAILURES: &str = "failures:";
 
-/// What one machine did.
+/// The results of one machine.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Version of the kernel.
     pub kernel: String,
     counts: Counts,
     faults: Vec<String>,
-    /// What failed tests printed.
+    /// The output of failed tests.
     printed: Vec<String>,
-    /// Harness and seconds.
+    /// Harnesses and their seconds.
     took: Vec<(String, f64)>,
     total_s: f64,
-    /// By program.
     costs: BTreeMap<String, Cost>,
     log: PathBuf,
 }
 
-/// What the kernel's verifier says of a program.
+/// The cost of a program for the kernel's verifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cost {
-    /// Instructions that it followed.
+    /// Instructions that the verifier followed.
     instructions: u64,
-    /// Stack in bytes.
-    stack: u64,
-    /// Load time in milliseconds.
+    stack_bytes: u64,
     load_ms: f64,
 }
 
 impl Report {
-    /// Reads what a machine printed that was to do so many `runs`.
+    /// Reads the output of a machine whose plan had `runs` runs.
     pub fn new(kernel: &str, log: &Path, ended: &Ended, runs: usize) -> Self {
         let mut report = Self {
             kernel: kernel.to_owned(),
@@ -52,19 +48,19 @@ impl Report {
             total_s: ended.took.as_secs_f64(),
             ..Self::default()
         };
-        let mut said = None;
+        let mut counts = None;
         let mut failures = false;
         for line in &ended.lines {
             if let Some(own) = line.strip_prefix(MARK) {
-                // A harness that was killed has no second heading.
+                // A killed harness prints no second heading.
                 failures = false;
-                report.marked(own.trim(), &mut said);
+                report.read_mark(own.trim(), &mut counts);
             } else if line == FAILURES {
                 failures = !failures;
             } else if failures {
                 report.printed.push(line.clone());
-            } else if let Some(counts) = libtest::result(line) {
-                said = Some(counts);
+            } else if let Some(result) = libtest::result(line) {
+                counts = Some(result);
             } else if let Some(name) =
                 line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
             {
@@ -83,27 +79,26 @@ impl Report {
         report
     }
 
-    /// One that never ran.
+    /// A machine that never ran.
     pub fn fault(kernel: &str, fault: &str) -> Self {
         Self { kernel: kernel.to_owned(), faults: vec![fault.to_owned()], ..Self::default() }
     }
 
-    /// Whether everything passed.
     pub fn is_good(&self) -> bool {
         self.faults.is_empty() && self.counts.failed == 0
     }
 
-    /// What passed and failed; a machine at fault counts as a test that failed.
+    /// The counts of its tests. A machine with a fault and no failed test counts as one failed test.
     pub fn counts(&self) -> Counts {
         let faults = usize::from(self.counts.failed == 0 && !self.faults.is_empty());
         Counts { failed: self.counts.failed + faults, ..self.counts }
     }
 
-    fn marked(&mut self, line: &str, said: &mut Option<Counts>) {
+    fn read_mark(&mut self, line: &str, counts: &mut Option<Counts>) {
         let words: Vec<_> = line.split(' ').collect();
         match words.as_slice() {
             ["done", name, status, seconds] => {
-                let outcome = libtest::outcome(said.take(), *status == "0");
+                let outcome = libtest::outcome(counts.take(), *status == "0");
                 self.counts += outcome;
                 self.took.push(((*name).to_owned(), seconds.parse().unwrap_or_default()));
                 if *status != "0" {
@@ -116,7 +111,7 @@ impl Report {
     }
 }
 
-/// `{:#}` adds what failed tests printed.
+/// `{:#}` adds the output of failed tests.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.is_good() { "ok" } else { "FAILED" };
@@ -135,23 +130,22 @@ impl fmt::Display for Report {
         if self.is_good() || self.log.as_os_str().is_empty() {
             return Ok(());
         }
-        write!(formatter, "\n    all that it printed: {}", self.log.display())
+        write!(formatter, "\n    its whole output: {}", self.log.display())
     }
 }
 
-/// `NAME INSTRUCTIONS STACK MILLISECONDS`.
+/// Reads `NAME INSTRUCTIONS STACK MILLISECONDS`.
 fn cost(line: &str) -> Option<(String, Cost)> {
     let mut words = line.split_whitespace();
     let name = words.next()?.to_owned();
-    let (instructions, stack) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some((name, Cost { instructions, stack, load_ms: words.next()?.parse().ok()? }))
+    let (instructions, stack_bytes) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some((name, Cost { instructions, stack_bytes, load_ms: words.next()?.parse().ok()? }))
 }
 
-/// One line a program, then one a kernel.
+/// A line for each program, then one for each kernel.
 pub fn table(reports: &[Report]) -> String {
     let mut text = String::new();
-    let programs: std::collections::BTreeSet<_> =
-        reports.iter().flat_map(|report| report.costs.keys()).collect();
+    let programs: BTreeSet<_> = reports.iter().flat_map(|report| report.costs.keys()).collect();
     // Writing to a string cannot fail.
     if !programs.is_empty() {
         let _ = write!(text, "\nverifier: instructions / stack in bytes / load in ms\n{:<18}", "");
@@ -165,7 +159,7 @@ pub fn table(reports: &[Report]) -> String {
         for report in reports {
             let cell = report.costs.get(program).map_or_else(
                 || "-".to_owned(),
-                |cost| format!("{} / {} / {:.0}", cost.instructions, cost.stack, cost.load_ms),
+                |cost| format!("{} / {} / {:.0}", cost.instructions, cost.stack_bytes, cost.load_ms),
             );
             let _ = write!(text, "{cell:>22}");
         }
@@ -204,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_test_printed_is_shown() {
+    fn the_output_of_a_failed_test_is_shown() {
         let lines = "test x ... FAILED\n\nfailures:\n\n---- x stdout ----\nError: no way\n\nfailures:\n    x\n\n\
                      test result: FAILED. 3 passed; 1 failed; 0 ignored\nvm: done a 101 1.5\nvm: end 0x11";
         let shown = format!("{:#}", report(lines, None, 1));
         let expected = "6.1: FAILED, 3 passed, 1 failed, 5 s, a 1.5 s\n    x\n    a ended with 101\n        \
-                        ---- x stdout ----\n        Error: no way\n    all that it printed: log";
+                        ---- x stdout ----\n        Error: no way\n    its whole output: log";
         assert_eq!(shown, expected);
     }
 

@@ -1,15 +1,21 @@
-//! What Rust's test harness says: its counts, summed up.
+//! The counts that Rust's test harness prints.
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::process::ExitCode;
 
-/// How many tests did what.
+/// How many tests passed and failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Passed.
     pub passed: usize,
-    /// Failed.
     pub failed: usize,
+}
+
+impl Counts {
+    /// A verb's exit code: success if no test failed.
+    pub fn exit_code(self) -> ExitCode {
+        if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 impl AddAssign for Counts {
@@ -25,7 +31,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// The counts in a harness's closing line, such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
+/// Reads a harness's last line, such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
 pub fn result(line: &str) -> Option<Counts> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |word: &str| {
@@ -34,13 +40,13 @@ pub fn result(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed")?, failed: count("failed")? })
 }
 
-/// The counts in the closing line of one of our own verbs, such as `12 passed, 0 failed`.
-pub fn closing(line: &str) -> Option<Counts> {
+/// Reads the last line of one of our own verbs, such as `12 passed, 0 failed`.
+pub fn verb_result(line: &str) -> Option<Counts> {
     let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
     Some(Counts { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
 }
 
-/// What one harness's run amounts to: a test that brings the process down counts as one that failed.
+/// The counts of a harness that has ended. A test that ends the whole process counts as one that failed.
 pub fn outcome(last: Option<Counts>, success: bool) -> Counts {
     match last {
         Some(counts) if success || counts.failed > 0 => counts,
@@ -58,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_lines() {
+    fn results_are_read() {
         let ok =
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s";
         let bad =
@@ -79,9 +85,9 @@ mod tests {
     fn a_harness_that_died_has_failed() {
         assert_eq!(outcome(Some(counts(3, 0)), true), counts(3, 0));
         assert_eq!(outcome(Some(counts(3, 2)), false), counts(3, 2));
-        assert_eq!(outcome(Some(counts(3, 0)), false), counts(3, 1), "died after its tests");
-        assert_eq!(outcome(None, false), counts(0, 1), "died in a test");
-        assert_eq!(outcome(None, true), counts(0, 1), "ended early without a word");
+        assert_eq!(outcome(Some(counts(3, 0)), false), counts(3, 1), "it died after its tests");
+        assert_eq!(outcome(None, false), counts(0, 1), "it died in a test");
+        assert_eq!(outcome(None, true), counts(0, 1), "it ended without a result");
     }
 
     #[test]
@@ -89,7 +95,7 @@ mod tests {
         let mut sum = counts(1, 0);
         sum += counts(41, 2);
         assert_eq!(sum.to_string(), "42 passed, 2 failed");
-        assert_eq!(closing(&sum.to_string()), Some(sum));
-        assert_eq!(closing("42 passed, some failed"), None);
+        assert_eq!(verb_result(&sum.to_string()), Some(sum));
+        assert_eq!(verb_result("42 passed, some failed"), None);
     }
 }

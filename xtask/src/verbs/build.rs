@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the release binary, programs embedded.
+//! `cargo xtask build`: the release binary with the kernel's programs embedded.
 
 use std::fs;
 use std::process::ExitCode;
@@ -7,10 +7,6 @@ use anyhow::{Context as _, Result};
 
 use crate::builds::balancer;
 
-/// The verb.
-///
-/// # Errors
-/// Something cannot be installed or built.
 pub fn main() -> Result<ExitCode> {
     let binary = balancer::build()?;
     let size = fs::metadata(&binary).with_context(|| format!("failed to find {}", binary.display()))?.len();

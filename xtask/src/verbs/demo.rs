@@ -12,7 +12,9 @@ use clap::Args;
 use crate::builds::artifacts::{binary, executables};
 use crate::builds::toolchain;
 use crate::command::{Shown, cargo, search_path};
-use crate::host::system::{packages, refused, step};
+use crate::host::packages;
+use crate::host::root::require_root;
+use crate::step::step;
 
 /// What was typed.
 #[derive(Args)]
@@ -54,11 +56,8 @@ impl Arguments {
 /// # Errors
 /// Something that comes before the demo fails.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    let why = "the demo makes network namespaces and loads programs into the kernel: run it as root";
-    if let Some(code) = refused(why)? {
-        return Ok(code);
-    }
-    step("packages of the system", packages)?;
+    require_root("the demo makes network namespaces and loads programs into the kernel: run it as root")?;
+    step("system packages", packages::ensure)?;
     step("tools", toolchain::ensure)?;
     let built = step("build", || {
         executables(cargo("build").args(["--release", "--package", "balancer", "--package", "tests"]))

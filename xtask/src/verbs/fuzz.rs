@@ -1,15 +1,15 @@
-//! `cargo xtask fuzz`: hostile input by libFuzzer, guided by the code that it reaches.
+//! `cargo xtask fuzz`: hostile input from libFuzzer, guided by code coverage.
 //!
-//! What is fed is in `tests/src/fuzz/mod.rs`, the program that libFuzzer drives in `tests/fuzz`. All that is found, the inputs
-//! that reach more code among it, is kept below `target/fuzz`, and the next run goes on from there.
+//! The targets are in the package `tests`, and the program that libFuzzer drives is `tests/fuzz`. `target/fuzz` keeps
+//! findings and all inputs that reach more code; the next run continues with them.
 
 mod input;
 mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use std::{env, fs, thread};
 
@@ -17,24 +17,24 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use self::report::{Finding, Report, Said};
+use self::report::{Finding, Printed, Report};
 use crate::builds::artifacts::{binary, executables};
 use crate::builds::toolchain;
 use crate::command::{Shown, installed, root};
-use crate::host::system::{install, step};
+use crate::host::packages;
 use crate::recipe;
 use crate::results::libtest::Counts;
+use crate::step::step;
 
-/// What was typed.
 #[derive(Args)]
 pub struct Arguments {
     /// Seconds for each target
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-    /// Feed this one input, a seed or a finding, to the one target
+    /// Feed one input, a seed or a finding, to one target
     #[arg(long, value_name = "FILE", requires = "targets", conflicts_with = "seconds")]
     repeat: Option<PathBuf>,
-    /// What is fed [default: all]
+    /// Targets to feed [default: all]
     #[arg(value_name = "TARGET", value_parser = PossibleValuesParser::new(TARGETS.map(|target| target.name)))]
     targets: Vec<String>,
 }
@@ -43,9 +43,9 @@ pub struct Arguments {
 #[derive(Debug)]
 struct Target {
     name: &'static str,
-    /// Longest input in bytes: room for what may follow on another; longer ones only take longer.
+    /// Longest input in bytes. It has room for mutations; longer inputs only take more time.
     longest: u32,
-    /// Extension of its seeds; text unless `hex`.
+    /// Extension of its seeds, which are text unless it is `hex`.
     extension: &'static str,
 }
 
@@ -58,43 +58,35 @@ const TARGETS: [Target; 6] = [
     Target { name: "control", longest: 2048, extension: "txt" },
 ];
 
-/// Code that tells libFuzzer where it goes and what it compares.
+/// Flags for code that reports its branches and comparisons to libFuzzer.
 const FLAGS: [&str; 7] = [
-    "--cfg=fuzzing", // hash tables of dependencies are the same in each run
+    "--cfg=fuzzing", // dependencies seed their hash tables alike in each run
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0", // a branch for each condition
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0", // each condition keeps its branch
 ];
-/// For one input, in seconds; all take milliseconds.
+/// Limit for one input, in seconds. All take milliseconds.
 const TIMEOUT_S: u32 = 10;
-/// For one target; all take less than 100 MB.
+/// Limit for one target. All take less than 100 MB.
 const MEMORY_MB: u32 = 1024;
 
-/// The verb.
-///
-/// # Errors
-/// Something that comes before the targets fails; what they find is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    let mut targets = Vec::new();
-    for target in &TARGETS {
-        if arguments.targets.iter().any(|name| name == target.name) {
-            targets.push(target);
-        }
-    }
+    let is_named = |target: &&Target| arguments.targets.iter().any(|name| name == target.name);
+    let targets: Vec<_> = TARGETS.iter().filter(is_named).collect();
     let counts = match (&arguments.repeat, targets.as_slice()) {
         (Some(file), [target]) => repeat(file, target)?,
-        (Some(_), _) => bail!("--repeat takes the one target that the input is for"),
+        (Some(_), _) => bail!("--repeat takes exactly one target: the one that the input is for"),
         (None, []) => fuzz(arguments.seconds, &TARGETS.each_ref())?,
         (None, targets) => fuzz(arguments.seconds, targets)?,
     };
     println!("{counts}");
-    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(counts.exit_code())
 }
 
-/// As many targets at a time as there are processors.
+/// Feeds as many targets at a time as there are processors.
 fn fuzz(seconds: u32, targets: &[&'static Target]) -> Result<Counts> {
     let binary = build()?;
     let jobs = thread::available_parallelism().map_or(1, usize::from).min(targets.len());
@@ -110,33 +102,30 @@ fn fuzz(seconds: u32, targets: &[&'static Target]) -> Result<Counts> {
                         let report = feed(&binary, target, seconds)
                             .unwrap_or_else(|error| Report::fault(target.name, format!("{error:#}")));
                         println!("{report}");
-                        reports
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner)
-                            .push((index, report));
+                        reports.lock().unwrap_or_else(PoisonError::into_inner).push((index, report));
                     }
                 });
             }
         });
         Ok(())
     })?;
-    let mut reports = reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     reports.sort_by_key(|(index, _)| *index);
     let reports: Vec<_> = reports.into_iter().map(|(_, report)| report).collect();
     print!("{}", report::table(&reports));
     Ok(report::counts(&reports))
 }
 
-/// Builds the program that libFuzzer drives; says where it is.
+/// Builds the program that libFuzzer drives and returns its path.
 fn build() -> Result<PathBuf> {
     if env::var_os("CXX").is_none() && !installed("c++") {
-        step("packages of the system", || install(&["g++"]))?;
+        step("system packages", || packages::install(&["g++"]))?;
     }
     let compiler = step("tools", toolchain::ensure)?;
     let mut cargo = recipe::through_rustup(compiler, "cargo");
     cargo.current_dir(root()).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
     cargo.args(["build", "--profile", "fuzz", "--package", "fuzz", "--features", "libfuzzer"]);
-    // With a target named, the flags are not for build scripts, which nobody drives.
+    // With `--target`, cargo builds the build scripts, which libFuzzer does not drive, without the flags.
     cargo.args(["--target", "host-tuple", "--target-dir"]).arg(directory("build"));
     let built = step("build for fuzzing", || executables(&mut cargo))?;
     binary(&built, "fuzz")
@@ -151,7 +140,7 @@ fn feed(binary: &Path, target: &'static Target, seconds: u32) -> Result<Report> 
     }
     let mut sources = input::files(&root().join("tests/fuzz/seeds").join(target.name))?;
     ensure!(!sources.is_empty(), "has no seeds");
-    // A finding that stands is found at once.
+    // A finding that is not fixed is found again at once.
     sources.extend(input::files(&findings)?);
     input::empty(&seeds)?;
     input::decode(&sources, &seeds)?;
@@ -166,7 +155,7 @@ fn feed(binary: &Path, target: &'static Target, seconds: u32) -> Result<Report> 
         command.arg(flag("dict", &dictionary));
     }
     command.arg("-print_final_stats=1").arg(flag("artifact_prefix", &findings.join("")));
-    // New inputs go to the first.
+    // libFuzzer writes new inputs to the first directory.
     command.arg(&corpus).arg(&seeds);
     let start = Instant::now();
     let output = command.stdin(Stdio::null()).output();
@@ -174,19 +163,19 @@ fn feed(binary: &Path, target: &'static Target, seconds: u32) -> Result<Report> 
     let took_s = start.elapsed().as_secs_f64();
     let log = directory(&format!("{}.log", target.name));
     fs::write(&log, &output.stderr).with_context(|| format!("failed to write {}", log.display()))?;
-    let said = Said::new(&String::from_utf8_lossy(&output.stderr));
-    let finding = match &said.input {
-        Some(raw) => Some(keep(target, raw, &findings, said.fault.as_deref().unwrap_or_default())?),
+    let printed = Printed::new(&String::from_utf8_lossy(&output.stderr));
+    let finding = match &printed.input {
+        Some(raw) => Some(keep(target, raw, &findings, printed.fault.as_deref().unwrap_or_default())?),
         None => None,
     };
-    Ok(Report::new(target.name, said, took_s, output.status.code(), finding))
+    Ok(Report::new(target.name, printed, took_s, output.status.code(), finding))
 }
 
-/// Keeps what libFuzzer wrote in the form of a seed.
+/// Turns the file that libFuzzer wrote into a seed.
 fn keep(target: &Target, raw: &Path, findings: &Path, about: &str) -> Result<Finding> {
-    let octets = fs::read(raw).with_context(|| format!("failed to read {}", raw.display()))?;
-    let (extension, text) = input::encode(&octets, target.extension, about);
-    // `crash-` and the input's hash.
+    let bytes = fs::read(raw).with_context(|| format!("failed to read {}", raw.display()))?;
+    let (extension, text) = input::encode(&bytes, target.extension, about);
+    // The name is `crash-` and the hash of the input.
     let name = raw.file_name().unwrap_or_default().to_string_lossy();
     let short: String = name.chars().take(18).collect();
     let kept = findings.join(format!("{short}.{extension}"));
@@ -197,14 +186,14 @@ fn keep(target: &Target, raw: &Path, findings: &Path, about: &str) -> Result<Fin
     Ok(Finding { kept, text, again: Shown(&again).to_string() })
 }
 
-/// Feeds one input; the user sees all that is printed.
+/// Feeds one input with the whole output shown.
 fn repeat(file: &Path, target: &Target) -> Result<Counts> {
-    let octets = input::read(file)?;
+    let bytes = input::read(file)?;
     let binary = build()?;
     let raw = directory("repeated");
-    fs::write(&raw, octets).with_context(|| format!("failed to write {}", raw.display()))?;
+    fs::write(&raw, bytes).with_context(|| format!("failed to write {}", raw.display()))?;
     let mut command = driver(&binary, target);
-    // What cannot be borne is not written once more.
+    // The input exists already, so libFuzzer need not write it again.
     command.arg("-exact_artifact_path=/dev/null").arg(&raw).stdin(Stdio::null());
     let status = command.status().with_context(|| format!("failed to start {}", Shown(&command)))?;
     Ok(Counts { passed: usize::from(status.success()), failed: usize::from(!status.success()) })
@@ -240,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_typed() {
+    fn command_lines_that_parse_and_others() {
         for (typed, expected) in [
             (&[][..], Some(60)),
             (&["--seconds", "10", "packet", "agent-conf", "packet"], Some(10)),
@@ -257,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_targets_are_those_that_have_seeds() {
+    fn each_target_has_seeds() {
         let mut named: Vec<_> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
         named.sort();
         let mut found = Vec::new();
@@ -276,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_kept_as_a_seed() {
+    fn a_finding_is_kept_as_a_seed() {
         let findings = tempfile::tempdir().unwrap();
         let raw = findings.path().join("crash-0123456789abcdef0123");
         fs::write(&raw, [7]).unwrap();
@@ -286,6 +275,6 @@ mod tests {
         assert_eq!(finding.again, format!("cargo xtask fuzz --repeat {} packet", kept.display()));
         assert_eq!(input::read(&kept).unwrap(), [7]);
         assert!(!raw.exists());
-        assert!(keep(&TARGETS[0], &raw, findings.path(), "odd").is_err(), "nothing to keep");
+        assert!(keep(&TARGETS[0], &raw, findings.path(), "odd").is_err(), "the file is gone");
     }
 }

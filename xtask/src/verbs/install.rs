@@ -1,7 +1,7 @@
-//! `cargo xtask install`: binary, unit and an example configuration onto this host, or into a staging directory.
+//! `cargo xtask install`: puts binary, unit and example configuration on this host or into a staging directory.
 
 use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -10,14 +10,14 @@ use clap::Args;
 
 use crate::builds::balancer;
 use crate::command::{run, succeeds};
+use crate::host::root::require_root;
 
-/// What was typed.
 #[derive(Args)]
 pub struct Arguments {
-    /// Directory of the programs: the binary becomes PREFIX/sbin/balancer
+    /// Install the binary as PREFIX/sbin/balancer
     #[arg(long, default_value = PREFIX)]
     prefix: PathBuf,
-    /// Put everything below this directory, as for a package or an image
+    /// Install below this directory instead of `/`, for a package or an image
     #[arg(long)]
     root: Option<PathBuf>,
 }
@@ -25,25 +25,20 @@ pub struct Arguments {
 const PREFIX: &str = "/usr/local";
 const UNIT: &str = include_str!("../../../balancer/systemd/balancer.service");
 const EXAMPLE: &str = include_str!("../../../balancer/balancer.toml.example");
-/// The binary as the unit in the repository names it.
+/// Path of the binary in the repository's unit.
 const UNIT_BINARY: &str = "/usr/local/sbin/balancer";
 
-/// The verb.
-///
-/// # Errors
-/// Something cannot be built or written.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let own_host = arguments.root.is_none();
-    if own_host && fs::metadata("/proc/self").context("failed to look at /proc/self")?.uid() != 0 {
-        eprintln!("error: only root may install on this host; `--root DIR` puts everything below DIR");
-        return Ok(ExitCode::from(2));
+    if own_host {
+        require_root("only root can install on this host; `--root DIR` installs below DIR")?;
     }
     let binary = balancer::build()?;
     let layout = Layout::new(&arguments.prefix, arguments.root.as_deref());
     for line in layout.place(&binary)? {
         println!("{line}");
     }
-    // Systemd may be absent, as in a container's image.
+    // A container may have no systemd.
     if own_host
         && succeeds(Command::new("systemctl").arg("--version"))
         && Path::new("/run/systemd/system").is_dir()
@@ -54,10 +49,10 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where everything goes.
+/// The paths of an installation.
 struct Layout {
     root: PathBuf,
-    /// As the installed host will see it.
+    /// Path of the binary on the installed host, without `root`.
     binary: PathBuf,
 }
 
@@ -72,7 +67,7 @@ impl Layout {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// Puts everything in place; says what it did. A configuration and a key that are there stay as they are.
+    /// Installs the files and returns a line about each. It changes neither a configuration nor a key.
     fn place(&self, built: &Path) -> Result<Vec<String>> {
         let configuration = self.staged("/etc/balancer");
         let unit = UNIT.replace(UNIT_BINARY, &self.binary.display().to_string());
@@ -80,44 +75,45 @@ impl Layout {
         let failed = || format!("failed to make {}", configuration.display());
         fs::create_dir_all(configuration.parent().with_context(failed)?).with_context(failed)?;
         DirBuilder::new().recursive(true).mode(0o700).create(&configuration).with_context(failed)?;
-        let mut said = Vec::new();
+        let mut lines = Vec::new();
         for (path, content, mode) in [
             (self.staged(&self.binary), &program[..], 0o755),
             (self.staged("/etc/systemd/system/balancer.service"), unit.as_bytes(), 0o644),
             (configuration.join("balancer.toml.example"), EXAMPLE.as_bytes(), 0o644),
         ] {
             write(&path, content, mode)?;
-            said.push(format!("installed {}", path.display()));
+            lines.push(format!("installed {}", path.display()));
         }
         let used = configuration.join("balancer.toml");
         if used.exists() {
-            said.push(format!("left as it is: {}", used.display()));
+            lines.push(format!("not changed: {}", used.display()));
         }
-        Ok(said)
+        Ok(lines)
     }
 
     fn next_steps(&self) -> String {
         let binary = self.binary.display();
         format!(
             "\nNext, on every controller:\n\
-             1. {binary} check: Juju's controllers need no configuration. Elsewhere, copy\n\
-             \x20  /etc/balancer/balancer.toml.example to balancer.toml beside it, name the controllers in it, run\n\
-             \x20  {binary} keygen on one of them, and copy /etc/balancer/cluster.key to the others, mode 0600\n\
-             2. systemctl enable --now balancer; after an upgrade: systemctl restart balancer\n\
-             Stopping it leaves the data path working; {binary} uninstall removes the data path."
+             1. {binary} check. Juju's controllers need no configuration. On other hosts, copy\n\
+             \x20  /etc/balancer/balancer.toml.example to balancer.toml beside it, and name the controllers in it.\n\
+             \x20  Run {binary} keygen on one of them, and copy /etc/balancer/cluster.key to the others, mode 0600.\n\
+             2. systemctl enable --now balancer. After an upgrade: systemctl restart balancer.\n\
+             The data path works on while the agent is stopped; {binary} uninstall removes the data path."
         )
     }
 }
 
-/// Writes a file beside its place and renames it: a running program's file cannot be written, and nobody sees half.
+/// Writes a new file and renames it: the kernel refuses to write to a running program (ETXTBSY), and no reader sees half a
+/// file.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let failed = || format!("failed to write {}", path.display());
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
     fs::create_dir_all(path.parent().with_context(failed)?).with_context(failed)?;
-    fs::write(&beside, content).with_context(failed)?;
-    fs::set_permissions(&beside, Permissions::from_mode(mode)).with_context(failed)?;
-    fs::rename(&beside, path).with_context(failed)
+    fs::write(&new, content).with_context(failed)?;
+    fs::set_permissions(&new, Permissions::from_mode(mode)).with_context(failed)?;
+    fs::rename(&new, path).with_context(failed)
 }
 
 #[cfg(test)]
@@ -125,9 +121,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::command::{installed, output};
+    use crate::command::{installed, output, root};
+    use crate::documents::tree::Tree;
 
-    /// Sections of a unit, with their keys and values; a key may occur more than once.
+    /// Sections of a unit with their keys and values. A key may occur more than once.
     fn parse(unit: &str) -> BTreeMap<&str, Vec<(&str, &str)>> {
         let mut sections = BTreeMap::<_, Vec<_>>::new();
         let mut section = None;
@@ -165,14 +162,14 @@ mod tests {
 
         fs::write(at("etc/balancer/balancer.toml"), "mine").unwrap();
         fs::write(&built, "second").unwrap();
-        let said = layout.place(&built).unwrap();
-        assert!(said[3].starts_with("left as it is: "), "{said:?}");
+        let lines = layout.place(&built).unwrap();
+        assert!(lines[3].starts_with("not changed: "), "{lines:?}");
         assert_eq!(fs::read_to_string(at("etc/balancer/balancer.toml")).unwrap(), "mine");
         assert_eq!(fs::read_to_string(at("opt/juju/sbin/balancer")).unwrap(), "second");
     }
 
     #[test]
-    fn the_unit_is_what_systemd_understands() {
+    fn systemd_understands_the_unit() {
         let sections = parse(UNIT);
         assert_eq!(sections.keys().copied().collect::<Vec<_>>(), ["Install", "Service", "Unit"]);
         let service = &sections["Service"];
@@ -192,15 +189,17 @@ mod tests {
         fs::write(&unit, UNIT.replace(UNIT_BINARY, "/bin/true")).unwrap();
         let mut verify = Command::new("systemd-analyze");
         verify.args(["verify", "--man=no"]).arg(&unit);
-        let said = verify.output().unwrap();
-        let said = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(!said.contains("balancer.service"), "{said}");
+        let complaints = verify.output().unwrap().stderr;
+        let complaints = String::from_utf8_lossy(&complaints);
+        assert!(!complaints.contains("balancer.service"), "{complaints}");
     }
 
     #[test]
-    fn the_unit_grants_what_the_daemon_says_it_needs() {
-        let needs: BTreeSet<_> = include_str!("../../../balancer/src/host/privileges.rs")
-            .lines()
+    fn the_unit_grants_the_capabilities_that_the_daemon_needs() {
+        let sources = Tree::read(root());
+        let needs: BTreeSet<_> = sources
+            .files("privileges.rs")
+            .flat_map(str::lines)
             .filter_map(|line| line.trim().strip_prefix("name: \"")?.strip_suffix("\","))
             .collect();
         assert!(needs.contains("CAP_BPF"), "{needs:?}");

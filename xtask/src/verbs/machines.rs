@@ -1,4 +1,4 @@
-//! `cargo xtask machines`: three controllers and their clients, each a virtual machine, and what may befall them.
+//! `cargo xtask machines`: three controllers and their clients, each a virtual machine, and faults of every kind.
 
 use std::process::ExitCode;
 
@@ -6,39 +6,33 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::builds::toolchain;
-use crate::host::system::{packages, refused, step};
-use crate::qemu::bench::Bench;
+use crate::host::packages;
+use crate::host::root::require_root;
 use crate::qemu::controllers;
-use crate::results::tally::Tally;
+use crate::qemu::emulator::Emulator;
+use crate::results::summary::Summary;
+use crate::step::step;
 
-/// What was typed.
 #[derive(Args)]
 pub struct Arguments {
     /// Kernel series, or `newest`
     #[arg(long, value_name = "SERIES", value_delimiter = ',', default_value = "newest")]
     kernel: Vec<String>,
-    /// Do only what has this in its name
+    /// Run only tests whose name contains this
     #[arg(last = true)]
     filter: Option<String>,
 }
 
-/// The verb.
-///
-/// # Errors
-/// Something that comes before the machines fails; what fails with them is in the exit code.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    let why = "the machines need packages of the system, which only root can install: run this as root";
-    if let Some(code) = refused(why)? {
-        return Ok(code);
-    }
-    step("packages of the system", packages)?;
+    require_root("QEMU and kernels are installed with apt: run this as root")?;
+    step("system packages", packages::ensure)?;
     step("tools", toolchain::ensure)?;
-    let bench = step("machines", Bench::prepare)?;
+    let emulator = step("QEMU and kernels", Emulator::prepare)?;
     let filter = arguments.filter.as_deref();
-    let mut tally = Tally::default();
+    let mut summary = Summary::default();
     for series in &arguments.kernel {
-        let mut command = step("build", || controllers::command(&bench, series, filter))?;
-        step(series, || tally.add(false, series, &mut command))?;
+        let mut command = step("build", || controllers::command(&emulator, series, filter))?;
+        step(series, || summary.add(false, series, &mut command))?;
     }
-    Ok(tally.close(filter, false, &[]))
+    Ok(summary.close(filter, false, &[]))
 }

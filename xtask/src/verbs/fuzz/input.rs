@@ -1,4 +1,4 @@
-//! Inputs as files: seeds decoded for libFuzzer, findings written so that they can become seeds.
+//! Inputs as files: seeds decoded for libFuzzer, and findings encoded as seeds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,29 +9,23 @@ use anyhow::{Context as _, Result};
 #[path = "../../../../tests/src/fuzz/seed.rs"]
 mod seed;
 
-/// Bytes in one line of a finding.
+/// Bytes in a line of a finding.
 const LINE: usize = 32;
-/// Most bytes of a word that libFuzzer takes into its dictionary.
+/// libFuzzer's limit for a word in its dictionary, in bytes.
 const LONGEST_WORD: usize = 64;
 
-/// The bytes that a seed's file stands for.
-///
-/// # Errors
-/// It cannot be read, or is no seed.
+/// The bytes that a file encodes.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display().to_string();
-    let octets = fs::read(path).with_context(|| format!("failed to read {name}"))?;
-    match String::from_utf8(octets) {
+    let bytes = fs::read(path).with_context(|| format!("failed to read {name}"))?;
+    match String::from_utf8(bytes) {
         Ok(text) => seed::seed(&name, &text).map_err(anyhow::Error::msg).context(name),
-        // What libFuzzer itself wrote.
+        // A file that libFuzzer wrote holds the bytes themselves.
         Err(error) => Ok(error.into_bytes()),
     }
 }
 
-/// The files in a directory, in order; none where there is no directory.
-///
-/// # Errors
-/// It cannot be listed.
+/// The files in a directory, sorted; none if there is no directory.
 pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     if !directory.exists() {
         return Ok(Vec::new());
@@ -45,10 +39,7 @@ pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Makes a directory anew, empty.
-///
-/// # Errors
-/// It cannot be made.
+/// Makes an empty directory; an old one is removed.
 pub fn empty(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(|| format!("failed to remove {}", directory.display()))?;
@@ -56,10 +47,7 @@ pub fn empty(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))
 }
 
-/// Writes what seeds stand for, one file each, into a directory.
-///
-/// # Errors
-/// One is no seed, or cannot be written.
+/// Decodes each seed into a file of its own in `directory`.
 pub fn decode(seeds: &[PathBuf], directory: &Path) -> Result<()> {
     for (index, path) in seeds.iter().enumerate() {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -69,16 +57,16 @@ pub fn decode(seeds: &[PathBuf], directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An input as a seed's file: its extension and its text. It is `extension`'s where the input is such text, and digits
-/// below the comment `about` where it is not.
+/// Encodes an input as a seed: its extension and its text. Plain text keeps its `extension`; other input becomes hexadecimal
+/// digits below the comment `about`.
 pub fn encode(input: &[u8], extension: &str, about: &str) -> (String, String) {
     let plain = |text: &str| text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t'));
     match std::str::from_utf8(input) {
         Ok(text) if extension != "hex" && plain(text) => (extension.to_owned(), text.to_owned()),
         _ => {
             let about = about.lines().next().unwrap_or_default();
-            let line = |octets: &[u8]| {
-                octets.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(" ") + "\n"
+            let line = |bytes: &[u8]| {
+                bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ") + "\n"
             };
             let digits: String = input.chunks(LINE).map(line).collect();
             ("hex".to_owned(), format!("# {about}\n{digits}"))
@@ -101,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_are_read_as_the_tests_read_them() {
+    fn seeds_are_decoded_as_in_the_tests() {
         let directory = tempfile::tempdir().unwrap();
         for (name, content, expected) in [
             ("a.hex", &b"# all\n00 ff  # some\n7F\n"[..], Some(&[0, 255, 127][..])),
@@ -120,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn encoded_inputs_are_decoded_again() {
         let directory = tempfile::tempdir().unwrap();
         let long: Vec<u8> = (0..=255).collect();
         for (input, extension, written) in [

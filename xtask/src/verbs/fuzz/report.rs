@@ -1,4 +1,4 @@
-//! What libFuzzer says of a target, and all of it as one table.
+//! libFuzzer's output on each target, and a table of all.
 
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
@@ -10,47 +10,46 @@ const FEWEST: u64 = 100;
 /// Most lines of a panic's message that are shown.
 const MESSAGE_LINES: usize = 12;
 
-/// What libFuzzer printed.
+/// The output of libFuzzer.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
-    /// Inputs fed.
+pub struct Printed {
     pub executions: u64,
-    /// Places in the code that they reached.
+    /// Edges of the control flow that inputs reached.
     pub coverage: u64,
-    /// The same, how often each was reached told apart.
+    /// The edges, counted once for each range of how often an input reached them.
     pub features: u64,
-    /// Inputs that are worth keeping.
+    /// Inputs that libFuzzer keeps, as they reach more.
     pub corpus: u64,
-    /// What ended it: the panic's message, or libFuzzer's own.
+    /// The message of the last panic, or libFuzzer's own.
     pub fault: Option<String>,
-    /// The file that holds the input which did.
+    /// The file that holds the input of the fault.
     pub input: Option<PathBuf>,
 }
 
-impl Said {
-    /// Reads what libFuzzer printed, whatever the target printed in between.
+impl Printed {
+    /// Reads libFuzzer's lines; the target may print others in between.
     pub fn new(text: &str) -> Self {
-        let mut said = Self::default();
+        let mut printed = Self::default();
         let mut error = None;
         for line in text.lines() {
             if let Some((executions, status)) = status(line) {
                 let figure = |name| figure(status, name).unwrap_or_default();
-                said.executions = executions;
-                (said.coverage, said.features, said.corpus) =
+                printed.executions = executions;
+                (printed.coverage, printed.features, printed.corpus) =
                     (figure("cov:"), figure("ft:"), figure("corp:"));
             } else if let Some(count) = line.strip_prefix("stat::number_of_executed_units:") {
-                said.executions = count.trim().parse().unwrap_or(said.executions);
+                printed.executions = count.trim().parse().unwrap_or(printed.executions);
             } else if let Some((_, fault)) = line.split_once("ERROR: libFuzzer: ") {
                 error.get_or_insert(fault.trim());
             } else if let Some((_, path)) = line.split_once("Test unit written to ") {
-                // A slow input is written too, and nothing is wrong with it.
+                // libFuzzer writes slow inputs too, which are no faults.
                 if !path.contains("slow-unit-") {
-                    said.input = Some(path.trim().into());
+                    printed.input = Some(path.trim().into());
                 }
             }
         }
-        said.fault = panic(text).or_else(|| error.map(str::to_owned));
-        said
+        printed.fault = panic(text).or_else(|| error.map(str::to_owned));
+        printed
     }
 }
 
@@ -60,13 +59,13 @@ fn status(line: &str) -> Option<(u64, &str)> {
     rest.contains(" cov: ").then_some((executions.parse().ok()?, rest))
 }
 
-/// The number that follows a name, up to what is no digit.
+/// The number after a name, without a suffix such as `/8Kb`.
 fn figure(status: &str, name: &str) -> Option<u64> {
     let word = status.split_whitespace().skip_while(|word| *word != name).nth(1)?;
     word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// The last panic's place and message.
+/// The message and the place of the last panic.
 fn panic(text: &str) -> Option<String> {
     let lines: Vec<_> = text.lines().collect();
     let is_first = |line: &&str| line.starts_with("thread ") && line.contains(" panicked at ");
@@ -78,55 +77,54 @@ fn panic(text: &str) -> Option<String> {
     Some(format!("{}\n({})", message.join("\n"), place.trim_end_matches(':')))
 }
 
-/// An input that a target does not bear.
+/// An input that makes a target panic.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The input's file, in the form of a seed.
+    /// The input as a seed.
     pub kept: PathBuf,
-    /// Its text.
     pub text: String,
-    /// The command that feeds it again.
+    /// The command that feeds the input again.
     pub again: String,
 }
 
-/// What came of one target.
+/// The result of one target.
 #[derive(Debug)]
 pub struct Report {
     target: &'static str,
-    said: Said,
+    printed: Printed,
     took_s: f64,
     finding: Option<Finding>,
     fault: Option<String>,
 }
 
 impl Report {
-    /// Of a run that ended with `status`, `0` for success.
+    /// The report of a run with exit code `status`, `None` after a signal.
     pub fn new(
         target: &'static str,
-        said: Said,
+        printed: Printed,
         took_s: f64,
         status: Option<i32>,
         finding: Option<Finding>,
     ) -> Self {
-        let fault = match (&said.fault, status) {
+        let fault = match (&printed.fault, status) {
             (Some(fault), _) => Some(fault.clone()),
-            (None, Some(0)) if said.executions >= FEWEST => None,
-            (None, Some(0)) => Some(format!("{} executions prove nothing", said.executions)),
+            (None, Some(0)) if printed.executions >= FEWEST => None,
+            (None, Some(0)) => Some(format!("{} executions prove nothing", printed.executions)),
             (None, Some(status)) => Some(format!("ended with {status}")),
             (None, None) => Some("was killed".to_owned()),
         };
-        Self { target, said, took_s, finding, fault }
+        Self { target, printed, took_s, finding, fault }
     }
 
-    /// One that never ran.
+    /// The report of a target that never ran.
     pub fn fault(target: &'static str, fault: String) -> Self {
-        Self { target, said: Said::default(), took_s: 0.0, finding: None, fault: Some(fault) }
+        Self { target, printed: Printed::default(), took_s: 0.0, finding: None, fault: Some(fault) }
     }
 
     fn per_second(&self) -> f64 {
         // Executions are far below 2^52.
         #[expect(clippy::cast_precision_loss, reason = "a rate to read")]
-        let executions = self.said.executions as f64;
+        let executions = self.printed.executions as f64;
         if self.took_s > 0.0 { executions / self.took_s } else { 0.0 }
     }
 }
@@ -139,13 +137,13 @@ impl fmt::Display for Report {
         write!(formatter, "{}: FAILED after {:.0} s", self.target, self.took_s)?;
         indented(formatter, fault)?;
         let Some(Finding { kept, text, again }) = &self.finding else { return Ok(()) };
-        write!(formatter, "\n  the input, kept in {}:", kept.display())?;
+        write!(formatter, "\n  the input is kept in {}:", kept.display())?;
         indented(formatter, text)?;
         let extension = kept.extension().unwrap_or_default().display();
         let target = self.target;
         write!(formatter, "\n  again with: {again}")?;
-        write!(formatter, "\n  once it is understood it becomes a row that every test run tries:")?;
-        write!(formatter, " put it into tests/fuzz/seeds/{target}/NAME.{extension}")
+        write!(formatter, "\n  once you understand it, make it a row that every test run tries:")?;
+        write!(formatter, " move it to tests/fuzz/seeds/{target}/NAME.{extension}")
     }
 }
 
@@ -153,7 +151,7 @@ fn indented(formatter: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     text.lines().try_for_each(|line| write!(formatter, "\n    {line}"))
 }
 
-/// What failed, then one line a target.
+/// The failures, then a line for each target.
 pub fn table(reports: &[Report]) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -166,7 +164,7 @@ pub fn table(reports: &[Report]) -> String {
         "target", "executions", "per s", "coverage", "features", "corpus"
     );
     for report in reports {
-        let Said { executions, coverage, features, corpus, .. } = report.said;
+        let Printed { executions, coverage, features, corpus, .. } = report.printed;
         let _ = write!(text, "{:<12}{executions:>12}{:>10.0}", report.target, report.per_second());
         let _ = write!(text, "{coverage:>10}{features:>10}{corpus:>8}");
         let _ = writeln!(text, "{}", if report.fault.is_some() { "  FAILED" } else { "" });
@@ -174,7 +172,7 @@ pub fn table(reports: &[Report]) -> String {
     text
 }
 
-/// Targets that passed and failed.
+/// The number of targets that passed and failed.
 pub fn counts(reports: &[Report]) -> Counts {
     let failed = reports.iter().filter(|report| report.fault.is_some()).count();
     Counts { passed: reports.len() - failed, failed }
@@ -194,71 +192,71 @@ mod tests {
 
     #[test]
     fn libfuzzers_figures() {
-        let done = Said::new(&format!("{RUN}{DONE}"));
+        let done = Printed::new(&format!("{RUN}{DONE}"));
         assert_eq!(
             done,
-            Said { executions: 1000, coverage: 614, features: 1503, corpus: 246, ..Said::default() }
+            Printed { executions: 1000, coverage: 614, features: 1503, corpus: 246, ..Printed::default() }
         );
-        let found = Said::new(&format!("{RUN}{PANIC}"));
+        let found = Printed::new(&format!("{RUN}{PANIC}"));
         assert_eq!((found.executions, found.coverage), (950, 613));
         assert_eq!(found.fault.as_deref(), Some("odd: 7\nand more\n(balancer/src/x.rs:7:9)"));
         assert_eq!(found.input, Some("/f/crash-0a".into()));
     }
 
     #[test]
-    fn what_else_may_be_printed() {
+    fn other_lines_are_ignored() {
         for (text, expected) in [
-            ("", Said::default()),
-            ("#", Said::default()),
-            ("#x\tNEW cov: 1", Said::default()),
-            ("# cov: 7\n#7\tof the target\nthread \n panicked at ", Said::default()),
-            ("#5\tNEW cov: ft: é corp:", Said { executions: 5, ..Said::default() }),
-            ("stat::number_of_executed_units: many", Said::default()),
-            ("artifact_prefix='/f/'; Test unit written to /f/slow-unit-1", Said::default()),
+            ("", Printed::default()),
+            ("#", Printed::default()),
+            ("#x\tNEW cov: 1", Printed::default()),
+            ("# cov: 7\n#7\tof the target\nthread \n panicked at ", Printed::default()),
+            ("#5\tNEW cov: ft: é corp:", Printed { executions: 5, ..Printed::default() }),
+            ("stat::number_of_executed_units: many", Printed::default()),
+            ("artifact_prefix='/f/'; Test unit written to /f/slow-unit-1", Printed::default()),
             (
                 "==7== ERROR: libFuzzer: timeout after 10 seconds\nTest unit written to /f/timeout-1\n",
-                Said {
+                Printed {
                     fault: Some("timeout after 10 seconds".into()),
                     input: Some("/f/timeout-1".into()),
-                    ..Said::default()
+                    ..Printed::default()
                 },
             ),
             (
                 "thread 'x' panicked at a.rs:1:1:",
-                Said { fault: Some("\n(a.rs:1:1)".into()), ..Said::default() },
+                Printed { fault: Some("\n(a.rs:1:1)".into()), ..Printed::default() },
             ),
         ] {
-            assert_eq!(Said::new(text), expected, "{text}");
+            assert_eq!(Printed::new(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn what_counts_as_failed() {
-        let said = |executions| Said { executions, ..Said::default() };
-        for (said, status, expected) in [
-            (said(1000), Some(0), "packet: nothing found in 2 s"),
-            (said(99), Some(0), "packet: FAILED after 2 s\n    99 executions prove nothing"),
-            (said(1000), Some(77), "packet: FAILED after 2 s\n    ended with 77"),
-            (said(1000), None, "packet: FAILED after 2 s\n    was killed"),
+    fn good_and_failed_runs() {
+        let printed = |executions| Printed { executions, ..Printed::default() };
+        for (printed, status, expected) in [
+            (printed(1000), Some(0), "packet: nothing found in 2 s"),
+            (printed(99), Some(0), "packet: FAILED after 2 s\n    99 executions prove nothing"),
+            (printed(1000), Some(77), "packet: FAILED after 2 s\n    ended with 77"),
+            (printed(1000), None, "packet: FAILED after 2 s\n    was killed"),
             (
-                Said { fault: Some("odd\n(a.rs:1)".into()), ..said(1000) },
+                Printed { fault: Some("odd\n(a.rs:1)".into()), ..printed(1000) },
                 Some(0),
                 "packet: FAILED after 2 s\n    odd\n    (a.rs:1)",
             ),
         ] {
-            assert_eq!(Report::new("packet", said, 2.0, status, None).to_string(), expected);
+            assert_eq!(Report::new("packet", printed, 2.0, status, None).to_string(), expected);
         }
     }
 
     #[test]
-    fn a_finding_says_all_that_its_reader_needs() {
+    fn a_finding_is_printed_in_full() {
         let finding = Finding {
             kept: "/f/packet/0a.hex".into(),
             text: "# odd: 7\n07\n".into(),
             again: "cargo xtask fuzz --repeat /f/packet/0a.hex packet".into(),
         };
-        let found = Report::new("packet", Said::new(PANIC), 2.0, Some(77), Some(finding));
-        let good = Report::new("config", Said::new(&format!("{RUN}{DONE}")), 2.0, Some(0), None);
+        let found = Report::new("packet", Printed::new(PANIC), 2.0, Some(77), Some(finding));
+        let good = Report::new("config", Printed::new(&format!("{RUN}{DONE}")), 2.0, Some(0), None);
         let reports = [good, found, Report::fault("report", "not started".into())];
         assert_eq!(counts(&reports).to_string(), "1 passed, 2 failed");
         assert_eq!(
@@ -268,11 +266,11 @@ packet: FAILED after 2 s
     odd: 7
     and more
     (balancer/src/x.rs:7:9)
-  the input, kept in /f/packet/0a.hex:
+  the input is kept in /f/packet/0a.hex:
     # odd: 7
     07
   again with: cargo xtask fuzz --repeat /f/packet/0a.hex packet
-  once it is understood it becomes a row that every test run tries: put it into tests/fuzz/seeds/packet/NAME.hex
+  once you understand it, make it a row that every test run tries: move it to tests/fuzz/seeds/packet/NAME.hex
 
 report: FAILED after 0 s
     not started

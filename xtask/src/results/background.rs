@@ -1,4 +1,5 @@
-//! One of our own verbs beside something that waits more than it computes: at the lowest priority, heard when it has ended.
+//! A verb that runs in the background of tests that wait more than they compute: at the lowest priority, with its output
+//! shown at its end.
 
 use std::env;
 use std::fs::{self, File};
@@ -7,55 +8,47 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
+use super::libtest;
+use super::summary::Summary;
 use crate::command::root;
-use crate::host::leftovers::Before;
-use crate::results::libtest;
-use crate::results::tally::Tally;
+use crate::host::leftovers::Snapshot;
 
-/// A running verb; ended on drop.
-pub struct Beside {
+/// A running verb, killed on drop.
+pub struct Background {
     words: String,
     log: PathBuf,
     child: Child,
 }
 
-impl Beside {
+impl Background {
     /// Starts `cargo xtask WORDS` as a part of the run.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start(words: &[&str], before: &Before) -> Result<Self> {
-        let log = root().join("target/beside.log");
+    pub fn start(words: &[&str], snapshot: &Snapshot) -> Result<Self> {
+        let log = root().join("target/background.log");
         let output = File::create(&log).with_context(|| format!("failed to write {}", log.display()))?;
         let errors = output.try_clone().context("failed to clone a file")?;
         let mut command = Command::new("nice");
-        command
-            .args(["-n", "19"])
-            .arg(env::current_exe().context("failed to find this program")?)
-            .args(words);
-        before.mark(&mut command);
+        command.args(["-n", "19"]);
+        command.arg(env::current_exe().context("failed to find this program")?).args(words);
+        snapshot.mark(&mut command);
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
         Ok(Self { words: words.join(" "), log, child: child.context("failed to start nice")? })
     }
 
-    /// Waits for its end, shows what it printed and adds what it amounts to.
-    ///
-    /// # Errors
-    /// It cannot be waited for, or heard.
-    pub fn finish(mut self, tally: &mut Tally) -> Result<()> {
+    /// Waits for the verb's end, shows its output and adds its counts.
+    pub fn finish(mut self, summary: &mut Summary) -> Result<()> {
         let status = self.child.wait().with_context(|| format!("failed to wait for {}", self.words))?;
         let text = fs::read(&self.log).with_context(|| format!("failed to read {}", self.log.display()))?;
         let text = String::from_utf8_lossy(&text);
         print!("{text}");
-        let said = text.lines().last().and_then(libtest::closing);
-        tally.note(&format!("cargo xtask {}", self.words), libtest::outcome(said, status.success()));
+        let counts = text.lines().last().and_then(libtest::verb_result);
+        summary.note(&format!("cargo xtask {}", self.words), libtest::outcome(counts, status.success()));
         Ok(())
     }
 }
 
-impl Drop for Beside {
+impl Drop for Background {
     fn drop(&mut self) {
-        // Both fail where it has ended, as it has as a rule.
+        // Both fail if `finish` has waited for the child.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
