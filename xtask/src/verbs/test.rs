@@ -45,6 +45,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.filter {
         None => {
             lints::check(compiler)?;
+            lints::documentation(compiler)?;
             run(None)
         }
         filter => {

@@ -1,4 +1,4 @@
-//! Checks of the sources: format and clippy.
+//! Checks of the sources: format, clippy, documentation.
 //!
 //! The dated compiler does them, so that their verdict does not depend on the host's compiler.
 
@@ -24,6 +24,15 @@ pub fn check(compiler: &str) -> Result<()> {
     step("clippy of the kernel's programs", || {
         let mut clippy = recipe::cargo(root(), compiler, "clippy", env::consts::ARCH);
         run(clippy.arg("--quiet").args(DENY_WARNINGS))
+    })
+}
+
+/// The documentation of all items, private ones too: its links must lead somewhere.
+pub fn documentation(compiler: &str) -> Result<()> {
+    step("documentation", || {
+        let mut doc = cargo(compiler, "doc");
+        doc.env("RUSTDOCFLAGS", "--deny warnings");
+        run(doc.args(HOST).args(["--no-deps", "--document-private-items"]))
     })
 }
 
