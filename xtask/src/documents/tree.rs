@@ -45,6 +45,11 @@ impl Tree {
             .map(|(_, text)| &**text)
     }
 
+    /// The texts of the files below `directory`.
+    pub fn below<'a>(&'a self, directory: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(name, _)| name.starts_with(directory)).map(|(_, text)| &**text)
+    }
+
     /// Whether there is a file or directory that is called `path`, or whose path ends with it.
     pub fn has(&self, path: &str) -> bool {
         let path = path.trim_end_matches('/');

@@ -4,6 +4,7 @@
 //! the test harnesses and this verb starts them, so that every test is counted.
 
 mod lints;
+mod quick;
 mod session;
 
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ use crate::step::step;
 
 #[derive(Args)]
 pub struct Arguments {
+    /// Check one commit within five minutes: format, clippy, unit tests, packet rows, and one run of each kind
+    #[arg(long, conflicts_with = "filter")]
+    quick: bool,
     /// Run only tests whose name contains this, and no checks of the sources
     filter: Option<String>,
 }
@@ -43,6 +47,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     step("system packages", packages::ensure)?;
     let compiler = step("tools", toolchain::ensure)?;
     match &arguments.filter {
+        _ if arguments.quick => quick::run(compiler),
         None => {
             lints::check(compiler)?;
             lints::documentation(compiler)?;
@@ -95,4 +100,23 @@ fn harnesses(mut built: Vec<Executable>) -> impl Iterator<Item = Executable> {
         (harness.kind == TargetKind::Test, harness.package.clone(), harness.name.clone())
     });
     built.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::root;
+    use crate::documents::tree::Tree;
+
+    #[test]
+    fn tests_with_a_name_in_our_lists_exist() {
+        let sources = Tree::read(root());
+        let quick = quick::TESTS.iter().flat_map(|(_, names)| *names);
+        let machines = [&MACHINES.1, &controllers::UPGRADE];
+        for name in quick.chain(matrix::RUNS.iter().flat_map(|run| run.only)).chain(machines) {
+            // A filter may be the beginning of several names.
+            let test = format!("#[test]\nfn {name}");
+            assert!(sources.below("tests/tests/").any(|text| text.contains(&test)), "{name}");
+        }
+    }
 }
