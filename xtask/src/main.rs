@@ -38,7 +38,7 @@ enum Verb {
     Machines(machines::Arguments),
     /// Connect, restart and disconnect at random in network namespaces, for as long as you like (needs root)
     Soak(soak::Arguments),
-    /// Feed hostile input to every parser, guided by code coverage
+    /// Feed hostile input to every parser, a minute each, guided by code coverage
     Fuzz(fuzz::Arguments),
     /// Show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),

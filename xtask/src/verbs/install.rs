@@ -14,11 +14,11 @@ use crate::host::root::require_root;
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Install the binary as PREFIX/sbin/balancer
-    #[arg(long, default_value = PREFIX)]
+    /// Install the binary as DIR/sbin/balancer
+    #[arg(long, value_name = "DIR", default_value = PREFIX)]
     prefix: PathBuf,
     /// Install below this directory instead of `/`, for a package or an image
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 }
 
