@@ -1,4 +1,4 @@
-//! The balancer in a made-up other version, whose maps have another layout and longer records. The upgrade run needs it.
+//! The balancer in a made-up other version, with another layout of its maps and longer records. The upgrade run needs it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::code::code;
 use super::tree::Tree;
 
-/// Crates of others, whose items are not looked for.
+/// Crates of others. Their items are not looked up.
 const FOREIGN: [&str; 6] = ["aya", "core", "libc", "nix", "std", "tokio"];
 
 /// How many names a document has, and those that do not exist.

@@ -21,22 +21,22 @@ impl Tree {
             for entry in fs::read_dir(&directory).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                if name == "target" || name.starts_with('.') {
+                    continue;
+                }
                 if path.is_dir() {
-                    let is_source = name != "target" && !name.starts_with('.');
-                    directories.extend(is_source.then_some(path));
+                    directories.push(path);
                 } else {
                     let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-                    files.insert(
-                        name,
-                        if is_rust { fs::read_to_string(path).unwrap() } else { String::new() },
-                    );
+                    files
+                        .insert(name, is_rust.then(|| fs::read_to_string(path).unwrap()).unwrap_or_default());
                 }
             }
         }
         Self(files)
     }
 
-    /// The texts of the files that are called `path`, or whose paths end with it.
+    /// The texts of the files at `path`, or at paths that end with it.
     pub fn files<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> {
         let end = format!("/{path}");
         self.0
@@ -50,7 +50,7 @@ impl Tree {
         self.0.iter().filter(move |(name, _)| name.starts_with(directory)).map(|(_, text)| &**text)
     }
 
-    /// Whether there is a file or directory that is called `path`, or whose path ends with it.
+    /// Whether a file or directory is at `path`, or at a path that ends with it.
     pub fn has(&self, path: &str) -> bool {
         let path = path.trim_end_matches('/');
         let is_in = |name: &str| format!("/{name}").contains(&format!("/{path}/"));

@@ -40,7 +40,7 @@ struct Cost {
 }
 
 impl Report {
-    /// Reads the output of a machine whose plan had `runs` runs.
+    /// Reads the output of a machine with `runs` runs in its plan.
     pub fn new(kernel: &str, log: &Path, ended: &Ended, runs: usize) -> Self {
         let mut report = Self {
             kernel: kernel.to_owned(),

@@ -48,7 +48,7 @@ impl Summary {
         Ok(outcome)
     }
 
-    /// Adds the counts of tests whose failures have been shown already.
+    /// Adds the counts of tests that have shown their failures already.
     pub fn note(&mut self, name: &str, counts: Counts) {
         if counts.failed > 0 {
             self.failed.push(format!("{name}: {counts}"));

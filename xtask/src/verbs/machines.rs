@@ -18,7 +18,7 @@ pub struct Arguments {
     /// Kernel series, or `newest`
     #[arg(long, value_name = "SERIES", value_delimiter = ',', default_value = "newest")]
     kernel: Vec<String>,
-    /// Run only tests whose name contains this
+    /// Run only tests with this in their names
     #[arg(last = true)]
     filter: Option<String>,
 }

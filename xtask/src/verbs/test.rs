@@ -29,11 +29,11 @@ pub struct Arguments {
     /// Check one commit within five minutes: format, clippy, unit tests, packet rows, and one run of each kind
     #[arg(long, conflicts_with = "filter")]
     quick: bool,
-    /// Run only tests whose name contains this, and no checks of the sources
+    /// Run only tests with this in their names, and no checks of the sources
     filter: Option<String>,
 }
 
-/// The harness whose runs wait for minutes, as Juju's login limit makes them. Its runs share the machine.
+/// The harness with runs that wait for minutes, as Juju's login limit makes them. They run at the same time.
 const POLICY: &str = "policy";
 /// The verb that runs in the background of [`POLICY`].
 const FUZZ: [&str; 3] = ["fuzz", "--seconds", "5"];

@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Machines at the same time [default: one for each two processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: Option<u8>,
-    /// In every harness, run only tests whose name contains this
+    /// In every harness, run only tests with this in their names
     #[arg(last = true)]
     filter: Option<String>,
 }

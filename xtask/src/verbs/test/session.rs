@@ -47,10 +47,10 @@ impl Session {
         }
         self.snapshot.mark(&mut command);
         let is_run = harness.package == RUNS && harness.kind == TargetKind::Test;
-        let title = match &harness.kind {
-            kind if *kind == TargetKind::Lib => harness.package.clone(),
-            kind => format!("{} ({kind} {})", harness.package, harness.name),
-        };
+        let mut title = harness.package.clone();
+        if harness.kind != TargetKind::Lib {
+            title += &format!(" ({} {})", harness.kind, harness.name);
+        }
         step(&title, || self.summary.add(is_run, &title, &mut command))
     }
 
