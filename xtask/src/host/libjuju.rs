@@ -10,7 +10,7 @@ use crate::command::{Shown, output, root, run, succeeds};
 use crate::host::packages;
 
 /// The pinned versions to install.
-const REQUIREMENTS: &str = "tests/src/libjuju/requirements.txt";
+const REQUIREMENTS: &str = "tests/src/juju/libjuju/requirements.txt";
 /// Interpreters to try, in this order.
 const INTERPRETERS: [&str; 2] = ["python3", "/usr/bin/python3"];
 /// Succeeds in an interpreter that can make the environment. From Python 3.13 on it needs C headers, as one module has no
