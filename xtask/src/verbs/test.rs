@@ -116,7 +116,7 @@ mod tests {
         for name in quick.chain(matrix::RUNS.iter().flat_map(|run| run.only)).chain(machines) {
             // A filter may be the beginning of several names.
             let test = format!("#[test]\nfn {name}");
-            assert!(sources.below("tests/tests/").any(|text| text.contains(&test)), "{name}");
+            assert!(sources.below("tests/").any(|text| text.contains(&test)), "{name}");
         }
     }
 }
