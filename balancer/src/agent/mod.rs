@@ -2,7 +2,7 @@
 //!
 //! The state has owners, and every decision is a pure step of one of them: [`Cluster`] (the other controllers),
 //! [`Count`] (the connections here), [`Balance`] (limits, shedding, drains). `inputs` reads everything that a step
-//! decides by, `effects` carries out the effects that it returns, and [`Programs`] holds the programs and the
+//! decides by, `effects` carries out the effects that it returns, and `Programs` holds the programs and the
 //! interfaces that they are attached to. This file is the loop around them.
 
 mod effects;

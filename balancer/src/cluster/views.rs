@@ -15,7 +15,7 @@ use crate::cluster::peers::Report;
 /// How far back a relayed SYN that a report does not count is still on its way.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// Relays sent to one controller, as far back as [`ON_ITS_WAY`].
+/// Relays sent to one controller within the last second, after which one that no report counts is lost.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Sent {
     history: VecDeque<(Instant, u64)>,
