@@ -40,7 +40,7 @@ pub enum Stage {
 
 impl Stage {
     /// Stages there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: usize = 8;
 }
 
 macro_rules! counters {
@@ -76,8 +76,8 @@ macro_rules! counters {
         })*
 
         /// Names of all counters by index; empty where an index is free.
-        pub fn names() -> [&'static str; COUNTERS] {
-            let mut names = [""; COUNTERS];
+        pub fn names() -> [&'static str; COUNTER_SLOTS] {
+            let mut names = [""; COUNTER_SLOTS];
             $(for counter in $enum::ALL {
                 debug_assert!(names[counter.index() as usize].is_empty());
                 names[counter.index() as usize] = counter.name();
@@ -88,7 +88,7 @@ macro_rules! counters {
 }
 
 /// Slots of the counter map.
-pub const COUNTERS: usize = 64;
+pub const COUNTER_SLOTS: usize = 64;
 
 counters! {
     /// Why a packet was passed on. Counted except for [`PassReason::Other`], which is no business of ours.

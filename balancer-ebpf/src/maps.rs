@@ -1,4 +1,4 @@
-//! Every map. Names and records are in `balancer_common::records`.
+//! The maps, defined from the table in `balancer_common::records::maps`, and what goes with some of them.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -7,67 +7,22 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use balancer_common::{
-    policy::pick::PickScratch,
-    records::{
-        AddressClass, Budget, Controller, Device, Flow, MAX_ADDRESSES, MAX_CLIENTS, MAX_CONTROLLERS,
-        MAX_DEVICES, MAX_FLOWS, MAX_HALF_OPEN, MAX_RECENTLY_REFUSED, MAX_RESERVED, MAX_TRACKED, Reservation,
-        Settings, Tracked, Traffic, Tuple,
-    },
-    verdict::{COUNTERS as COUNTER_SLOTS, SendReason, Stage},
-    wire::{Address, Family},
+    for_each_map,
+    records::{LISTENER_V4, LISTENER_V6, maps::prelude::*},
+    verdict::SendReason,
+    wire::Family,
 };
 
-/// Memory only for the flows that there are: the maximum is rarely met.
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+macro_rules! define {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident<$($parameter:tt),+>, $lifetime:ident;)+) => {
+        $($(#[$doc])*
+        #[btf_map]
+        pub static $name: $kind<$($parameter),+> = $kind::new();)+
+    };
+}
+for_each_map!(define);
 
-#[btf_map]
-pub static BUDGET: Array<Budget, 1> = Array::new();
-#[btf_map]
-pub static CLIENTS: HashMap<Address, Budget, MAX_CLIENTS, ON_DEMAND> = HashMap::new();
-#[btf_map]
-pub static CONTROLLERS: Array<Controller, MAX_CONTROLLERS> = Array::new();
-#[btf_map]
-pub static COUNTERS: PerCpuArray<u64, COUNTER_SLOTS> = PerCpuArray::new();
-#[btf_map]
-pub static DEVICES: HashMap<u32, Device, MAX_DEVICES, ON_DEMAND> = HashMap::new();
-#[btf_map]
-pub static HALF_OPEN: LruHashMap<Tuple, Flow, MAX_HALF_OPEN> = LruHashMap::new();
-#[btf_map]
-pub static LISTENERS: SockMap<2> = SockMap::new();
-/// Slots of [`LISTENERS`].
-pub const LISTENER_V4: u32 = 0;
-pub const LISTENER_V6: u32 = 1;
-#[btf_map]
-pub static LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
-#[btf_map]
-pub static ADDRESSES: LpmTrie<Address, AddressClass, MAX_ADDRESSES> = LpmTrie::new();
-#[btf_map]
-pub static RECENTLY_REFUSED: LruHashMap<Address, u64, MAX_RECENTLY_REFUSED> = LruHashMap::new();
-#[btf_map]
-pub static RESERVED: LruHashMap<Tuple, Reservation, MAX_RESERVED> = LruHashMap::new();
-#[btf_map]
-pub static SETTINGS: Array<Settings, 1> = Array::new();
-#[btf_map]
-pub static STAGES: ProgramArray<{ Stage::COUNT as usize }> = ProgramArray::new();
-#[btf_map]
-pub static STAGES_XDP: ProgramArray<{ Stage::COUNT as usize }> = ProgramArray::new();
-#[btf_map]
-pub static TRACKED: HashMap<u64, Tracked, MAX_TRACKED, ON_DEMAND> = HashMap::new();
-#[btf_map]
-pub static TRAFFIC: Array<Traffic, MAX_CONTROLLERS> = Array::new();
-
-/// Room for a pick, too large for the stack.
-#[btf_map]
-pub static PICK_SCRATCH: PerCpuArray<PickScratch, 1> = PerCpuArray::new();
-/// 1 while one of our programs looks up a socket, so that `admit`, which runs inside, keeps still.
-#[btf_map]
-pub static PROBING: PerCpuArray<u32, 1> = PerCpuArray::new();
-/// New flows on this CPU: second in the high half, count in the low one.
-#[btf_map]
-pub static NEW_FLOWS: PerCpuArray<u64, 1> = PerCpuArray::new();
-/// Why the reset stage is called.
-#[btf_map]
-pub static WHY: PerCpuArray<u32, 1> = PerCpuArray::new();
+const _: () = assert!(ON_DEMAND == BPF_F_NO_PREALLOC as usize);
 
 /// Whether [`LISTENERS`] has one that takes connections of `family`; a dual-stack listener holds the slot of IPv6 only.
 #[inline(always)]
@@ -99,7 +54,7 @@ pub fn count(index: u32) {
 /// Leaves word for the reset stage.
 #[inline(always)]
 pub fn note_why(why: SendReason) {
-    if let Some(slot) = WHY.get_ptr_mut(0) {
+    if let Some(slot) = RESET_REASON.get_ptr_mut(0) {
         // SAFETY: a per-CPU slot, and programs of one hook do not nest between here and its reader.
         unsafe { *slot = why.index() };
     }
@@ -109,6 +64,6 @@ pub fn note_why(why: SendReason) {
 #[inline(always)]
 pub fn why() -> SendReason {
     // SAFETY: as in `note_why`.
-    let index = WHY.get_ptr(0).map_or(0, |slot| unsafe { *slot });
+    let index = RESET_REASON.get_ptr(0).map_or(0, |slot| unsafe { *slot });
     SendReason::at(index).unwrap_or(SendReason::NoFlow)
 }

@@ -14,15 +14,12 @@ use aya_log_ebpf::{info, warn};
 use balancer_common::{
     hooks::Tables,
     policy::admission,
-    records::{Class, Settings, Tracked, Tuple},
+    records::{Class, LISTENER_V4, LISTENER_V6, Settings, Tracked, Tuple},
     verdict::Event,
     wire::{Address, Port, Tcp},
 };
 
-use crate::{
-    maps::{self, LISTENER_V4, LISTENER_V6},
-    tables::Maps,
-};
+use crate::{maps, tables::Maps};
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;

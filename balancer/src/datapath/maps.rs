@@ -12,8 +12,8 @@ use aya::{
 };
 use balancer_common::{
     records::{
-        AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked,
-        Traffic, Tuple, map,
+        AddressClass, Budget, Controller, Device, LISTENER_V4, LISTENER_V6, Lifetime, MAPS, MAX_CONTROLLERS,
+        Map, Settings, Tracked, Traffic, map,
     },
     verdict,
     wire::Address,
@@ -22,26 +22,6 @@ use balancer_common::{
 use crate::count::sock_diag::{Family, Listener};
 
 use super::flows::Flows;
-
-/// Maps that outlive the agent.
-pub const PINNED: [&str; 16] = [
-    map::BUDGET,
-    map::CLIENTS,
-    map::CONTROLLERS,
-    map::COUNTERS,
-    map::DEVICES,
-    map::HALF_OPEN,
-    map::LISTENERS,
-    map::LIVE,
-    map::ADDRESSES,
-    map::RECENTLY_REFUSED,
-    map::RESERVED,
-    map::SETTINGS,
-    map::STAGES,
-    map::STAGES_XDP,
-    map::TRACKED,
-    map::TRAFFIC,
-];
 
 /// All counters by name, summed over the CPUs.
 pub type Counters = std::collections::BTreeMap<&'static str, u64>;
@@ -56,9 +36,9 @@ pub struct Maps {
     /// Flows, live and half-open.
     pub flows: Flows,
     listeners: SockMap<MapData>,
-    members: LpmTrie<MapData, [u8; 16], AddressClass>,
+    classes: LpmTrie<MapData, [u8; 16], AddressClass>,
     settings: Array<MapData, Settings>,
-    spared: HashMap<MapData, Address, u64>,
+    recently_refused: HashMap<MapData, Address, u64>,
     tracked: HashMap<MapData, u64, Tracked>,
     traffic: Array<MapData, Traffic>,
 }
@@ -79,9 +59,9 @@ impl Maps {
             devices: map(map::DEVICES)?.try_into()?,
             flows: Flows::new(map(map::LIVE)?.try_into()?, map(map::HALF_OPEN)?.try_into()?),
             listeners: map(map::LISTENERS)?.try_into()?,
-            members: map(map::ADDRESSES)?.try_into()?,
+            classes: map(map::ADDRESSES)?.try_into()?,
             settings: map(map::SETTINGS)?.try_into()?,
-            spared: map(map::RECENTLY_REFUSED)?.try_into()?,
+            recently_refused: map(map::RECENTLY_REFUSED)?.try_into()?,
             tracked: map(map::TRACKED)?.try_into()?,
             traffic: map(map::TRAFFIC)?.try_into()?,
         })
@@ -174,14 +154,14 @@ impl Maps {
             // Bits count from the start of the v4-mapped address.
             let bits = u32::from(bits) + if address.is_ipv4() { 96 } else { 0 };
             let key = Key::new(bits, bytemuck::cast(Address::from(address)));
-            self.members
+            self.classes
                 .insert(&key, member, 0)
                 .with_context(|| format!("failed to class {address}/{bits}"))?;
             keys.push((bits, key.data()));
         }
-        let stale: Vec<_> = self.members.keys().collect::<Result<_, MapError>>()?;
+        let stale: Vec<_> = self.classes.keys().collect::<Result<_, MapError>>()?;
         for key in stale.iter().filter(|key| !keys.contains(&(key.prefix_len(), key.data()))) {
-            self.members.remove(key).context("failed to remove a class")?;
+            self.classes.remove(key).context("failed to remove a class")?;
         }
         Ok(())
     }
@@ -207,8 +187,8 @@ impl Maps {
     /// It is no listening TCP socket any more.
     pub fn set_listener(&mut self, listener: &Listener) -> Result<()> {
         let slot = match listener.family {
-            Family::V4 => 0,
-            Family::V6 => 1,
+            Family::V4 => LISTENER_V4,
+            Family::V6 => LISTENER_V6,
         };
         self.listeners.set(slot, &listener.fd, 0).context("failed to note the API's listener")
     }
@@ -249,7 +229,7 @@ impl Maps {
     /// # Errors
     /// The kernel refused.
     pub fn note_refused(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
-        self.spared.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
+        self.recently_refused.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
     }
 
     /// All counted sockets by cookie.
@@ -274,37 +254,21 @@ impl Maps {
     }
 }
 
+/// The maps that outlive the agent.
+pub fn pinned() -> impl Iterator<Item = Map> {
+    MAPS.into_iter().filter(|map| map.lifetime != Lifetime::Scratch)
+}
+
 /// Refuses pinned maps of another shape: the loader takes them by name alone.
-///
-/// # Errors
-/// Names the map, and what to do.
 pub fn check_shapes(directory: &Path) -> Result<()> {
-    let shapes = [
-        (map::BUDGET, 4, size_of::<Budget>()),
-        (map::CLIENTS, size_of::<Address>(), size_of::<Budget>()),
-        (map::CONTROLLERS, 4, size_of::<Controller>()),
-        (map::COUNTERS, 4, 8),
-        (map::DEVICES, 4, size_of::<Device>()),
-        (map::HALF_OPEN, size_of::<Tuple>(), size_of::<Flow>()),
-        (map::LISTENERS, 4, 4),
-        (map::LIVE, size_of::<Tuple>(), size_of::<Flow>()),
-        (map::ADDRESSES, 20, size_of::<AddressClass>()),
-        (map::RECENTLY_REFUSED, size_of::<Address>(), 8),
-        (map::RESERVED, size_of::<Tuple>(), size_of::<Reservation>()),
-        (map::SETTINGS, 4, size_of::<Settings>()),
-        (map::STAGES, 4, 4),
-        (map::STAGES_XDP, 4, 4),
-        (map::TRACKED, 8, size_of::<Tracked>()),
-        (map::TRAFFIC, 4, size_of::<Traffic>()),
-    ];
-    for (name, key, value) in shapes {
-        let pin = directory.join(name);
+    for map in pinned() {
+        let pin = directory.join(map.name);
         if !pin.exists() {
             continue;
         }
         let info =
             MapInfo::from_pin(&pin).with_context(|| format!("failed to open the map {}", pin.display()))?;
-        if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+        if (info.key_size() as usize, info.value_size() as usize) != (map.key, map.value) {
             bail!("the map {} has another shape; run `balancer uninstall` and start again", pin.display());
         }
     }

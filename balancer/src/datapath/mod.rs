@@ -50,7 +50,7 @@ pub use self::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BALANCER_EBPF"));
 
 /// Programs behind `ingress`, by stage.
-const STAGES: [(Stage, &str); Stage::COUNT as usize] = [
+const STAGES: [(Stage, &str); Stage::COUNT] = [
     (Stage::ClientSyn, "tc_client_syn"),
     (Stage::Choose, "tc_choose"),
     (Stage::Commit, "tc_commit"),
@@ -180,8 +180,8 @@ impl DataPath {
         maps::check_shapes(&map_pins)?;
         let kernel = Kernel::ask()?;
         let mut ebpf = load_object(&kernel, |loader| {
-            for name in maps::PINNED {
-                loader.map_pin_path(name, map_pins.join(name));
+            for map in maps::pinned() {
+                loader.map_pin_path(map.name, map_pins.join(map.name));
             }
         })?;
         // Pinned, so that the stages outlive this handle.

@@ -23,14 +23,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use balancer_common::records::{Flow, Settings, map};
+use balancer_common::records::{Flow, Lifetime, MAPS, Settings, map};
 
 use super::{layouts, records::Records};
-
-/// What is copied once: the agent writes it anew.
-const ONCE: [&str; 2] = [map::CONTROLLERS, map::SETTINGS];
-/// What the programs write all the time. Handshakes first: they may become live meanwhile.
-const FLOWS: [&str; 2] = [map::HALF_OPEN, map::LIVE];
 
 type Copies = HashMap<Vec<u8>, Vec<u8>>;
 
@@ -38,8 +33,8 @@ type Copies = HashMap<Vec<u8>, Vec<u8>>;
 #[derive(Debug)]
 pub struct Older {
     layout: PathBuf,
-    /// Flows as they were copied, one table a map of [`FLOWS`].
-    copied: [Copies; 2],
+    /// Maps that are followed, as they were copied last, by name.
+    copied: HashMap<&'static str, Copies>,
     /// Links that were adopted.
     adopted: Vec<OsString>,
 }
@@ -55,7 +50,7 @@ impl Older {
         let mut at_work = Vec::new();
         for layout in others {
             if was_active(&layout)? {
-                at_work.push(Self { layout, copied: Default::default(), adopted: Vec::new() });
+                at_work.push(Self { layout, copied: HashMap::new(), adopted: Vec::new() });
             } else {
                 super::remove_layout(&layout);
             }
@@ -73,7 +68,7 @@ impl Older {
     /// # Errors
     /// Names the map; the older data path stays at work then, and [`Older::give_back`] has the links back in their places.
     pub fn take_over(&mut self, layout: &Path) -> Result<()> {
-        for name in ONCE {
+        for name in names(Lifetime::Copied) {
             let Some((from, into)) = self.pair(layout, name)? else { continue };
             for (key, value) in from.all()? {
                 into.set(&key, &mut fitted(&value, into.value_size()))?;
@@ -108,7 +103,7 @@ impl Older {
     pub fn finish(mut self, layout: &Path) -> Result<usize> {
         self.copy_flows(layout)?;
         super::remove_layout(&self.layout);
-        Ok(self.copied.iter().map(HashMap::len).sum())
+        Ok(self.copied.values().map(HashMap::len).sum())
     }
 
     /// Brings the copies of flows up to date.
@@ -116,12 +111,12 @@ impl Older {
     /// # Errors
     /// Names the map.
     pub fn copy_flows(&mut self, layout: &Path) -> Result<()> {
-        for (index, name) in FLOWS.into_iter().enumerate() {
+        for name in names(Lifetime::Followed) {
             let Some((from, into)) = self.pair(layout, name)? else { continue };
-            let before = std::mem::take(&mut self.copied[index]);
             let now: Copies = from.all()?.into_iter().collect();
-            copy(&before, &now, &into).with_context(|| format!("failed to copy the map {name}"))?;
-            self.copied[index] = now;
+            let before = self.copied.entry(name).or_default();
+            copy(before, &now, &into).with_context(|| format!("failed to copy the map {name}"))?;
+            *before = now;
         }
         Ok(())
     }
@@ -141,6 +136,11 @@ impl Older {
         );
         Ok(Some((from, into)))
     }
+}
+
+/// Names of the maps of a lifetime.
+fn names(lifetime: Lifetime) -> impl Iterator<Item = &'static str> {
+    MAPS.into_iter().filter(move |map| map.lifetime == lifetime).map(|map| map.name)
 }
 
 /// Whether an agent has ever filled in the maps of `layout`: one that was ended in its first moments has not.

@@ -14,7 +14,7 @@ use balancer_common::records::{
 use balancer_common::stages::{
     choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore,
 };
-use balancer_common::verdict::{COUNTERS, Event, PassReason, Stage, Verdict, names};
+use balancer_common::verdict::{COUNTER_SLOTS, Event, PassReason, Stage, Verdict, names};
 use balancer_common::wire::checksum::Change;
 use balancer_common::wire::{Address, Family, Port};
 use bytemuck::{Pod, Zeroable as _};
@@ -253,7 +253,7 @@ pub struct Host {
     /// All records that it has made.
     slots: RefCell<Vec<Slot>>,
     new_flows: Cell<(u32, u32)>,
-    counters: RefCell<[u64; COUNTERS]>,
+    counters: RefCell<[u64; COUNTER_SLOTS]>,
 }
 
 impl Host {
@@ -278,7 +278,7 @@ impl Host {
             field,
             slots: RefCell::new(made),
             new_flows: Cell::default(),
-            counters: RefCell::new([0; COUNTERS]),
+            counters: RefCell::new([0; COUNTER_SLOTS]),
         }
     }
 

@@ -15,8 +15,8 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use balancer::datapath::{Kernel as Ability, load_object, place_stages};
 use balancer::host::privileges::raise_limits;
 use balancer_common::hooks::Socket;
-use balancer_common::records::{AddressClass, MAX_CONTROLLERS, Reservation, Traffic, Tuple, map};
-use balancer_common::verdict::COUNTERS;
+use balancer_common::records::{AddressClass, MAPS, MAX_CONTROLLERS, Reservation, Traffic, Tuple, map};
+use balancer_common::verdict::COUNTER_SLOTS;
 use balancer_common::wire::Address;
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
@@ -29,10 +29,7 @@ use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
 /// The interface that packets come in by, and its peer.
 pub const INTERFACES: [u32; 2] = [7, 8];
 
-/// Tables that have room for more than a row ever has in them.
-const TABLES: [&str; 6] =
-    [map::LIVE, map::HALF_OPEN, map::RESERVED, map::CLIENTS, map::RECENTLY_REFUSED, map::TRACKED];
-/// Fewer, and those that evict do so early.
+/// Larger tables are given less room: more than a row ever has in them, and those that evict do so early.
 const LEAST: usize = 4096;
 
 /// The loaded programs and their maps.
@@ -95,8 +92,8 @@ impl Kernel {
     pub fn load(most: usize) -> Result<Self> {
         let room = most.max(LEAST) as u32;
         let mut ebpf = load_set(|loader| {
-            for name in TABLES {
-                loader.map_max_entries(name, room);
+            for map in MAPS.iter().filter(|map| map.capacity > LEAST) {
+                loader.map_max_entries(map.name, room);
             }
         })?;
         let stages = place_stages(&mut ebpf)?;
@@ -163,7 +160,7 @@ impl Kernel {
     pub fn counters(&self) -> Result<HashMap<&'static str, u64>> {
         let counters = self.ebpf.map(map::COUNTERS).context("no map of counters")?;
         let counters = PerCpuArray::<_, u64>::try_from(counters)?;
-        let sums = (0..COUNTERS as u32).map(|index| Ok(counters.get(&index, 0)?.iter().sum()));
+        let sums = (0..COUNTER_SLOTS as u32).map(|index| Ok(counters.get(&index, 0)?.iter().sum()));
         Ok(named(&sums.collect::<Result<Vec<u64>, MapError>>()?))
     }
 
