@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use crate::{
     policy::pick::PickScratch,
     records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
-    verdict::Event,
+    verdict::{Event, SendReason},
     wire::{Address, Family, Port, checksum::Change},
 };
 
@@ -120,6 +120,8 @@ pub trait Tables {
     fn new_flows(&self, now_s: u32) -> u32;
     /// Counts an event.
     fn count(&self, event: Event);
+    /// Why [`crate::stages::reset`] is to answer the packet at hand.
+    fn reset_reason(&self) -> SendReason;
 
     /// Boot clock, whole seconds.
     #[inline(always)]

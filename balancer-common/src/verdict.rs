@@ -1,4 +1,6 @@
-//! What becomes of a packet, why, and the counter that says so.
+//! The verdict on a packet, its reason, and the counter of that reason.
+
+use crate::stages::Stage;
 
 /// What a program decided. The last expression of every decision; the program turns it into its
 /// hook's code.
@@ -14,33 +16,6 @@ pub enum Verdict {
     Next(Stage),
     /// Answered with RST by [`Stage::Reset`].
     Reset(SendReason),
-}
-
-/// The parts of `ingress` that run apart, so that each fits the verifier's stack.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u32)]
-pub enum Stage {
-    /// [`crate::stages::client_syn`]: a SYN to the API port.
-    ClientSyn = 0,
-    /// [`crate::stages::choose`]: a new client.
-    Choose = 1,
-    /// [`crate::stages::commit`]: a new client whose controller is picked.
-    Commit = 2,
-    /// [`crate::stages::relay_syn`]: a SYN that is to be relayed.
-    RelaySyn = 3,
-    /// [`crate::stages::owner_syn`]: a SYN to a relay port.
-    OwnerSyn = 4,
-    /// [`crate::stages::restore`]: a relayed SYN that was accepted.
-    Restore = 5,
-    /// [`crate::stages::icmp`]: an ICMP error.
-    Icmp = 6,
-    /// [`crate::stages::reset`]: answer the segment with RST.
-    Reset = 7,
-}
-
-impl Stage {
-    /// Stages there are.
-    pub const COUNT: usize = 8;
 }
 
 macro_rules! counters {

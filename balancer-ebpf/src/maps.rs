@@ -51,19 +51,11 @@ pub fn count(index: u32) {
     }
 }
 
-/// Leaves word for the reset stage.
+/// Says why the reset stage, which is called next, is to answer.
 #[inline(always)]
-pub fn note_why(why: SendReason) {
+pub fn note_reset_reason(why: SendReason) {
     if let Some(slot) = RESET_REASON.get_ptr_mut(0) {
-        // SAFETY: a per-CPU slot, and programs of one hook do not nest between here and its reader.
+        // SAFETY: a per-CPU slot, and programs of one hook do not nest between here and the reset stage.
         unsafe { *slot = why.index() };
     }
-}
-
-/// The word that [`note_why`] left.
-#[inline(always)]
-pub fn why() -> SendReason {
-    // SAFETY: as in `note_why`.
-    let index = RESET_REASON.get_ptr(0).map_or(0, |slot| unsafe { *slot });
-    SendReason::at(index).unwrap_or(SendReason::NoFlow)
 }

@@ -15,7 +15,7 @@ use balancer_common::{
     hooks::{Exchange, Socket, Tables},
     policy::pick::PickScratch,
     records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
-    verdict::Event,
+    verdict::{Event, SendReason},
     wire::{Address, Family, Port},
 };
 
@@ -285,6 +285,12 @@ impl Tables for Maps {
     #[inline(always)]
     fn count(&self, event: Event) {
         maps::count(event.index());
+    }
+
+    #[inline(always)]
+    fn reset_reason(&self) -> SendReason {
+        let index = maps::RESET_REASON.get(0).map_or(0, |index| *index);
+        SendReason::at(index).unwrap_or(SendReason::NoFlow)
     }
 }
 

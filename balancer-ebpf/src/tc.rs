@@ -7,8 +7,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use balancer_common::{
-    stages::{choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore},
-    verdict::{PassReason, Stage, Verdict},
+    for_each_stage,
+    stages::{self, Stage, egress, ingress},
+    verdict::{PassReason, Verdict},
 };
 
 use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
@@ -17,65 +18,30 @@ use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
 #[classifier]
 pub fn ingress(ctx: TcContext) -> i32 {
     match Handover::take(&ctx) {
-        None => act(&ctx, ingress::decide(&mut Frame::new(&ctx), &Maps::new(&ctx))),
+        None => act(&ctx, ingress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx))),
         Some(0) => TC_ACT_UNSPEC,
         Some(ifindex) => send(ifindex),
     }
 }
 
-/// [`Stage::ClientSyn`].
-#[classifier]
-pub fn tc_client_syn(ctx: TcContext) -> i32 {
-    act(&ctx, client_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+macro_rules! programs {
+    ($(
+        $(#[$doc:meta])*
+        $stage:ident = $number:literal, $module:ident, $reach:ident, $tc:ident $(, $xdp:ident)?;
+    )+) => {
+        $($(#[$doc])*
+        #[classifier]
+        pub fn $tc(ctx: TcContext) -> i32 {
+            act(&ctx, stages::$module::decide(&mut Frame::$reach(&ctx), &Maps::new(&ctx)))
+        })+
+    };
 }
-
-/// [`Stage::Choose`].
-#[classifier]
-pub fn tc_choose(ctx: TcContext) -> i32 {
-    act(&ctx, choose::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Commit`].
-#[classifier]
-pub fn tc_commit(ctx: TcContext) -> i32 {
-    act(&ctx, commit::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::RelaySyn`].
-#[classifier]
-pub fn tc_relay_syn(ctx: TcContext) -> i32 {
-    act(&ctx, relay_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::OwnerSyn`].
-#[classifier]
-pub fn tc_owner_syn(ctx: TcContext) -> i32 {
-    act(&ctx, owner_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Restore`].
-#[classifier]
-pub fn tc_restore(ctx: TcContext) -> i32 {
-    act(&ctx, restore::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Icmp`].
-#[classifier]
-pub fn tc_icmp(ctx: TcContext) -> i32 {
-    act(&ctx, icmp::decide(&mut Frame::with_quote(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Reset`].
-#[classifier]
-pub fn tc_reset(ctx: TcContext) -> i32 {
-    let verdict = reset::answer(&mut Frame::new(&ctx), maps::why());
-    act(&ctx, verdict)
-}
+for_each_stage!(programs);
 
 /// Every packet that leaves.
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
-    act(&ctx, egress::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+    act(&ctx, egress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx)))
 }
 
 /// What a verdict does at a TC hook.
@@ -98,7 +64,7 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         }
         Verdict::Next(stage) => call(ctx, stage),
         Verdict::Reset(why) => {
-            maps::note_why(why);
+            maps::note_reset_reason(why);
             call(ctx, Stage::Reset)
         }
     }

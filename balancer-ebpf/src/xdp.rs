@@ -13,9 +13,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use balancer_common::{
+    for_each_stage,
     hooks::Packet,
-    stages::{choose, client_syn, commit, ingress, relay_syn, reset},
-    verdict::{PassReason, Stage, Verdict},
+    stages::{self, Stage, ingress},
+    verdict::{PassReason, Verdict},
     wire::{Ethernet, Family, Ipv4, Ipv6, Port, Tcp},
 };
 
@@ -32,35 +33,18 @@ pub fn ingress_xdp(ctx: XdpContext) -> u32 {
     act(&ctx, verdict)
 }
 
-/// [`Stage::ClientSyn`].
-#[xdp]
-pub fn xdp_client_syn(ctx: XdpContext) -> u32 {
-    act(&ctx, client_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+macro_rules! programs {
+    ($(
+        $(#[$doc:meta])*
+        $stage:ident = $number:literal, $module:ident, $reach:ident, $tc:ident $(, $xdp:ident)?;
+    )+) => {
+        $($(#[xdp]
+        pub fn $xdp(ctx: XdpContext) -> u32 {
+            act(&ctx, stages::$module::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
+        })?)+
+    };
 }
-
-/// [`Stage::Choose`].
-#[xdp]
-pub fn xdp_choose(ctx: XdpContext) -> u32 {
-    act(&ctx, choose::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Commit`].
-#[xdp]
-pub fn xdp_commit(ctx: XdpContext) -> u32 {
-    act(&ctx, commit::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::RelaySyn`].
-#[xdp]
-pub fn xdp_relay_syn(ctx: XdpContext) -> u32 {
-    act(&ctx, relay_syn::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
-}
-
-/// [`Stage::Reset`].
-#[xdp]
-pub fn xdp_reset(ctx: XdpContext) -> u32 {
-    act(&ctx, reset::answer(&mut Frame::new(&ctx), maps::why()))
-}
+for_each_stage!(programs);
 
 /// What a verdict does at the XDP hook.
 #[inline(always)]
@@ -89,7 +73,7 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
         }
         Verdict::Next(stage) => call(ctx, stage),
         Verdict::Reset(why) => {
-            maps::note_why(why);
+            maps::note_reset_reason(why);
             call(ctx, Stage::Reset)
         }
     }

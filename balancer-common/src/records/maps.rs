@@ -53,9 +53,9 @@ macro_rules! for_each_map {
             /// This host's part of the configuration. The agent writes it, every program reads it.
             SETTINGS: Array<Settings, 1>, Copied;
             /// The stages that `ingress` calls, by number. The agent fills it.
-            STAGES: ProgramArray<{ Stage::COUNT }>, Rebuilt;
+            STAGES: ProgramArray<{ Stage::ALL.len() }>, Rebuilt;
             /// The stages that `ingress_xdp` calls, by number. The agent fills it.
-            STAGES_XDP: ProgramArray<{ Stage::COUNT }>, Rebuilt;
+            STAGES_XDP: ProgramArray<{ Stage::ALL.len() }>, Rebuilt;
             /// Established sockets of the API by cookie. `track` writes it; the agent adds those from before it was
             /// attached, and audits.
             TRACKED: HashMap<u64, Tracked, MAX_TRACKED, ON_DEMAND>, Rebuilt;
@@ -74,11 +74,7 @@ pub mod prelude {
         },
         MAX_FLOWS, MAX_TRACKED, ON_DEMAND,
     };
-    pub use crate::{
-        policy::pick::PickScratch,
-        verdict::{COUNTER_SLOTS, Stage},
-        wire::Address,
-    };
+    pub use crate::{policy::pick::PickScratch, stages::Stage, verdict::COUNTER_SLOTS, wire::Address};
 }
 
 use self::prelude::*;

@@ -10,7 +10,8 @@ use crate::{
         steer,
     },
     records::{Controller, MAX_CONTROLLERS, Settings, State, Steer},
-    verdict::{PassReason, Stage, Verdict},
+    stages::Stage,
+    verdict::{PassReason, Verdict},
     wire::{
         Address, Family,
         segment::{Parsed, parse},

@@ -5,8 +5,8 @@
 use crate::{
     hooks::{Exchange, Packet, Socket, Tables},
     records::{Class, Flow, MAX_CONTROLLERS},
-    stages::{commit::serve, flow, ingress::arriving},
-    verdict::{Event, PassReason, Stage, Verdict},
+    stages::{Stage, commit::serve, flow, ingress::arriving},
+    verdict::{Event, PassReason, Verdict},
     wire::segment::{Parsed, parse},
 };
 

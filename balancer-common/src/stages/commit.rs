@@ -6,8 +6,8 @@ use crate::{
     hooks::{Exchange, Packet, Tables},
     policy::admission::{self, Place},
     records::{Flow, Kind, Settings, Tuple},
-    stages::{choose::relay_address, ingress::arriving},
-    verdict::{PassReason, SendReason, Stage, Verdict},
+    stages::{Stage, choose::relay_address, ingress::arriving},
+    verdict::{PassReason, SendReason, Verdict},
     wire::{
         Port,
         segment::{Parsed, Segment, parse},

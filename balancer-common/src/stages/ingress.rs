@@ -4,8 +4,8 @@ use crate::{
     hooks::{Packet, Socket, Tables},
     policy::admission,
     records::{Class, Reservation, Settings, Tuple},
-    stages::flow,
-    verdict::{DropReason, PassReason, SendReason, Stage, Verdict},
+    stages::{Stage, flow},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Ethernet, Family, Ipv4, Ipv6, Port, Tcp,
         segment::{Parsed, Segment, parse},

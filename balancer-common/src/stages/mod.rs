@@ -6,6 +6,9 @@
 //! both    ingress → flow: a segment of a relayed connection; icmp: an error about one; reset: the answer to a
 //!         segment without a home.  egress: the owner's stack answers.
 //! ```
+//!
+//! `ingress` and `egress` are programs at a hook. The stages behind `ingress` are programs of their own, which it calls, so
+//! that each fits the verifier's stack: [`for_each_stage!`](crate::for_each_stage) lists them.
 
 pub mod choose;
 pub mod client_syn;
@@ -18,3 +21,86 @@ pub mod owner_syn;
 pub mod relay_syn;
 pub mod reset;
 pub mod restore;
+
+use crate::{
+    hooks::{Packet, Tables},
+    verdict::Verdict,
+};
+
+/// Calls a macro with all stages: documentation, name and number (the slot in the maps STAGES and STAGES_XDP), the module
+/// whose `decide` decides, how much of the frame it reads, the TC program, and the XDP program if the stage is part of an
+/// entry's way.
+#[macro_export]
+macro_rules! for_each_stage {
+    ($callback:ident) => {
+        $callback! {
+            /// A SYN to the API port.
+            ClientSyn = 0, client_syn, with_headers, tc_client_syn, xdp_client_syn;
+            /// A new client: which controller is to serve it?
+            Choose = 1, choose, with_headers, tc_choose, xdp_choose;
+            /// A new client whose controller is picked.
+            Commit = 2, commit, with_headers, tc_commit, xdp_commit;
+            /// A SYN that is to be relayed.
+            RelaySyn = 3, relay_syn, with_headers, tc_relay_syn, xdp_relay_syn;
+            /// A SYN to a relay port.
+            OwnerSyn = 4, owner_syn, with_headers, tc_owner_syn;
+            /// A relayed SYN that is accepted.
+            Restore = 5, restore, with_headers, tc_restore;
+            /// An ICMP error.
+            Icmp = 6, icmp, with_quote, tc_icmp;
+            /// A segment that is answered with RST.
+            Reset = 7, reset, with_headers, tc_reset, xdp_reset;
+        }
+    };
+}
+
+macro_rules! list {
+    ($(
+        $(#[$doc:meta])*
+        $stage:ident = $number:literal, $module:ident, $reach:ident, $tc:ident $(, $xdp:ident)?;
+    )+) => {
+        /// A part of `ingress` that runs as a program of its own.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(u32)]
+        pub enum Stage {
+            $($(#[$doc])* $stage = $number,)+
+        }
+
+        impl Stage {
+            /// All of them.
+            pub const ALL: [Self; [$($number),+].len()] = [$(Self::$stage),+];
+
+            /// Name of its program at the TC hook.
+            pub const fn tc_program(self) -> &'static str {
+                match self {
+                    $(Self::$stage => stringify!($tc),)+
+                }
+            }
+
+            /// Name of its program at the XDP hook, if it has one.
+            pub const fn xdp_program(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$stage => optional!($($xdp)?),)+
+                }
+            }
+
+            /// Decides for a packet that `ingress` has called it for.
+            pub fn decide<P: Packet, T: Tables>(self, packet: &mut P, tables: &T) -> Verdict {
+                match self {
+                    $(Self::$stage => $module::decide(packet, tables),)+
+                }
+            }
+        }
+    };
+}
+
+macro_rules! optional {
+    () => {
+        None
+    };
+    ($name:ident) => {
+        Some(stringify!($name))
+    };
+}
+
+for_each_stage!(list);

@@ -6,8 +6,8 @@ use crate::{
     hooks::{Exchange, Packet, Tables},
     policy::admission::{self, Place},
     records::{Class, Flow, Kind, Tuple},
-    stages::{flow, ingress::arriving},
-    verdict::{DropReason, PassReason, SendReason, Stage, Verdict},
+    stages::{Stage, flow, ingress::arriving},
+    verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Port,
         segment::{Parsed, parse},

@@ -1,8 +1,8 @@
 //! The answer to a segment that has no home: RST, never silence (RFC 9293, 3.5.2).
 
 use crate::{
-    hooks::Packet,
-    verdict::{DropReason, PassReason, SendReason, Verdict},
+    hooks::{Packet, Tables},
+    verdict::{DropReason, PassReason, Verdict},
     wire::{
         Family, Ipv4, Ipv6, Tcp,
         checksum::{Change, Delta},
@@ -12,7 +12,8 @@ use crate::{
 
 /// Turns a segment into the RST that answers it, back out where it came in.
 #[inline(always)]
-pub fn answer<P: Packet>(packet: &mut P, why: SendReason) -> Verdict {
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let why = tables.reset_reason();
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     if segment.has(Tcp::RST) {
         return Verdict::Drop(DropReason::NoAnswer);

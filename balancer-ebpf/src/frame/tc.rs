@@ -29,7 +29,7 @@ pub struct Frame {
 impl Frame {
     /// The frame with its headers in reach.
     #[inline(always)]
-    pub fn new(ctx: &TcContext) -> Self {
+    pub fn with_headers(ctx: &TcContext) -> Self {
         Self::reaching(ctx, HEADERS)
     }
 

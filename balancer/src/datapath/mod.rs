@@ -34,7 +34,7 @@ use aya::{
 };
 use balancer_common::{
     records::{LAYOUT, map},
-    verdict::Stage,
+    stages::Stage,
 };
 
 use self::upgrade::Older;
@@ -49,25 +49,6 @@ pub use self::{
 /// The programs, as the build made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BALANCER_EBPF"));
 
-/// Programs behind `ingress`, by stage.
-const STAGES: [(Stage, &str); Stage::COUNT] = [
-    (Stage::ClientSyn, "tc_client_syn"),
-    (Stage::Choose, "tc_choose"),
-    (Stage::Commit, "tc_commit"),
-    (Stage::RelaySyn, "tc_relay_syn"),
-    (Stage::OwnerSyn, "tc_owner_syn"),
-    (Stage::Restore, "tc_restore"),
-    (Stage::Icmp, "tc_icmp"),
-    (Stage::Reset, "tc_reset"),
-];
-/// Programs behind `ingress_xdp`.
-const STAGES_XDP: [(Stage, &str); 5] = [
-    (Stage::ClientSyn, "xdp_client_syn"),
-    (Stage::Choose, "xdp_choose"),
-    (Stage::Commit, "xdp_commit"),
-    (Stage::RelaySyn, "xdp_relay_syn"),
-    (Stage::Reset, "xdp_reset"),
-];
 /// clsact filters' priority and handle: fixed, so that a new agent finds an old one's.
 const PRIORITY: u16 = 17_070;
 const HANDLE: u32 = 1;
@@ -433,25 +414,24 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// Puts the loaded programs that `ingress` and `ingress_xdp` call into their places. They stay there while the maps
-/// are pinned or the handles live.
+/// Puts the loaded programs that `ingress` and `ingress_xdp` call into their slots. They stay there while the maps are
+/// pinned or the handles live: the kernel empties a program array once nobody in user space holds it.
 ///
 /// # Errors
 /// The object lacks a map or a program, or the kernel refused.
 pub fn place_stages(ebpf: &mut Ebpf) -> Result<[ProgramArray<MapData>; 2]> {
-    Ok([place(ebpf, map::STAGES, &STAGES)?, place(ebpf, map::STAGES_XDP, &STAGES_XDP)?])
-}
-
-fn place(ebpf: &mut Ebpf, map: &str, programs: &[(Stage, &str)]) -> Result<ProgramArray<MapData>> {
-    let stages = ebpf.take_map(map).with_context(|| format!("the object lacks the map {map}"))?;
-    let mut stages = ProgramArray::<MapData>::try_from(stages)?;
-    for &(stage, name) in programs {
-        let program = ebpf.program(name).with_context(|| format!("the object lacks program {name}"))?;
-        stages
-            .set(stage as u32, program.fd()?, 0)
-            .with_context(|| format!("failed to place stage {name}"))?;
-    }
-    Ok(stages)
+    let mut place = |map: &str, program_of: fn(Stage) -> Option<&'static str>| -> Result<_> {
+        let stages = ebpf.take_map(map).with_context(|| format!("the object lacks the map {map}"))?;
+        let mut stages = ProgramArray::<MapData>::try_from(stages)?;
+        for (stage, name) in Stage::ALL.into_iter().filter_map(|stage| Some((stage, program_of(stage)?))) {
+            let program = ebpf.program(name).with_context(|| format!("the object lacks program {name}"))?;
+            stages
+                .set(stage as u32, program.fd()?, 0)
+                .with_context(|| format!("failed to place stage {name}"))?;
+        }
+        Ok(stages)
+    };
+    Ok([place(map::STAGES, |stage| Some(stage.tc_program()))?, place(map::STAGES_XDP, Stage::xdp_program)?])
 }
 
 /// Which hook this kernel has: tcx from 6.6 on.

@@ -11,10 +11,8 @@ use balancer_common::policy::pick::PickScratch;
 use balancer_common::records::{
     AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Traffic, Tuple,
 };
-use balancer_common::stages::{
-    choose, client_syn, commit, egress, icmp, ingress, owner_syn, relay_syn, reset, restore,
-};
-use balancer_common::verdict::{COUNTER_SLOTS, Event, PassReason, Stage, Verdict, names};
+use balancer_common::stages::{Stage, egress, ingress};
+use balancer_common::verdict::{COUNTER_SLOTS, Event, PassReason, SendReason, Verdict, names};
 use balancer_common::wire::checksum::Change;
 use balancer_common::wire::{Address, Family, Port};
 use bytemuck::{Pod, Zeroable as _};
@@ -254,6 +252,7 @@ pub struct Host {
     slots: RefCell<Vec<Slot>>,
     new_flows: Cell<(u32, u32)>,
     counters: RefCell<[u64; COUNTER_SLOTS]>,
+    reset_reason: Cell<Option<SendReason>>,
 }
 
 impl Host {
@@ -279,6 +278,7 @@ impl Host {
             slots: RefCell::new(made),
             new_flows: Cell::default(),
             counters: RefCell::new([0; COUNTER_SLOTS]),
+            reset_reason: Cell::default(),
         }
     }
 
@@ -484,6 +484,10 @@ impl Tables for Host {
     fn count(&self, event: Event) {
         self.tally(event.index());
     }
+
+    fn reset_reason(&self) -> SendReason {
+        self.reset_reason.get().expect("the reset stage is called with a reason")
+    }
 }
 
 /// The length of a prefix over v4-mapped addresses.
@@ -515,18 +519,15 @@ pub fn run(hook: Hook, frame: &mut Frame, host: &Host) -> Action {
         Hook::Ingress => ingress::decide(frame, host),
         Hook::Egress => egress::decide(frame, host),
     };
-    // The longest way: open, place, settle, reset.
-    for _ in 0..Stage::COUNT {
+    // The longest way: client_syn, choose, commit, reset.
+    for _ in 0..Stage::ALL.len() {
         verdict = match verdict {
-            Verdict::Next(Stage::ClientSyn) => client_syn::decide(frame, host),
-            Verdict::Next(Stage::Choose) => choose::decide(frame, host),
-            Verdict::Next(Stage::Commit) => commit::decide(frame, host),
-            Verdict::Next(Stage::RelaySyn) => relay_syn::decide(frame, host),
-            Verdict::Next(Stage::OwnerSyn) => owner_syn::decide(frame, host),
-            Verdict::Next(Stage::Restore) => restore::decide(frame, host),
-            Verdict::Next(Stage::Icmp) => icmp::decide(frame, host),
             Verdict::Next(Stage::Reset) => panic!("the reset stage is called with a reason"),
-            Verdict::Reset(why) => reset::answer(frame, why),
+            Verdict::Next(stage) => stage.decide(frame, host),
+            Verdict::Reset(why) => {
+                host.reset_reason.set(Some(why));
+                Stage::Reset.decide(frame, host)
+            }
             Verdict::Pass(PassReason::Other) => return Action { code: UNSPEC, ifindex: None },
             Verdict::Pass(why) => {
                 host.tally(why.index());
