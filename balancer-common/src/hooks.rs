@@ -6,7 +6,10 @@ use bytemuck::Pod;
 
 use crate::{
     policy::pick::PickScratch,
-    records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
+    records::{
+        AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Tracked, Traffic, Tuple,
+    },
+    stages::socket_state::Operation,
     verdict::{Event, SendReason},
     wire::{Address, Family, Port, checksum::Change},
 };
@@ -47,6 +50,23 @@ pub trait Packet {
 
     /// Changes the transport checksum at `at` of a packet of `family`.
     fn change_checksum(&mut self, at: usize, change: &Change, family: Family) -> Option<()>;
+}
+
+/// A change of a TCP socket's state, in the kernel or in a test. Every part is read on demand: most sockets are told by
+/// their port alone.
+pub trait SocketEvent {
+    /// The change.
+    fn operation(&self) -> Operation;
+    /// Whether the socket is in this network namespace ([`Settings::netns`]).
+    fn is_in_namespace(&self, netns: u64) -> bool;
+    /// This host's port.
+    fn local_port(&self) -> Port;
+    /// The far end's port.
+    fn remote_port(&self) -> Port;
+    /// The far end's address and this host's, v4-mapped also where a dual-stack socket has an IPv4 peer.
+    fn addresses(&self) -> [Address; 2];
+    /// The kernel's name for the socket, never given to another.
+    fn cookie(&self) -> u64;
 }
 
 /// The maps of one host, in the kernel or in a test.
@@ -96,6 +116,14 @@ pub trait Tables {
     /// Forgets a handshake. `false`: there was none.
     fn forget(&self, key: &Tuple) -> bool;
 
+    /// Notes the socket at hand, which has this cookie, and asks the kernel to report its changes of state. `false`: one of
+    /// both is not possible.
+    fn track(&self, cookie: u64, tracked: &Tracked) -> bool;
+    /// The noted socket that has this cookie.
+    fn tracked(&self, cookie: u64) -> Option<Tracked>;
+    /// Forgets a socket. `false`: it was not noted.
+    fn untrack(&self, cookie: u64) -> bool;
+
     /// When a client was last refused for another controller's sake, or served where it might have been (boot clock,
     /// nanoseconds).
     fn recently_refused(&self, address: &Address) -> Option<u64>;
@@ -104,6 +132,10 @@ pub trait Tables {
 
     /// What this host's stack has for a segment that arrives with `key`.
     fn socket(&self, key: &Tuple, family: Family) -> Socket;
+
+    /// Whether [`Tables::socket`] or [`Tables::hand_over`] looks up a socket at this moment: the kernel runs
+    /// [`crate::stages::socket_lookup`] inside.
+    fn is_probing(&self) -> bool;
 
     /// Hands the packet at hand, a SYN that arrives with `key`, to the listener on `port`, unless the socket look-up will
     /// find that: it cannot where no socket map takes the listener, as one of MPTCP. What the stack has for `key` itself,

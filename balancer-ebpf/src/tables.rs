@@ -4,17 +4,22 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_tuple},
+    bindings::{
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_tuple,
+    },
     btf_maps::lpm_trie::Key,
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp,
         bpf_spin_lock, bpf_spin_unlock,
     },
+    programs::SockOpsContext,
 };
 use balancer_common::{
     hooks::{Exchange, Socket, Tables},
     policy::pick::PickScratch,
-    records::{AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Traffic, Tuple},
+    records::{
+        AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Tracked, Traffic, Tuple,
+    },
     verdict::{Event, SendReason},
     wire::{Address, Family, Port},
 };
@@ -203,6 +208,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn track(&self, cookie: u64, tracked: &Tracked) -> bool {
+        maps::TRACKED.insert(cookie, tracked, u64::from(BPF_ANY)).is_ok()
+            && SockOpsContext::new(self.ctx.cast()).set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_ok()
+    }
+
+    #[inline(always)]
+    fn tracked(&self, cookie: u64) -> Option<Tracked> {
+        // SAFETY: copied at once.
+        unsafe { maps::TRACKED.get(cookie) }.copied()
+    }
+
+    #[inline(always)]
+    fn untrack(&self, cookie: u64) -> bool {
+        maps::TRACKED.remove(cookie).is_ok()
+    }
+
+    #[inline(always)]
     fn recently_refused(&self, address: &Address) -> Option<u64> {
         // SAFETY: copied at once.
         unsafe { maps::RECENTLY_REFUSED.get(address) }.copied()
@@ -231,6 +253,11 @@ impl Tables for Maps {
             NEW_SYN_RECV => Socket::Handshake,
             _ => Socket::Connection,
         }
+    }
+
+    #[inline(always)]
+    fn is_probing(&self) -> bool {
+        maps::PROBING.get(0).copied().unwrap_or(0) != 0
     }
 
     #[inline(always)]

@@ -21,6 +21,8 @@ pub mod owner_syn;
 pub mod relay_syn;
 pub mod reset;
 pub mod restore;
+pub mod socket_lookup;
+pub mod socket_state;
 
 use crate::{
     hooks::{Packet, Tables},

@@ -2,15 +2,17 @@
 #![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use balancer_common::hooks::Packet;
 use balancer_common::hooks::{Exchange, Socket, Tables};
 use balancer_common::policy::pick::PickScratch;
 use balancer_common::records::{
-    AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Traffic, Tuple,
+    AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked, Traffic,
+    Tuple,
 };
+use balancer_common::stages::socket_lookup::{self, Answer, Lookup};
 use balancer_common::stages::{Stage, egress, ingress};
 use balancer_common::verdict::{COUNTER_SLOTS, Event, PassReason, SendReason, Verdict, names};
 use balancer_common::wire::checksum::Change;
@@ -53,6 +55,14 @@ pub struct World {
     pub spared: HashMap<Address, u64>,
     /// What the stack has; nothing for other tuples.
     pub sockets: HashMap<Tuple, Socket>,
+    /// Sockets of the API by cookie.
+    pub tracked: HashMap<u64, Tracked>,
+    /// Whether the map of tracked sockets is full.
+    pub untrackable: bool,
+    /// Slots of the map of listeners that hold one.
+    pub listeners: HashSet<u32>,
+    /// Whether one of the programs looks up a socket.
+    pub probing: bool,
     /// What every draw on the host yields.
     pub random: u32,
 }
@@ -74,6 +84,10 @@ impl World {
             clients: HashMap::new(),
             spared: HashMap::new(),
             sockets: HashMap::new(),
+            tracked: HashMap::new(),
+            untrackable: false,
+            listeners: HashSet::new(),
+            probing: false,
             random: 0,
         }
     }
@@ -89,6 +103,7 @@ impl World {
         compare("live", &self.live, &expected.live, show, &mut found);
         compare("half-open", &self.half_open, &expected.half_open, show, &mut found);
         compare("reserved", &self.reserved, &expected.reserved, show, &mut found);
+        compare("tracked", &self.tracked, &expected.tracked, u64::to_string, &mut found);
         // A half-held lock is the kernel's business.
         let unlocked = |budget: &Budget| Budget { lock: Budget::default().lock, ..*budget };
         let budget = |world: &Self| unlocked(&world.budget);
@@ -244,6 +259,7 @@ pub struct Host {
     live: Slots<Slot>,
     half_open: Slots<Slot>,
     reserved: Slots<Reservation>,
+    tracked: RefCell<HashMap<u64, Tracked>>,
     budget: RefCell<Budget>,
     clients: RefCell<HashMap<Address, Budget>>,
     spared: RefCell<HashMap<Address, u64>>,
@@ -271,6 +287,7 @@ impl Host {
             live,
             half_open,
             reserved: RefCell::new(world.reserved.clone()),
+            tracked: RefCell::new(world.tracked.clone()),
             budget: RefCell::new(world.budget),
             clients: RefCell::new(world.clients.clone()),
             spared: RefCell::new(world.spared.clone()),
@@ -292,6 +309,7 @@ impl Host {
             live: flows(&self.live),
             half_open: flows(&self.half_open),
             reserved: self.reserved.borrow().clone(),
+            tracked: self.tracked.borrow().clone(),
             budget: *self.budget.borrow(),
             clients: self.clients.borrow().clone(),
             spared: self.spared.borrow().clone(),
@@ -448,6 +466,21 @@ impl Tables for Host {
         self.reserved.borrow_mut().remove(key).is_some()
     }
 
+    fn track(&self, cookie: u64, tracked: &Tracked) -> bool {
+        if !self.world.untrackable {
+            self.tracked.borrow_mut().insert(cookie, *tracked);
+        }
+        !self.world.untrackable
+    }
+
+    fn tracked(&self, cookie: u64) -> Option<Tracked> {
+        self.tracked.borrow().get(&cookie).copied()
+    }
+
+    fn untrack(&self, cookie: u64) -> bool {
+        self.tracked.borrow_mut().remove(&cookie).is_some()
+    }
+
     fn recently_refused(&self, address: &Address) -> Option<u64> {
         self.spared.borrow().get(address).copied()
     }
@@ -458,6 +491,10 @@ impl Tables for Host {
 
     fn socket(&self, key: &Tuple, _family: Family) -> Socket {
         self.world.sockets.get(key).copied().unwrap_or(Socket::None)
+    }
+
+    fn is_probing(&self) -> bool {
+        self.world.probing
     }
 
     fn hand_over(&self, _key: &Tuple, _family: Family, _port: Port) {}
@@ -544,4 +581,20 @@ pub fn run(hook: Hook, frame: &mut Frame, host: &Host) -> Action {
         };
     }
     panic!("the stages go round in a circle: {verdict:?}");
+}
+
+/// A look-up of a listener, as `admit` carries it out: whether it goes on, and if the API's listener takes it, that one's slot.
+pub fn look_up(lookup: &Lookup, host: &Host) -> (bool, Option<u32>) {
+    match socket_lookup::decide(host, lookup) {
+        Answer::Pass => (true, None),
+        Answer::Drop => (false, None),
+        Answer::ToListener => {
+            let slots = socket_lookup::slots(lookup.family);
+            let slot = slots.into_iter().find(|slot| host.world.listeners.contains(slot));
+            if slot.is_none() {
+                host.count(Event::NoListener);
+            }
+            (slot.is_some(), slot)
+        }
+    }
 }
