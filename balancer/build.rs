@@ -34,8 +34,12 @@ fn build() -> Result<(), String> {
     if !recipe::linker(&root).is_file() {
         return Err(format!("no {}; {REMEDY}", recipe::linker(&root).display()));
     }
-    let target = target_directory(&out);
+    let mut target = target_directory(&out);
     let mut cargo = recipe::cargo(&root, toolchain, "build", &arch);
+    if env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some() {
+        cargo.args(["--features", "other-layout"]);
+        target = target.join("other");
+    }
     cargo.arg("--target-dir").arg(&target).stdout(io::stderr());
     let status = cargo.status().map_err(|error| format!("failed to start {cargo:?}: {error}"))?;
     if !status.success() {

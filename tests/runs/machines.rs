@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use balancer_common::records::{LAYOUT, OTHER_LAYOUT};
 use nix::sys::signal::Signal;
 use tests::cluster::is_even;
 use tests::cluster::judge::{
@@ -218,7 +219,7 @@ fn agents_are_upgraded_one_after_another_and_back() -> Result<()> {
     const AT_A_TIME: usize = 10;
     let (mut machines, _) = filled(7)?;
     let mut open = CLIENTS;
-    for (binary, from) in [(OTHER, "v1"), (BINARY, "v2")] {
+    for (binary, from) in [(OTHER, LAYOUT), (BINARY, OTHER_LAYOUT)] {
         for (index, name) in NAMES.iter().enumerate() {
             machines.restart_agent(index, Signal::SIGTERM, binary)?;
             dial(&mut machines, &format!("{name} leaves {from}"), AT_A_TIME)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::Pod;
 use aya::maps::{Array, MapData};
-use balancer_common::records::{Controller, LAYOUT, MAX_CONTROLLERS, Settings, map};
+use balancer_common::records::{Controller, LAYOUT, MAX_CONTROLLERS, OTHER_LAYOUT, Settings, map};
 use serde_json::Value;
 use tests::cluster::daemon::{Daemon, tables};
 use tests::cluster::judge::{await_echoes, exact, no_drift, unbroken, unharmed};
@@ -114,13 +114,13 @@ fn what_cannot_be_taken_over_is_left_at_work() -> Result<()> {
     daemon.kill9();
     let links = daemon.links()?;
     // Two other versions: the first could be taken over, the second has keys that this one does not know.
-    let (first, second) = (daemon.pins().join("v0"), daemon.pins().join("v2"));
+    let (first, second) = (daemon.pins().join("v0"), daemon.pins().join(OTHER_LAYOUT));
     fs::rename(daemon.pins().join(LAYOUT), &first)?;
-    pin_zeroes::<u64>(daemon, "v2", map::LIVE, 1)?;
+    pin_zeroes::<u64>(daemon, OTHER_LAYOUT, map::LIVE, 1)?;
     fs::hard_link(first.join("maps").join(map::SETTINGS), second.join("maps").join(map::SETTINGS))?;
     let from = daemon.log_lines().len();
     let failed = daemon.run().err().context("it is not to start")?.to_string();
-    ensure!(failed.contains("the data path of version v2 stays"), "{failed}");
+    ensure!(failed.contains(&format!("the data path of version {OTHER_LAYOUT} stays")), "{failed}");
     ensure!(failed.contains("has other keys than this version's"), "{failed}");
     println!("{}", daemon.log_lines()[from..].join("\n"));
     ensure!(!daemon.pins().join(LAYOUT).exists(), "nothing of this version is left");

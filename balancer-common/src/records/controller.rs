@@ -64,9 +64,12 @@ pub struct Controller {
     pub state: u8,
     /// Explicit padding.
     pub pad: [u8; 3],
+    /// Makes the record longer.
+    #[cfg(feature = "other-layout")]
+    pub later: u64,
 }
 
-const _: () = assert!(size_of::<Controller>() == 80);
+const _: () = assert!(size_of::<Controller>() == if cfg!(feature = "other-layout") { 88 } else { 80 });
 
 impl Controller {
     /// Its state.

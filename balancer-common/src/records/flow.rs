@@ -66,9 +66,12 @@ pub struct Flow {
     pub opened_s: u32,
     /// Boot clock, seconds: the last packet.
     pub seen_s: u32,
+    /// Makes the record longer.
+    #[cfg(feature = "other-layout")]
+    pub later: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == 60);
+const _: () = assert!(size_of::<Flow>() == if cfg!(feature = "other-layout") { 64 } else { 60 });
 
 impl Flow {
     /// The owner's SYN-ACK went by (set in [`Kind::Return`] and [`Kind::Divert`]).
@@ -104,6 +107,8 @@ impl Flow {
             ack: 0,
             opened_s: now_s,
             seen_s: now_s,
+            #[cfg(feature = "other-layout")]
+            later: now_s,
         }
     }
 

@@ -20,7 +20,9 @@ pub use settings::{AddressClass, Class, Device, Settings, Steer};
 /// layout (the agent's `datapath/upgrade.rs`), so that relayed connections outlive an upgrade. For that, [`Tuple`]
 /// stays as it is, and [`Flow`], [`Controller`] and [`Settings`] grow at their ends only, by fields whose zero stands for
 /// what was so before.
-pub const LAYOUT: &str = "v2";
+pub const LAYOUT: &str = if cfg!(feature = "other-layout") { OTHER_LAYOUT } else { "v2" };
+/// The layout that the feature `other-layout` has, for the runs that upgrade: never a released one.
+pub const OTHER_LAYOUT: &str = "v3";
 
 /// Controllers in a cluster at most: the bound of every loop over them.
 pub const MAX_CONTROLLERS: usize = 16;

@@ -56,9 +56,12 @@ pub struct Settings {
     /// Boot clock, seconds: until then there may be handshakes that these programs do not know, as they have just been put
     /// in the place of none or of another version's, and relays too then.
     pub grace_until_s: u32,
+    /// Makes the record longer.
+    #[cfg(feature = "other-layout")]
+    pub later: u64,
 }
 
-const _: () = assert!(size_of::<Settings>() == 88);
+const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 96 } else { 88 });
 
 /// What becomes of a newcomer whom another controller is to serve.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
