@@ -28,8 +28,8 @@ impl Tree {
                     directories.push(path);
                 } else {
                     let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-                    files
-                        .insert(name, is_rust.then(|| fs::read_to_string(path).unwrap()).unwrap_or_default());
+                    let text = if is_rust { fs::read_to_string(path).unwrap() } else { String::new() };
+                    files.insert(name, text);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! `cargo xtask test --quick`: the checks that a contributor runs before each commit, in at most five minutes.
 //!
-//! It builds nothing that the whole `cargo xtask test` does not build too: one selection with overflow checks and one as
-//! released, which also gives the balancer under test.
+//! The whole `cargo xtask test` needs everything that this builds. The balancer under test comes from the build of the tests:
+//! one with only the features of its own would be a second build of most dependencies.
 
 use std::process::ExitCode;
 
@@ -34,8 +34,7 @@ pub const TESTS: [(&str, &[&str]); 13] = [
 pub fn run(compiler: &str) -> Result<ExitCode> {
     lints::check(compiler)?;
     let pure = step("build of the tests with overflow checks", || build_tests(&PURE))?;
-    // `cargo test` would build no binary of a package without integration tests, and a command of its own for the balancer
-    // would build dependencies with other features.
+    // Not `cargo test`, which builds no binary in a package without integration tests.
     let mut build = cargo("build");
     build.args(RELEASED).args(["--tests", "--bins"]);
     let released = step("build of the tests as released", || executables(&mut build))?;
@@ -54,9 +53,7 @@ pub fn run(compiler: &str) -> Result<ExitCode> {
         let counts = session.run(harness, "1", &arguments)?;
         let (ran, wanted) = (counts.passed + counts.failed, tests.len().max(1));
         if ran < wanted {
-            session
-                .summary
-                .fail(format!("{name}: {ran} of {wanted} tests ran; is there one called {tests:?}?"));
+            session.summary.fail(format!("{name}: {ran} of {wanted} tests ran of {tests:?}"));
         }
     }
     Ok(session.close(None))

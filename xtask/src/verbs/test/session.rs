@@ -47,10 +47,11 @@ impl Session {
         }
         self.snapshot.mark(&mut command);
         let is_run = harness.package == RUNS && harness.kind == TargetKind::Test;
-        let mut title = harness.package.clone();
-        if harness.kind != TargetKind::Lib {
-            title += &format!(" ({} {})", harness.kind, harness.name);
-        }
+        let title = if harness.kind == TargetKind::Lib {
+            harness.package.clone()
+        } else {
+            format!("{} ({} {})", harness.package, harness.kind, harness.name)
+        };
         step(&title, || self.summary.add(is_run, &title, &mut command))
     }
 
