@@ -33,8 +33,11 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
-/// The harness with runs that wait for minutes, as Juju's login limit makes them. They run at the same time.
+/// The harness with runs that wait for minutes, as Juju's login limit makes them.
 const POLICY: &str = "policy";
+/// Harnesses of the package `tests` that wait more than they compute, and the number of their tests that run at a time. All
+/// others take one: they share the machine, and some measure it.
+const AT_A_TIME: [(&str, &str); 3] = [("demo", "4"), ("fail_open", "4"), (POLICY, "6")];
 /// The verb that runs in the background of [`POLICY`].
 const FUZZ: [&str; 3] = ["fuzz", "--seconds", "5"];
 /// The oldest kernel, and those that differ in their hooks.
@@ -70,11 +73,10 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
     let mut session = Session::start(binary, Some(libjuju))?;
     let of_this_machine = harnesses(released).filter(|harness| harness.name != controllers::HARNESS);
     for harness in harnesses(pure).chain(of_this_machine) {
-        let (threads, fuzz) = match harness.name.as_str() {
-            POLICY if filter.is_none() => ("6", Some(Background::start(&FUZZ, &session.snapshot)?)),
-            POLICY => ("6", None),
-            _ => ("1", None),
-        };
+        let threads =
+            AT_A_TIME.iter().find(|(name, _)| harness.name == *name).map_or("1", |(_, number)| number);
+        let has_background = harness.name == POLICY && filter.is_none();
+        let fuzz = has_background.then(|| Background::start(&FUZZ, &session.snapshot)).transpose()?;
         session.run(&harness, threads, filter.as_slice())?;
         fuzz.map(|fuzz| step("fuzz, in the background", || fuzz.finish(&mut session.summary))).transpose()?;
     }

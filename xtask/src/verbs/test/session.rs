@@ -37,7 +37,7 @@ impl Session {
         Ok(Self { environment, snapshot: Snapshot::take(), summary: Summary::default(), _bpffs: bpffs })
     }
 
-    /// Runs a harness. Tests of the package `tests` share the machine and some measure it, so it takes `threads` at a time.
+    /// Runs a harness, one of the package `tests` with `threads` tests at a time.
     pub fn run(&mut self, harness: &Executable, threads: &str, arguments: &[&str]) -> Result<Counts> {
         let mut command = Command::new(&harness.path);
         command.current_dir(&harness.directory).env("CARGO_MANIFEST_DIR", &harness.directory);
