@@ -6,6 +6,7 @@ mod command;
 #[cfg(test)]
 mod documents;
 mod host;
+mod parallel;
 mod qemu;
 mod recipe;
 mod results;

@@ -1,8 +1,7 @@
 //! One machine in QEMU, from its start to its end.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -57,48 +56,31 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> R
     let (program, arguments) = common(kernel, initramfs);
     let mut command = Command::new(program);
     command.args(arguments).args(["-smp", "2", "-m", "2048", "-serial", "stdio", "-append", APPEND]);
+    let console = File::create(log).with_context(|| format!("failed to write {}", log.display()))?;
     let started = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("failed to start {}", Shown(&command)))?;
-    let console = child.stdout.take().context("a piped child has a standard output")?;
-    let complaints = child.stderr.take().context("a piped child has a standard error")?;
-    let mut log = File::create(log).with_context(|| format!("failed to write {}", log.display()))?;
-    let listener = thread::spawn(move || -> Result<Vec<String>> {
-        let mut lines = Vec::new();
-        for line in BufReader::new(console).split(b'\n') {
-            let line = line.context("failed to read the machine's output")?;
-            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-            writeln!(log, "{line}").context("failed to write the log")?;
-            lines.push(line);
-        }
-        Ok(lines)
-    });
-    let complaining = thread::spawn(move || {
-        BufReader::new(complaints).lines().map_while(Result::ok).collect::<Vec<_>>().join("; ")
-    });
-    let status = loop {
-        if let Some(status) = child.try_wait().context("failed to wait for QEMU")? {
-            break Some(status);
+    let child = command.stdin(Stdio::null()).stdout(console).stderr(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("failed to start {}", Shown(&command)))?;
+    let is_late = loop {
+        if child.try_wait().context("failed to wait for QEMU")?.is_some() {
+            break false;
         }
         if started.elapsed() > limit {
             child.kill().context("failed to end QEMU")?;
-            child.wait().context("failed to wait for QEMU")?;
-            break None;
+            break true;
         }
         thread::sleep(POLL);
     };
-    let lines = listener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let complaints = complaining.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let fault = match status.map(|status| status.code()) {
-        Some(Some(SUCCESS)) => None,
-        Some(Some(0)) => Some("the kernel panicked or the machine was reset".to_owned()),
-        Some(Some(FAILURE)) => Some("a test inside failed".to_owned()),
-        Some(code) => Some(format!("QEMU ended with {code:?}: {complaints}")),
-        None => Some(format!("it did not end within {} s", limit.as_secs())),
+    let ended = child.wait_with_output().context("failed to wait for QEMU")?;
+    let text = fs::read(log).with_context(|| format!("failed to read {}", log.display()))?;
+    let text = String::from_utf8_lossy(&text).replace('\r', "");
+    fs::write(log, &text).with_context(|| format!("failed to write {}", log.display()))?;
+    let lines = text.lines().map(str::to_owned).collect();
+    let fault = match ended.status.code() {
+        _ if is_late => Some(format!("it did not end within {} s", limit.as_secs())),
+        Some(SUCCESS) => None,
+        Some(0) => Some("the kernel panicked or the machine was reset".to_owned()),
+        Some(FAILURE) => Some("a test inside failed".to_owned()),
+        code => Some(format!("QEMU ended with {code:?}: {}", String::from_utf8_lossy(&ended.stderr).trim())),
     };
     Ok(Ended { lines, fault, took: started.elapsed() })
 }

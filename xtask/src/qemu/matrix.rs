@@ -4,9 +4,6 @@
 //! the output.
 
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,6 +14,7 @@ use super::kernels::Kernel;
 use super::report::Report;
 use super::{initramfs, kernels, machine, report};
 use crate::builds::artifacts::{RELEASED, build_tests, harness};
+use crate::parallel::parallel;
 use crate::results::libtest::Counts;
 use crate::step::step;
 
@@ -57,24 +55,14 @@ const BOOT: Duration = Duration::from_mins(2);
 pub fn matrix(emulator: &Emulator, series: &[String], jobs: u8, filter: Option<&str>) -> Result<Counts> {
     let common = step("build", || contents(filter))?;
     let limit = BOOT + Duration::from_secs(RUNS.iter().map(|run| u64::from(run.limit_s)).sum());
-    let next = AtomicUsize::new(0);
-    let reports = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some(series) = series.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let report = emulator
-                        .kernels
-                        .get(series)
-                        .and_then(|kernel| boot(emulator, &kernel, &common, limit))
-                        .unwrap_or_else(|error| Report::fault(series, &format!("{error:#}")));
-                    println!("{report:#}");
-                    reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
-                }
-            });
-        }
-    });
-    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let one = |series: &String| {
+        let kernel = emulator.kernels.get(series);
+        let report = kernel.and_then(|kernel| boot(emulator, &kernel, &common, limit));
+        let report = report.unwrap_or_else(|error| Report::fault(series, &format!("{error:#}")));
+        println!("{report:#}");
+        report
+    };
+    let mut reports = parallel(series, jobs.into(), one);
     reports.sort_by_key(|report| kernels::version(&report.kernel));
     print!("{}", report::table(&reports));
     let mut sum = Counts::default();

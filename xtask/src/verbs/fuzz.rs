@@ -8,8 +8,6 @@ mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use std::{env, fs, thread};
 
@@ -22,6 +20,7 @@ use crate::builds::artifacts::{binary, executables};
 use crate::builds::toolchain;
 use crate::command::{Shown, installed, root};
 use crate::host::packages;
+use crate::parallel::parallel;
 use crate::recipe;
 use crate::results::libtest::Counts;
 use crate::step::step;
@@ -90,28 +89,14 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 fn fuzz(seconds: u32, targets: &[&'static Target]) -> Result<Counts> {
     let binary = build()?;
     let jobs = thread::available_parallelism().map_or(1, usize::from).min(targets.len());
-    let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    step(&format!("fuzzing, {jobs} at a time"), || {
-        thread::scope(|scope| {
-            for _ in 0..jobs {
-                scope.spawn(|| {
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(target) = targets.get(index) else { break };
-                        println!("{}: {seconds} s", target.name);
-                        let report = feed(&binary, target, seconds)
-                            .unwrap_or_else(|error| Report::fault(target.name, format!("{error:#}")));
-                        println!("{report}");
-                        reports.lock().unwrap_or_else(PoisonError::into_inner).push((index, report));
-                    }
-                });
-            }
-        });
-        Ok(())
-    })?;
-    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
-    reports.sort_by_key(|(index, _)| *index);
-    let reports: Vec<_> = reports.into_iter().map(|(_, report)| report).collect();
+    let one = |target: &&'static Target| {
+        println!("{}: {seconds} s", target.name);
+        let report = feed(&binary, target, seconds)
+            .unwrap_or_else(|error| Report::fault(target.name, format!("{error:#}")));
+        println!("{report}");
+        report
+    };
+    let reports = step(&format!("fuzzing, {jobs} at a time"), || Ok(parallel(targets, jobs, one)))?;
     print!("{}", report::table(&reports));
     Ok(report::counts(&reports))
 }
