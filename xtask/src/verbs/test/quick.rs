@@ -28,7 +28,7 @@ pub const TESTS: [(&str, &[&str]); 13] = [
     ("juju", &["three_controllers_of_juju_3_need_no_configuration"]),
     ("faults", &["agents_restarted_one_after_another_break_no_connection"]),
     ("upgrade", &["agents_of_another_layout_take_relays_counts_and_settings_over"]),
-    ("refusals", &["sync_datagrams_of_a_real_agent_are_dropped_when_repeated_or_altered"]),
+    ("refusals", &["garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted"]),
 ];
 
 pub fn run(compiler: &str) -> Result<ExitCode> {
