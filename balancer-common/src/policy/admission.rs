@@ -1,11 +1,12 @@
-//! The hard limit: a place for every connection before its handshake, and never one too many.
+//! The hard limit: every connection needs a reservation before its handshake, and the limit is never passed.
 //!
-//! A client's SYN takes a place in the current second's bucket of the [`Budget`] and is noted as a
-//! [`Reservation`]. When the stack reports the socket as established, the place moves from its bucket
-//! to the count of established ones. Buckets older than four seconds fall out, so a flood of SYNs
-//! that never complete cannot hold the door shut; above a cap, handshakes are noted without a place.
-//! Either kind is decided at its last ACK, which [`crate::stages::ingress`] looks at while
-//! [`Budget::watching`]: so the established count never passes the limit, however slow a handshake.
+//! A client's SYN takes a reservation in the current second's bucket of the [`Budget`], noted as a
+//! [`Reservation`]. When the stack reports the socket as established, the reservation moves from its bucket
+//! to the count of established connections. Buckets older than four seconds fall out, so a flood of SYNs that
+//! never complete cannot block new clients. Above a cap, handshakes are noted without a reservation. A
+//! handshake that has none, or has outlived its own, is decided at its final ACK, which
+//! [`crate::stages::ingress`] checks while [`Budget::checks_final_ack`] says so. So the established count
+//! never passes the limit, however slow a handshake is.
 
 use crate::{
     hooks::Tables,
@@ -14,30 +15,30 @@ use crate::{
     wire::Address,
 };
 
-/// Seconds after which a last ACK renews its place, so that the place outlives the way from the
-/// packet program to the socket.
+/// Age in seconds from which a final ACK renews its reservation, so that the reservation is still valid when
+/// the packet gets from the packet program to the socket.
 const RENEW_S: u32 = HANDSHAKE_WINDOW_S as u32 - 1;
 
-/// Answer to a request for a place.
+/// Answer to a request for a reservation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Place {
-    /// It has one.
+    /// The handshake has a reservation.
     Taken,
-    /// None now; its last ACK decides.
+    /// None now; the final ACK decides.
     Later,
     /// The limit is reached.
     Full,
 }
 
 impl Budget {
-    /// Handshakes that hold a place.
+    /// Handshakes that hold a reservation.
     #[inline(always)]
     pub fn in_progress(&self) -> u32 {
         let [a, b, c, d] = self.handshakes;
         a.wrapping_add(b).wrapping_add(c).wrapping_add(d)
     }
 
-    /// Clients' connections and handshakes, with those that the programs do not count themselves.
+    /// Clients' connections and handshakes, including connections that the programs do not count themselves.
     #[inline(always)]
     pub fn load(&self, adjust: i64) -> u32 {
         let counted = i64::from(self.established).wrapping_add(i64::from(self.in_progress()));
@@ -45,7 +46,7 @@ impl Budget {
         if load < 0 { 0 } else { load as u32 }
     }
 
-    /// Whether last ACKs must be looked at.
+    /// Whether the programs must check final ACKs.
     #[inline(always)]
     pub fn checks_final_ack(&self, now_s: u32) -> bool {
         now_s < self.check_final_ack_until_s
@@ -76,8 +77,8 @@ impl Budget {
         }
     }
 
-    /// Takes a place for a handshake. `proven`: the client has answered our SYN-ACK, so it is no
-    /// forged address and the cap is not for it.
+    /// Takes a reservation for a handshake. `proven`: the client has answered our SYN-ACK, so its address is
+    /// not forged and the cap does not apply.
     #[inline(always)]
     pub fn take(&mut self, now_s: u32, settings: &Settings, proven: bool) -> Place {
         self.advance(now_s);
@@ -96,7 +97,7 @@ impl Budget {
         Place::Taken
     }
 
-    /// Takes a place for a handshake under `limit`, whatever else is in progress.
+    /// Takes a reservation for a handshake under `limit`, regardless of the other handshakes in progress.
     #[inline(always)]
     pub fn take_one(&mut self, now_s: u32, limit: u32) -> bool {
         self.advance(now_s);
@@ -109,7 +110,7 @@ impl Budget {
         true
     }
 
-    /// Gives back the place that was taken in second `taken_s`, if it still counts.
+    /// Gives back the reservation of second `taken_s`, if it still counts.
     #[inline(always)]
     pub fn give_back(&mut self, now_s: u32, taken_s: u32) {
         self.advance(now_s);
@@ -120,7 +121,7 @@ impl Budget {
         }
     }
 
-    /// A client's socket is established; `taken_s` is when its place was taken, if it had one.
+    /// A client's socket is established; `taken_s` is the second of its reservation, 0 if it had none.
     #[inline(always)]
     pub fn establish(&mut self, now_s: u32, taken_s: u32) {
         if taken_s != 0 {
@@ -135,12 +136,12 @@ const fn slot(second: u32) -> usize {
     second as usize & (HANDSHAKE_WINDOW_S - 1)
 }
 
-/// A client's SYN asks for a place.
+/// A client's SYN asks for a reservation.
 #[inline(always)]
 pub fn admit_syn<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, isn: u32) -> Place {
     let now_s = tables.now_s();
     if let Some(held) = tables.reservation(key) {
-        // The same SYN again; a new one on the same port takes over the place.
+        // The same SYN again; a new SYN on the same port takes a new reservation instead.
         if held.isn == isn && held.taken_s != 0 && now_s.wrapping_sub(held.taken_s) < RENEW_S {
             return Place::Taken;
         }
@@ -149,15 +150,16 @@ pub fn admit_syn<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, isn: u
     claim(tables, settings, key, isn, now_s, false)
 }
 
-/// The socket look-up of a packet that no packet program has decided: on a device without them, or
-/// the ACK of a SYN cookie whose SYN is forgotten.
+/// The socket look-up of a packet that no packet program has decided: on a device without them, or the ACK of
+/// a SYN cookie after its SYN was forgotten.
 #[inline(always)]
 pub fn admit_lookup<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) -> bool {
     claim(tables, settings, key, 0, tables.now_s(), false) == Place::Taken
 }
 
-/// The socket look-up of what is most likely a stray segment: whether a connection could begin, without taking a place.
-/// Those that begin so and at the same time may pass the limit, by as many as they are.
+/// The socket look-up of a segment that is most likely a stray: whether there is room for a connection. It
+/// takes no reservation, so connections that begin this way at the same time may pass the limit, by their own
+/// number.
 #[inline(always)]
 pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
     let now_s = tables.now_s();
@@ -168,8 +170,8 @@ pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
     load.is_some_and(|load| load < settings.limit)
 }
 
-/// A handshake's last ACK, while they are watched: `true` if it may go on. `held`: what was noted at
-/// its SYN, [`Reservation::NONE`] if nothing was.
+/// Decides a handshake's final ACK while those are checked: `true` if it may go on. `held` is the note from
+/// its SYN, [`Reservation::NONE`] if there is none.
 #[inline(always)]
 pub fn admit_ack<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation) -> bool {
     let now_s = tables.now_s();
@@ -180,7 +182,7 @@ pub fn admit_ack<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: 
     claim(tables, settings, key, held.isn, now_s, true) == Place::Taken
 }
 
-/// A RST from the client ends its handshake, if it is in sequence.
+/// A client's RST ends its handshake, if the RST is in sequence.
 #[inline(always)]
 pub fn abandon<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, seq: u32) {
     if let Some(held) = tables.reservation(key)
@@ -190,7 +192,7 @@ pub fn abandon<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, seq: u32
     }
 }
 
-/// A client's socket is established: its place becomes part of the count.
+/// A client's socket is established: its reservation becomes part of the count.
 #[inline(always)]
 pub fn establish<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) {
     let now_s = tables.now_s();
@@ -204,19 +206,19 @@ pub fn establish<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) {
     }
 }
 
-/// A client's socket is established no more.
+/// A client's socket is no longer established.
 #[inline(always)]
 pub fn close<T: Tables>(tables: &T, settings: &Settings, client: &Address) {
     tables.budget(|budget| budget.established = budget.established.wrapping_sub(1));
     if settings.per_client_limit != 0 {
-        // Saturating: connections from before the limit was set may be in no count.
+        // Saturating: connections from before the limit was set may not be counted.
         tables.client(client, |budget| budget.established = budget.established.saturating_sub(1));
     }
 }
 
 #[inline(always)]
 fn withdraw<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation, now_s: u32) {
-    // Of two CPUs only the one that removes the note gives the place back.
+    // If two CPUs get here, only the one that removes the note gives the reservation back.
     if tables.forget(key) && held.taken_s != 0 {
         tables.budget(|budget| budget.give_back(now_s, held.taken_s));
         if settings.per_client_limit != 0 {
@@ -235,13 +237,13 @@ fn claim<T: Tables>(
     proven: bool,
 ) -> Place {
     if !tables.reserve(key, &Reservation { taken_s: now_s, isn }, false) {
-        // Another CPU has just claimed for the same packet's twin.
+        // Another CPU has just reserved for a copy of the same packet.
         return if tables.reservation(key).is_some() { Place::Taken } else { Place::Later };
     }
     let mut place = tables.budget(|budget| budget.take(now_s, settings, proven)).unwrap_or(Place::Full);
     let limit = settings.per_client_limit;
     if limit != 0 && place == Place::Taken {
-        // No record free: it is limited with all others only.
+        // If no record is free, only the overall limit applies.
         let taken = tables.client(&key.remote, |budget| budget.take_one(now_s, limit)).unwrap_or(true);
         if !taken {
             tables.budget(|budget| budget.give_back(now_s, now_s));

@@ -1,28 +1,31 @@
 //! The memory guard: how many clients a controller takes while memory runs short.
 //!
-//! An API server grows with its clients, and the kernel ends it when memory is out: all of its clients are lost at once.
-//! The guard gives up a few before. It looks at the share of memory in use and at memory pressure (PSI, the share of
-//! time in which tasks waited for memory), and answers in stages: newcomers are relayed away, then refused, then
-//! established connections are shed. A stage is entered at once and left step by step, each after [`CALM_MS`] below its
-//! threshold by a margin.
+//! An API server grows with its clients. When memory runs out, the kernel kills it, and all of its clients
+//! are lost at once. The guard gives up a few clients before that. It watches the share of memory in use and
+//! memory pressure (PSI, the share of time in which tasks waited for memory), and responds in stages: it
+//! relays new clients away, then refuses them, then sheds established connections. It enters a stage at once
+//! and leaves it step by step, each after [`CALM_MS`] below the stage's threshold by a margin.
 //!
-//! Ratios are in permille, times in milliseconds of any clock that does not go back. Not compiled for the kernel.
+//! Ratios are in permille, times in milliseconds of any clock that does not go back. Not compiled for the
+//! kernel.
 
-/// A stage is left after a reading below its threshold less the margin for this long, milliseconds.
+/// A stage ends after readings have stayed below its threshold less the margin for this long, milliseconds.
 pub const CALM_MS: u64 = 10_000;
 
-/// Permille that ask for a stage, each from this value on. A threshold of 0 counts as 1: no use at all is never short.
+/// Thresholds in permille; a stage begins at its value. A threshold of 0 counts as 1: no use at all is never
+/// a shortage.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Thresholds {
-    /// Memory in use: newcomers are relayed away.
+    /// Memory in use: new clients are relayed away.
     pub relay: u16,
-    /// Memory in use: newcomers are refused.
+    /// Memory in use: new clients are refused.
     pub refuse: u16,
     /// Memory in use: connections are shed.
     pub shed: u16,
-    /// Time in which some task waited for memory: newcomers are relayed away; in which all did: they are refused.
+    /// Time in which some task waited for memory: new clients are relayed away. Time in which all tasks
+    /// waited: new clients are refused.
     pub pressure: u16,
-    /// How far below its threshold a reading must be for its stage to end.
+    /// How far a reading must be below its stage's threshold for the stage to end.
     pub margin: u16,
 }
 
@@ -32,12 +35,12 @@ impl Default for Thresholds {
     }
 }
 
-/// Memory at one moment. The default is what is known of nothing: no shortage.
+/// Memory at one moment. The default, where nothing is known, is no shortage.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Reading {
-    /// In use and not to be had back without swapping, octets.
+    /// In use and not reclaimable without swapping, bytes.
     pub used: u64,
-    /// All there is, octets; 0: unknown.
+    /// Total, bytes; 0: unknown.
     pub max: u64,
     /// PSI `some avg10`, permille.
     pub some_permille: u16,
@@ -52,7 +55,7 @@ impl Reading {
         u16::try_from(permille).unwrap_or(u16::MAX)
     }
 
-    /// The stage that it asks for where every threshold is lower by `margin`.
+    /// The stage that this reading asks for, with every threshold lower by `margin`.
     fn stage(&self, thresholds: &Thresholds, margin: u16) -> Stage {
         let reaches = |value: u16, threshold: u16| value >= threshold.saturating_sub(margin).max(1);
         let used = self.permille();
@@ -68,15 +71,15 @@ impl Reading {
     }
 }
 
-/// What is done about a shortage, from nothing to the utmost.
+/// Responses to a shortage, from none to the strongest.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Stage {
     /// Nothing.
     #[default]
     Normal,
-    /// Newcomers go to other controllers that have room, and come in where none has.
+    /// New clients go to other controllers that have room, and are served here if none has.
     Relay,
-    /// Newcomers are refused.
+    /// New clients are refused.
     Refuse,
     /// Established connections are closed, a few every second.
     Shed,
@@ -93,27 +96,28 @@ impl Stage {
     }
 }
 
-/// Most client connections, in two respects.
+/// Most client connections, for the two uses of the limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// Admitted here: newcomers over it are refused, established ones over it are shed.
+    /// Admitted here: new clients over it are refused, established connections over it are shed.
     pub admit: u32,
-    /// Told to the other controllers, and picked by here: over it newcomers go where there is room. Never above `admit`.
+    /// Reported to the other controllers, and used in picks here: over it new clients go to controllers with
+    /// room. Never above `admit`.
     pub pick: u32,
 }
 
-/// The stage over time, and the limits that follow from it.
+/// The stage over time, and the limits that it sets.
 #[derive(Clone, Debug)]
 pub struct Guard {
     stage: Stage,
-    /// Since when the readings would let the stage relax.
+    /// Time since which the readings allow a calmer stage.
     calm_since_ms: Option<u64>,
     /// The stage that the limits below were frozen for.
     frozen_for: Stage,
-    /// What `pick` and `admit` must not pass; `u32::MAX` where they are free.
+    /// Upper bounds of `pick` and `admit`; `u32::MAX` means no bound.
     pick: u32,
     admit: u32,
-    /// Load at the beginning of shedding, and when that was.
+    /// Load at the beginning of shedding, and the time of that.
     shed_from: (u32, u64),
 }
 
@@ -124,7 +128,7 @@ impl Default for Guard {
 }
 
 impl Guard {
-    /// Nothing is short.
+    /// A guard that has seen no shortage.
     pub const fn new() -> Self {
         Self {
             stage: Stage::Normal,
@@ -136,7 +140,7 @@ impl Guard {
         }
     }
 
-    /// The stage by now.
+    /// The current stage.
     pub const fn stage(&self) -> Stage {
         self.stage
     }
@@ -160,15 +164,15 @@ impl Guard {
         self.stage
     }
 
-    /// The limits in this stage, of `configured` connections at a `load` of so many now. To be called after every
-    /// [`Self::update`]: the first call in a stage freezes what that stage freezes.
+    /// The limits in this stage, for `configured` connections and the current `load`. Call it after every
+    /// [`Self::update`]: the first call in a stage freezes that stage's limits.
     ///
     /// * From [`Stage::Relay`] on, `pick` is no more than the load at the beginning of the stage.
     /// * From [`Stage::Refuse`] on, so is `admit`.
     /// * In [`Stage::Shed`], `admit` falls further by 1 % of that load (at least 1) every second.
     ///
-    /// What is frozen stays or falls for as long as its stage or a worse one lasts: connections that were shed do not
-    /// come back in the next calmer stage, else the guard would go round in circles.
+    /// Frozen limits stay or fall for as long as their stage or a worse one lasts: shed connections must not
+    /// come back in the next calmer stage, or the guard would go round in circles.
     pub fn limit(&mut self, configured: u32, load: u32, now_ms: u64) -> Limits {
         if self.stage != self.frozen_for {
             self.freeze(load, now_ms);
@@ -190,7 +194,7 @@ impl Guard {
         Limits { admit, pick: self.pick.min(admit) }
     }
 
-    /// The stage is another one.
+    /// Freezes the limits of a new stage.
     fn freeze(&mut self, load: u32, now_ms: u64) {
         self.frozen_for = self.stage;
         self.pick = if self.stage >= Stage::Relay { self.pick.min(load) } else { u32::MAX };
@@ -248,7 +252,7 @@ mod tests {
             (11, 899, Stage::Refuse),
             (20, 899, Stage::Refuse), // within the margin of `refuse`
             (40, 849, Stage::Refuse),
-            (49, 850, Stage::Refuse), // one look that is not calm begins the wait anew
+            (49, 850, Stage::Refuse), // one reading that is not calm restarts the wait
             (50, 849, Stage::Refuse),
             (59, 849, Stage::Refuse),
             (60, 849, Stage::Relay),
@@ -291,7 +295,7 @@ mod tests {
             (11_000, Stage::Shed, 1000, 450, 450, 390),
             (51_000, Stage::Shed, 1000, 250, 250, 250),
             (201_000, Stage::Shed, 1000, 0, 0, 0),
-            (300_000, Stage::Refuse, 1000, 20, 20, 20), // who was shed does not come back yet
+            (300_000, Stage::Refuse, 1000, 20, 20, 20), // shed clients do not come back yet
             (301_000, Stage::Relay, 1000, 20, 1000, 20),
             (302_000, Stage::Normal, 1000, 20, 1000, 1000),
             (303_000, Stage::Shed, 1000, 30, 30, 30), // at least one a second

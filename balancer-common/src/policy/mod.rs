@@ -1,4 +1,5 @@
-//! Which controller, how many, and what is closed: arithmetic without packets.
+//! Policy, as arithmetic without packets: which controller gets a client, how many each admits, and which
+//! connections are closed.
 
 pub mod admission;
 pub mod mask;

@@ -1,14 +1,14 @@
 //! Picking: local-first water filling.
 //!
-//! Every entry decides alone, on views that are as old as the last reports. Sending each client to
-//! the emptiest controller makes all entries herd there at once. Instead, imagine the connections
-//! that the other entries will take in over the horizon poured into the controllers like water into
-//! connected vessels: they rise to one level `L`, the emptiest first. What a controller lacks to `L`
-//! is its room. (An entry knows what it does itself: the one that all clients dial levels the
-//! counts as they come, to within the dead band.) An entry fills its own room with its own clients first, so nothing is relayed while
-//! the clients come evenly; of the others it relays to each in proportion to the room that the
-//! others' own clients will not fill. Simulated with 3, 5 and 7 entries: peaks of about 1.3·√n, n
-//! being the arrivals between two reports.
+//! Every entry decides alone, on views that are as old as the last reports. If each entry sent its clients to
+//! the emptiest controller, all of them would herd there at once. Instead, imagine the connections that the
+//! other entries will take in over the horizon poured into the controllers like water into connected vessels:
+//! they rise to one level `L`, the emptiest first. A controller's room is its distance to `L`. (An entry
+//! knows about its own clients: if all clients dial the same entry, it levels the counts as they come, to
+//! within the dead band.) An entry fills its own room with its own clients first, so it relays nothing while
+//! the clients come evenly. To the other controllers it relays in proportion to the room that their own
+//! clients will not fill. Simulated with 3, 5 and 7 entries: peaks of about 1.3·√n, n being the arrivals
+//! between two reports.
 //!
 //! Loads, levels and expectations are in 1/64 connection ([`SCALE`]).
 
@@ -24,9 +24,9 @@ pub const DEAD_BAND: u64 = 8;
 /// Weight of an ordinary controller.
 pub const WEIGHT_ONE: u32 = 1024;
 
-/// Loads count up to here: 16 million.
+/// Loads are capped at this: 16 million.
 pub const MOST: u32 = 1 << 24;
-/// Parts of a weight that divisions go by.
+/// Divisions use weights with this many fractional parts.
 const FINE: u64 = 1 << 14;
 /// A level above every load at every weight.
 const HIGHEST: u64 = 1 << 44;
@@ -35,9 +35,9 @@ const HIGHEST: u64 = 1 << 44;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Candidate {
-    /// Clients' connections that it has, at most [`MOST`].
+    /// Its client connections, at most [`MOST`].
     pub load: u32,
-    /// Most that it admits.
+    /// Most client connections that it admits.
     pub limit: u32,
     /// Its share, [`WEIGHT_ONE`] for an ordinary one, at most 100 times that.
     pub weight: u32,
@@ -49,42 +49,42 @@ pub struct Candidate {
     pub relayable: u32,
     /// Milliseconds since its last report.
     pub age_ms: u32,
-    /// Worked out by [`pick`]: what it lacks to the level (units).
+    /// Set by [`pick`]: its distance to the level (units).
     pub room: u64,
-    /// Worked out by [`pick`]: what of its room its own clients will not fill (units).
+    /// Set by [`pick`]: the part of its room that its own clients will not fill (units).
     pub spare: u64,
 }
 
-/// All that a pick goes by.
+/// The input of a pick, and its result.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PickScratch {
-    /// By controller index; those that are not there are not eligible.
+    /// By controller index; missing controllers are not eligible.
     pub candidates: [Candidate; MAX_CONTROLLERS],
     /// Index of the controller that picks.
     pub own: u32,
     /// Milliseconds between reports.
     pub report_ms: u32,
-    /// Index of the controller that was picked.
+    /// Index of the picked controller.
     pub picked: u32,
-    /// 1: a client that is not refused is relayed to who is picked.
+    /// 1: a client that is not refused is relayed to the picked controller.
     pub relays: u32,
-    /// 1: who is picked is not relayed there but refused here.
+    /// 1: a client of another picked controller is refused here instead of relayed there.
     pub refuses: u32,
     /// Index of the controller where the client is never refused.
     pub home: u32,
-    /// Index of a controller that is left out, because it did not answer; above all to leave out none.
+    /// Index of a controller to leave out because it did not answer; [`MAX_CONTROLLERS`] or above: none.
     pub avoid: u32,
 }
 
-/// What was picked.
+/// Result of a pick.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Pick {
     /// Serve here.
     Local,
     /// Relay to this controller.
     Relay(usize),
-    /// No controller can be picked: full, or not there.
+    /// No controller can be picked: all are full or absent.
     Nobody,
 }
 
@@ -110,26 +110,26 @@ pub fn pick(field: &mut PickScratch, random: (u32, u32)) -> Pick {
         }
         index += 1;
     }
-    // Own clients are expected to fill own_expected; so many of them find room here.
+    // Own clients are expected to fill own_expected; this many of them find room here.
     let own_expected = (expected.wrapping_mul(own_rate) / (total | 1)) | 1;
     if own_room >= own_expected || scaled(random.0, own_expected) < own_room {
         return Pick::Local;
     }
     if room_sum == 0 || (spare_sum == 0 && own_room != 0) {
-        // The others have none, or none that their own clients will not fill.
+        // The other controllers have no room, or their own clients will fill it.
         return if own_eligible == 0 { Pick::Nobody } else { Pick::Local };
     }
     let by_room = if_equal(spare_sum, 0);
     Pick::Relay(draw(field, by_room, scaled(random.1, spare_sum | (room_sum & by_room))))
 }
 
-/// What controllers take in.
+/// New connections that the controllers receive.
 struct Arrivals {
-    /// At the others over the horizon, or the dead band (units).
+    /// At the other controllers over the horizon, or the dead band (units).
     expected: u64,
-    /// At all of them, a second (1/1000).
+    /// At all controllers, a second (1/1000).
     total: u64,
-    /// A second at the controller that picks, at least 1: one client is here (1/1000).
+    /// At the picking controller, a second, at least 1: one client is here (1/1000).
     own: u64,
 }
 
@@ -162,7 +162,7 @@ fn arrivals(field: &PickScratch) -> Arrivals {
 
 /// The level to which `expected` more units fill the eligible controllers, for weight one.
 ///
-/// Found from above: pour onto all, take out those that stand above the level, pour again.
+/// Found from above: pour onto all controllers, remove those that stand above the level, pour again.
 #[inline(always)]
 fn water_level(field: &PickScratch, expected: u64) -> u64 {
     let mut level = HIGHEST;
@@ -180,10 +180,10 @@ fn water_level(field: &PickScratch, expected: u64) -> u64 {
             }
             index += 1;
         }
-        // `| 1` is no test for zero, and 2^-24 of an ordinary weight: 1 in 1024 would lower a level of
-        // 8,200 connections by the whole dead band.
+        // `| 1` avoids a test for zero. Because of `FINE` it costs 2^-24 of an ordinary weight: 1 in 1024
+        // would lower a level of 8,200 connections by the whole dead band.
         let next = volume.wrapping_mul(u64::from(WEIGHT_ONE) * FINE) / (width.wrapping_mul(FINE) | 1);
-        // By a mask, so that the verifier learns no new bound of the level in each pass.
+        // Uses a mask, so that the verifier learns no new bound of the level in each pass.
         if if_below(next, level) == 0 {
             break;
         }
@@ -193,7 +193,7 @@ fn water_level(field: &PickScratch, expected: u64) -> u64 {
     level
 }
 
-/// The candidate under whose share of all shares `drawn` falls.
+/// The candidate whose part of the summed shares holds `drawn`.
 #[inline(always)]
 fn draw(field: &PickScratch, by_room: u64, drawn: u64) -> usize {
     let (mut passed, mut picked) = (0u64, 0u64);
@@ -208,7 +208,7 @@ fn draw(field: &PickScratch, by_room: u64, drawn: u64) -> usize {
     picked as usize
 }
 
-/// What a controller lacks to the level, within its limit (units).
+/// The distance of a controller to the level, within its limit (units).
 #[inline(always)]
 fn room(candidate: &Candidate, level: u64) -> u64 {
     let (surface, limit) = (surface(candidate, level), units(candidate.limit));

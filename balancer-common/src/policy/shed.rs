@@ -1,42 +1,43 @@
 //! Shedding: how many established connections this controller closes, and why not more.
 //!
-//! Closed clients come back elsewhere, because a pick ([`crate::policy::pick`]) sends them to whoever has the
-//! most room. Only a controller above its target closes any, never below it, and never faster than
-//! the others can log the clients in. A client that was closed and has not come back is in nobody's
-//! count for a while: it counts into the mean by the report of who closed it ([`ControllerLoad::closing`])
-//! for [`RETURN_MS`], so that no delay up to that makes a controller shed below the mean.
+//! Closed clients come back elsewhere, because a pick ([`crate::policy::pick`]) sends them to the controller
+//! with the most room. Only a controller above its target closes connections, never below the target, and
+//! never faster than the other controllers can log the clients in. A client that was closed and has not come
+//! back is missing from every count for a while. For [`RETURN_MS`] the report of the controller that closed
+//! it adds it to the mean ([`ControllerLoad::closing`]), so no delay up to that makes a controller shed below
+//! the mean.
 //!
 //! Rates are in 1/1000 connection a second.
 
 use core::fmt;
 
-/// A client that was closed is back within this, milliseconds: agents wait 3 s ± 10 %, the CLI 2 s.
+/// Closed clients are back within this time, milliseconds: agents wait 3 s ± 10 %, the CLI 2 s.
 pub const RETURN_MS: u64 = 30_000;
-/// Younger connections are not shed, seconds: closing one costs its agent a longer back-off, which
-/// a life of a minute resets.
+/// Younger connections are not shed, seconds: closing one costs its agent a longer back-off, and a connection
+/// of a minute resets the back-off.
 pub const MIN_AGE_S: u32 = 60;
-/// Membership must have been the same for so long, milliseconds.
+/// Membership must have been stable for this long, milliseconds.
 pub const SETTLED_MS: u64 = 60_000;
-/// A view older than this is too old to shed by, milliseconds: ten reports.
+/// A view older than this is too old for shedding, milliseconds: ten reports.
 pub const STALE_MS: u64 = 1_000;
-/// Shedding ends within this part of the target, 1/1000. Half of what was promised, as what donors
-/// keep receivers lack.
+/// Shedding ends within this part of the target, 1/1000: half of the promised balance, because receivers lack
+/// the connections that donors keep.
 const DONE_PERMILLE: u64 = 20;
 /// At most this part of the mean is closed a second, 1/1000.
 const MEAN_PERMILLE: u64 = 5;
-/// Loads that differ by less are alike to a pick.
+/// To a pick, loads that differ by less are equal.
 const LEVEL: u64 = 16;
-/// Part of the excess that is closed a second, 1/1000: a third over what counts are late, a second.
+/// Part of the excess that is closed a second, 1/1000: a third within the second by which counts are late.
 const GAIN_PERMILLE: u64 = 300;
 
-/// What the operator allows.
+/// The operator's limits on shedding.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rules {
     /// Shedding begins above this part of the target, 1/1000.
     pub threshold_permille: u64,
-    /// Shedding begins so many connections above the target.
+    /// Shedding begins this many connections above the target.
     pub min_excess: u64,
-    /// Most connections closed a second, 1/1000; 0: no limit of its own.
+    /// Most connections closed a second, 1/1000; 0: no such limit.
     pub max_rate_milli: u64,
     /// Logins a second that a controller admits, 1/1000.
     pub login_rate_milli: u64,
@@ -53,36 +54,36 @@ impl Default for Rules {
 pub struct ControllerLoad {
     /// Its client connections.
     pub load: u64,
-    /// Most that it admits.
+    /// Most client connections that it admits.
     pub limit: u64,
-    /// Its share against the others', 1024 for an ordinary one.
+    /// Its weight: its share against the others', 1024 for an ordinary one.
     pub weight: u64,
-    /// Takes clients: ready, and not draining.
+    /// Whether it takes clients: ready, and not draining.
     pub takes: bool,
     /// Milliseconds since its report.
     pub age_ms: u64,
     /// Connections that it has closed within [`RETURN_MS`].
     pub closing: u64,
-    /// It is shedding.
+    /// Whether it is shedding.
     pub sheds: bool,
 }
 
-/// All that is decided by.
+/// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct ShedInput<'a> {
     /// This controller.
     pub own: &'a ControllerLoad,
-    /// Every other one that is not absent.
+    /// The other controllers that are not absent.
     pub others: &'a [ControllerLoad],
     /// Milliseconds since a controller last came, went or changed its readiness.
     pub settled_ms: u64,
-    /// This controller is being emptied.
+    /// Set while this controller is being emptied.
     pub drain: Option<Drain>,
-    /// Begin though it is below the threshold.
+    /// Begin although the load is below the threshold.
     pub now: bool,
 }
 
-/// A controller is being emptied.
+/// How a controller is being emptied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Drain {
     /// Its load at the beginning.
@@ -94,7 +95,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// The load that an even course has by now.
+    /// The load that a steady drain would have reached by now.
     fn even(&self) -> u64 {
         self.from_load.saturating_mul(self.left_ms.min(self.within_ms)).div_ceil(self.within_ms.max(1))
     }
@@ -103,9 +104,9 @@ impl Drain {
 /// Why nothing is closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rest {
-    /// It is not enough above its target to begin.
+    /// The load is not far enough above the target to begin.
     Balanced,
-    /// Those that were closed are not back yet, and may be what is lacking elsewhere.
+    /// Closed clients are not back yet, and may be the ones missing elsewhere.
     Returning,
     /// A controller's report is too old.
     StaleView,
@@ -115,14 +116,14 @@ pub enum Rest {
     NoRoom,
 }
 
-/// What the rate is bounded by.
+/// The bound that sets the rate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Bound {
-    /// What is too much gets less.
+    /// A part of the excess.
     Gain,
     /// A part of the mean.
     Mean,
-    /// What the others can log in.
+    /// The logins that the other controllers admit.
     Logins,
     /// The operator's own limit.
     MaxRate,
@@ -130,22 +131,22 @@ pub enum Bound {
     Time,
 }
 
-/// What is to be done, and why.
+/// The decision, and the reason for it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// Connections that this controller should have.
     pub target: u64,
-    /// How many it has above that, as far as others have room for them.
+    /// Connections above the target, as far as other controllers have room for them.
     pub excess: u64,
     /// Connections to close a second, 1/1000.
     pub rate_milli: u64,
-    /// How many may be closed by now, however few were before.
+    /// Most connections to close now, however few were closed before.
     pub most: u64,
-    /// What keeps the rate from being higher, or that nothing is closed.
+    /// The bound that keeps the rate from being higher, or the reason for closing nothing.
     pub because: Result<Bound, Rest>,
 }
 
-/// Sheds, or not, with hysteresis.
+/// Decides about shedding, with hysteresis.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Shedder {
     sheds: bool,
@@ -155,16 +156,16 @@ pub struct Shedder {
 }
 
 impl Shedder {
-    /// Whether it has begun and not ended.
+    /// Whether shedding has begun and not ended.
     pub fn sheds(&self) -> bool {
         self.sheds
     }
 
-    /// How many connections to close at `now_ms`, and the plan behind it.
+    /// The number of connections to close at `now_ms`, and the plan behind it.
     pub fn step(&mut self, now_ms: u64, scene: &ShedInput, rules: &Rules) -> (u64, Plan) {
         let plan = plan(scene, rules, self.sheds);
         let begun = plan.because.is_ok();
-        // A pause is no end: it may come below the threshold.
+        // A pause does not end shedding: the load may come below the threshold.
         self.sheds = begun || (self.sheds && plan.because != Err(Rest::Balanced));
         let elapsed_ms = now_ms.saturating_sub(self.last_ms.unwrap_or(now_ms));
         self.last_ms = Some(now_ms);
@@ -172,7 +173,7 @@ impl Shedder {
             self.due_micro = 0;
             return (0, plan);
         }
-        // What a pause of the caller has missed is not caught up with in one burst.
+        // If the caller pauses, the missed closings are not made up in one burst.
         self.due_micro = self.due_micro.saturating_add(plan.rate_milli.saturating_mul(elapsed_ms.min(2_000)));
         let close = (self.due_micro / 1_000_000).min(plan.most);
         self.due_micro -= close * 1_000_000;
@@ -180,7 +181,7 @@ impl Shedder {
     }
 }
 
-/// What to do in `scene`; `sheds`: it is shedding already.
+/// The plan for `scene`; `sheds`: shedding has begun already.
 pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     let own = scene.own;
     let drains = scene.drain.is_some();
@@ -190,7 +191,7 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     if !drains {
         weights += own.weight.max(1);
     }
-    // Those that do not take clients keep what they have.
+    // Controllers that do not take clients keep the ones they have.
     let mut clients: u64 = takers().map(|taker| taker.load).sum::<u64>() + own.load + own.closing;
     clients += scene.others.iter().map(|other| other.closing).sum::<u64>();
     let share_of = |clients: u64, weight: u64| clients.saturating_mul(weight.max(1)).div_ceil(weights.max(1));
@@ -235,7 +236,7 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     if excess == 0 {
         return rest(Rest::NoRoom);
     }
-    // Picks fill the emptiest first: only those about as empty share the logins.
+    // Picks fill the emptiest controllers first: only those with about the least load share the logins.
     let filled = |taker: &ControllerLoad| taker.load * 1_024 / taker.weight.max(1);
     let open = || takers().filter(|taker| taker.load < taker.limit);
     let emptiest = open().map(filled).min().unwrap_or(0);
@@ -256,7 +257,7 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     }
     let mut most = excess;
     if let Some(drain) = scene.drain {
-        // Closing one may end several: an agent has two, and gives up both.
+        // Closing one connection may end several: an agent has two, and gives up both.
         most = most.min(own.load.saturating_sub(drain.even()));
         bounds[2] = (Bound::Time, own.load.saturating_mul(1_200_000) / drain.left_ms.max(1_000));
     } else {
@@ -354,7 +355,7 @@ mod tests {
                 0,
                 Err(Rest::Balanced),
             ),
-            // One far emptier than the other gets all: the logins of one.
+            // One controller is far emptier than the other and gets all clients: only its logins count.
             (standing(3_000), vec![standing(0), standing(900)], false, 1_700, 2_000, Ok(Bound::Logins)),
             // Another donor takes its part of the logins.
             (
@@ -365,7 +366,7 @@ mod tests {
                 1_000,
                 Ok(Bound::Logins),
             ),
-            // What is on its way counts into the mean.
+            // Clients on their way count into the mean.
             (
                 ControllerLoad { closing: 100, ..standing(1_060) },
                 vec![standing(970), standing(970)],
@@ -374,7 +375,7 @@ mod tests {
                 4_000,
                 Ok(Bound::Logins),
             ),
-            // Over its limit: shed to there though it is no donor.
+            // Over its limit: sheds to its limit although it is no donor.
             (
                 ControllerLoad { limit: 900, ..standing(1_000) },
                 vec![standing(1_000), standing(1_000)],
@@ -419,7 +420,7 @@ mod tests {
             let drain = Drain { from_load: 1_000, within_ms: 60_000, left_ms: 60_000 - second * 1_000 };
             let scene = ShedInput { drain: Some(drain), ..scene(&own, &others) };
             let (close, _) = shedder.step(second * 1_000, &scene, &rules);
-            // Half of them take another one with them.
+            // Half of the closed connections end another one as well.
             let gone = (close + close / 2).min(load);
             load -= gone;
             curve.push(gone);
@@ -432,8 +433,8 @@ mod tests {
         assert_eq!((slow.rate_milli, slow.because), (8_000, Ok(Bound::Logins)));
     }
 
-    /// A cluster whose closed clients come back after a while to whoever is emptiest, and whose
-    /// controllers see each other late.
+    /// A cluster in which closed clients come back after a while to the emptiest controller, and controllers
+    /// see each other's load late.
     struct World {
         loads: Vec<u64>,
         shedders: Vec<Shedder>,
@@ -541,7 +542,7 @@ mod tests {
             }
             // Agents' rule: 4 a second, after a burst of 10.
             prop_assert!(world.burst <= 10 + 40, "{} logins within ten seconds", world.burst);
-            // As rounded as the plan's own.
+            // Rounded like the plan's own mean.
             let mean = world.loads.iter().sum::<u64>().div_ceil(loads.len() as u64);
             let begins = |load: u64| load * 1_000 > mean * rules.threshold_permille && load > mean + rules.min_excess;
             prop_assert!(!world.loads.iter().any(|&load| begins(load)), "{:?}", world.loads);

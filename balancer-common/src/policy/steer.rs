@@ -1,6 +1,6 @@
-//! What becomes of a client whom another controller is to serve: relayed there, or refused here.
+//! How to treat a new client that another controller should serve: relay it there, or refuse it here.
 //!
-//! Called by [`crate::stages::choose`] around the pick; what it decides is carried out in [`crate::stages::commit`].
+//! [`crate::stages::choose`] calls this around the pick; [`crate::stages::commit`] carries the decision out.
 
 use crate::{
     hooks::Tables,
@@ -12,8 +12,8 @@ use crate::{
     wire::Address,
 };
 
-/// Whether the client that another controller is to serve is relayed there, or refused here so that
-/// it finds it by itself: as configured, or because none can be relayed to.
+/// Decides whether a client of another controller is relayed there, or refused here so that it finds that
+/// controller by itself: as configured, or because no controller with room can be relayed to.
 #[inline(always)]
 pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, client: &Address) {
     let client = hashed(client);
@@ -34,7 +34,7 @@ pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings
         }
         index += 1;
     }
-    // A SYN that its relay left unanswered has waited long enough.
+    // After a relayed SYN without an answer, the client has waited long enough.
     let fallback = if_equal(u64::from(settings.steer), Steer::Relay as u64)
         & open
         & !reachable
@@ -52,8 +52,8 @@ pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings
     }
 }
 
-/// Whether a client that is not refused is relayed to who was picked: not where that cannot be, nor
-/// where it was picked by lot only.
+/// Decides whether a client that is not refused is relayed to the picked controller: not if no relay there is
+/// possible, nor if the pick was a random refusal only.
 #[inline(always)]
 pub fn conclude(field: &mut PickScratch, settings: &Settings) {
     let (mut relayable, mut here) = (0u64, 0u64);
@@ -69,7 +69,7 @@ pub fn conclude(field: &mut PickScratch, settings: &Settings) {
     field.relays = (relayable & !random_refusal) as u32 & 1;
 }
 
-/// The picked one where newcomers are refused at random: another that has room, or this controller.
+/// The picked controller while new clients are refused at random: another that has room, or this one.
 #[inline(always)]
 pub fn random_refusal(field: &PickScratch, share: u32, random: u32) -> u32 {
     let own = u64::from(field.own);
@@ -91,21 +91,21 @@ pub fn random_refusal(field: &PickScratch, share: u32, random: u32) -> u32 {
     if random < share { another as u32 } else { field.own }
 }
 
-/// A client's address as [`score`] takes it.
+/// A client's address in the form that [`score`] takes.
 #[inline(always)]
 pub fn hashed(client: &Address) -> u64 {
     let [a, b, c, d] = client.words();
     mixed(u64::from(a ^ c) << 32 | u64::from(b ^ d))
 }
 
-/// How much a controller is a client's home: the highest of all is (Thaler and Ravishankar 1998, "Using
-/// name-based mappings to increase hit rates"). Below 2⁶³.
+/// A controller's score for a client; the controller with the highest is the client's home (Thaler and
+/// Ravishankar 1998, "Using name-based mappings to increase hit rates"). Below 2⁶³.
 #[inline(always)]
 pub const fn score(client: u64, name_hash: u64) -> u64 {
     mixed(client ^ name_hash) >> 1
 }
 
-/// Bits of a word, each depending on all (the finalizer of splitmix64, Steele, Lea and Flood 2014).
+/// Mixes a word so that each bit depends on all (the finalizer of splitmix64, Steele, Lea and Flood 2014).
 #[inline(always)]
 const fn mixed(word: u64) -> u64 {
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

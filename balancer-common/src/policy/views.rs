@@ -1,14 +1,13 @@
-//! Views: what this host believes another controller's load is.
+//! Views: this host's estimate of another controller's load.
 //!
-//! A report is old when it arrives, and an entry that has just relayed a hundred clients must not
-//! wait for it to count them. So the owner reports, beside its load, how many relays it has
-//! *received* from each entry so far, and the entry counts how many it has *sent*: those in between
-//! are on their way and come on top. Both are cumulative, so a lost report loses nothing.
+//! A report is old when it arrives, and an entry that has just relayed a hundred clients must not wait for
+//! the report that counts them. So beside its load the owner reports how many relays it has *received* from
+//! each entry so far, and the entry counts how many it has *sent*. The difference is on its way and comes on
+//! top of the load. Both counts are cumulative, so a lost report loses nothing.
 //!
-//! Relays can be lost on the way (a firewall, a restart), and either count can start over. The
-//! difference would then stay wrong for ever. A SYN is on its way for less than a second, so
-//! whatever was sent a second before the report and is not in it never will be: [`Ledger`] writes it
-//! off.
+//! Relays can be lost on the way (a firewall, a restart), and either count can start over. The difference
+//! would then stay wrong for ever. A SYN is on its way for less than a second, so a relay sent a second
+//! before the report and missing from it will never arrive: [`Ledger`] writes it off.
 
 use crate::{
     policy::{
@@ -18,35 +17,35 @@ use crate::{
     records::Controller,
 };
 
-/// What one entry has sent to one owner, against what the owner says it received.
+/// Relays that one entry has sent to one owner, against the owner's count of received ones.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Ledger {
     written_off: i64,
 }
 
 impl Ledger {
-    /// Takes in a report that arrived now: `received` relays by the owner's count, `sent` by ours
-    /// now and `sent_before` by ours a second ago. Returns the relays still on their way.
+    /// Takes in a report that has just arrived: `received` is the owner's count of relays, `sent` is our
+    /// count now and `sent_before` ours a second ago. Returns the relays still on their way.
     #[must_use]
     pub fn settle(&mut self, received: u64, sent: u64, sent_before: u64) -> u64 {
         let (received, sent, sent_before) = (received as i64, sent as i64, sent_before as i64);
         let mut accounted = received.wrapping_add(self.written_off);
-        // Lost on the way, or the owner counts anew.
+        // Relays were lost on the way, or the owner's count started over.
         accounted = accounted.max(sent_before);
-        // This host counts anew, or a relay written off arrived after all.
+        // This host's count started over, or a relay arrived after it was written off.
         accounted = accounted.min(sent);
         self.written_off = accounted.wrapping_sub(received);
         sent.wrapping_sub(accounted).max(0) as u64
     }
 }
 
-/// [`Controller::view_base`] for a report: what the programs add their own `sent` to.
+/// [`Controller::view_base`] for a report: the programs add their own `sent` to it.
 pub fn view_base(reported_load: u64, on_their_way: u64, sent: u64) -> i64 {
     (reported_load as i64).wrapping_add(on_their_way as i64).wrapping_sub(sent as i64)
 }
 
 impl Controller {
-    /// Its load as this host believes it, given what it has sent it by now.
+    /// This host's estimate of the controller's load, from the count `sent` by now.
     #[inline(always)]
     pub fn view(&self, sent: u64) -> u32 {
         let load = self.view_base.wrapping_add(sent as i64);
@@ -74,7 +73,7 @@ mod tests {
         let mut ledger = Ledger::default();
         assert_eq!(ledger.settle(100, 105, 100), 5);
         assert_eq!(ledger.settle(100, 105, 105), 0);
-        // and do not hide later ones
+        // Written-off relays do not hide later ones.
         assert_eq!(ledger.settle(100, 115, 105), 10);
         assert_eq!(ledger.settle(110, 115, 105), 0);
     }
