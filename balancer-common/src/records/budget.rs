@@ -1,15 +1,15 @@
-//! The count that admission goes by, and the handshakes and sockets that make it up.
+//! The count that limits admission, and the handshakes and sockets that it is made of.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Seconds for which a handshake in progress holds its place. A power of two, so that a bucket's
-/// index is a mask: the verifier follows no remainder.
+/// Seconds for which a handshake in progress holds its reservation. A power of two, so that a bucket's index
+/// is a mask: the verifier does not follow remainders.
 pub const HANDSHAKE_WINDOW_S: usize = 4;
-/// Seconds for which last ACKs are looked at after a handshake has outlived its place: longer than
-/// any handshake (Linux gives up after 127 s of SYN retransmissions, tcp(7) `tcp_syn_retries`).
+/// Seconds for which final ACKs are checked after a handshake has outlived its reservation: longer than any
+/// handshake (Linux gives up after 127 s of SYN retransmissions, tcp(7) `tcp_syn_retries`).
 pub const CHECK_FINAL_ACK_S: u32 = 130;
 
-/// The kernel's `struct bpf_spin_lock`, found by its name in the object's type information.
+/// The kernel's `struct bpf_spin_lock`; the kernel finds it by its name in the object's type information.
 #[cfg(not(target_arch = "bpf"))]
 pub type Lock = u32;
 #[cfg(target_arch = "bpf")]
@@ -19,7 +19,7 @@ pub use lock::bpf_spin_lock as Lock;
 mod lock {
     use bytemuck::{Pod, Zeroable};
 
-    /// Recognised by the verifier through this name (kernel `btf_find_spin_lock`).
+    /// The verifier recognises the lock by this name (kernel `btf_find_spin_lock`).
     #[allow(non_camel_case_types, reason = "the kernel's name")]
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -40,7 +40,7 @@ pub struct Budget {
     pub exempt: u32,
     /// Boot clock, seconds: the newest bucket.
     pub newest_s: u32,
-    /// Boot clock, seconds: until then last ACKs are looked at.
+    /// Boot clock, seconds: until then the programs check final ACKs.
     pub check_final_ack_until_s: u32,
     /// Handshakes begun in second `s`, at `s % 4`, for the last four seconds.
     pub handshakes: [u32; HANDSHAKE_WINDOW_S],
@@ -48,19 +48,19 @@ pub struct Budget {
 
 const _: () = assert!(size_of::<Budget>() == 36);
 
-/// A handshake that has a place, or did.
+/// A handshake that has a reservation, or had one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Reservation {
-    /// Boot clock, seconds: when its place was taken. 0: it has none and is decided at its last ACK.
+    /// Boot clock, seconds: the time of its reservation. 0: it has none and is decided at its final ACK.
     pub taken_s: u32,
     /// The client's initial sequence number (host order).
     pub isn: u32,
 }
 
 impl Reservation {
-    /// No handshake. (Not an `Option`: LLVM spills the payload that a `None` does not have, and the
-    /// verifier refuses the read of a register never written.)
+    /// No handshake. (Not an `Option`: LLVM spills the payload that a `None` does not have, and the verifier
+    /// rejects the read of a register that was never written.)
     pub const NONE: Self = Self { taken_s: 0, isn: 0 };
 }
 
@@ -68,11 +68,11 @@ impl Reservation {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Tracked {
-    /// Boot clock, seconds: since when.
+    /// Boot clock, seconds: the time at which it was established.
     pub since_s: u32,
-    /// 1: a client's, 0: a controller's or an exempt one's.
+    /// 1: a client's socket, 0: that of a controller or an exempt address.
     pub client: u8,
-    /// 1: from before the programs were attached; [`super::Settings::adjust`] counts it.
+    /// 1: it existed before the programs were attached; [`super::Settings::adjust`] counts it.
     pub seeded: u8,
     /// Explicit padding.
     pub pad: [u8; 2],

@@ -1,4 +1,4 @@
-//! What this host believes of each controller, and what it has exchanged with it.
+//! This host's view of each controller, and the relays exchanged with it.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,20 +8,20 @@ use crate::wire::{Address, Port};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum State {
-    /// Not a member, or declared dead: its flows are answered with RST.
+    /// Not a member, or declared dead: flows with it are answered with RST.
     Absent = 0,
     /// Its jujud serves.
     Ready = 1,
     /// Its jujud does not answer its readiness check.
     NotReady = 2,
-    /// Its operator is emptying it.
+    /// An operator is emptying it.
     Draining = 3,
     /// Its agent is silent but its host answers: not picked, its flows go on.
     Silent = 4,
 }
 
 impl State {
-    /// The state that a record holds; unknown bytes count as absent.
+    /// The state of a record's byte; unknown bytes count as absent.
     pub fn from_u8(state: u8) -> Self {
         match state {
             1 => Self::Ready,
@@ -37,10 +37,10 @@ impl State {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct Controller {
-    /// Its load less what this host has sent it: `load = view_base + sent`
-    /// (see [`crate::policy::views`]). Connections.
+    /// Its load less the relays that this host has sent it: `load = view_base + sent` (see
+    /// [`crate::policy::views`]). Connections.
     pub view_base: i64,
-    /// Boot clock, nanoseconds: its last report.
+    /// Boot clock, nanoseconds: the time of its last report.
     pub reported_ns: u64,
     /// Stable identity of the slot: a hash of the controller's name. 0: the slot is free.
     pub name_hash: u64,
@@ -54,11 +54,11 @@ pub struct Controller {
     pub weight: u32,
     /// New client connections a second that its clients dial, in 1/1000.
     pub arrivals_milli: u32,
-    /// Interface towards it; 0: none known.
+    /// Interface towards it; 0: unknown.
     pub ifindex: u32,
-    /// Relay port that it announced to this host: where relays to it go. 0: none, do not relay.
+    /// Relay port that it announced to this host, the target of relays to it. 0: none, do not relay.
     pub relay_out: Port,
-    /// Relay port that this host announced to it: where its relays arrive.
+    /// Relay port that this host announced to it, where its relays arrive.
     pub relay_in: Port,
     /// A [`State`].
     pub state: u8,
@@ -78,7 +78,7 @@ impl Controller {
     }
 }
 
-/// What this host has exchanged with a controller; written by the programs only.
+/// Relays exchanged with a controller; only the programs write this record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Traffic {
@@ -86,22 +86,23 @@ pub struct Traffic {
     pub sent: u64,
     /// Connections relayed from it, since the maps were made.
     pub received: u64,
-    /// Relayed SYNs that it did not answer, in all.
+    /// Relayed SYNs that it did not answer, in total.
     pub unanswered: u64,
     /// Relayed SYNs in a row that it did not answer.
     pub strikes: u64,
     /// Boot clock, nanoseconds: until then nothing is relayed to it.
     pub unreachable_until_ns: u64,
-    /// Boot clock, nanoseconds: when it last answered a relayed SYN.
+    /// Boot clock, nanoseconds: the last time that it answered a relayed SYN.
     pub answered_ns: u64,
 }
 
 impl Traffic {
     /// Unanswered SYNs in a row after which a controller counts as unreachable.
     pub const STRIKES: u64 = 3;
-    /// How long it does, nanoseconds.
+    /// How long it then counts as unreachable, nanoseconds.
     pub const UNREACHABLE_NS: u64 = 30_000_000_000;
-    /// How long an answer proves that it does not, nanoseconds: whoever forges addresses that it cannot answer, and repeats
-    /// their SYNs, is not to keep others' relays from it.
+    /// How long an answer proves that it is reachable, nanoseconds. Otherwise an attacker could forge
+    /// addresses, repeat their SYNs without ever answering, and so keep other clients' relays from the
+    /// controller.
     pub const REACHABLE_NS: u64 = 3_000_000_000;
 }

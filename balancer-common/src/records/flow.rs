@@ -22,7 +22,7 @@ pub struct Tuple {
 
 const _: () = assert!(size_of::<Tuple>() == 36);
 
-/// Which direction of which hop a [`Flow`] describes.
+/// The direction and hop that a [`Flow`] describes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Kind {
@@ -36,7 +36,7 @@ pub enum Kind {
     Divert = 4,
 }
 
-/// What to do with the packets of one direction: the ends that they leave with.
+/// How to treat the packets of one direction: the ends that they leave with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Flow {
@@ -59,12 +59,12 @@ pub struct Flow {
     pub ifindex: u32,
     /// The client's initial sequence number (host order).
     pub isn: u32,
-    /// The last acknowledgement number that came this way (host order): what the sender of this
-    /// direction expects next, and so the sequence number of a RST that it believes.
+    /// The last acknowledgement number in this direction (host order): the sequence number that the sender of
+    /// this direction expects next, and so the only one on which it accepts a RST.
     pub ack: u32,
-    /// Boot clock, seconds: the SYN.
+    /// Boot clock, seconds: the time of the SYN.
     pub opened_s: u32,
-    /// Boot clock, seconds: the last packet.
+    /// Boot clock, seconds: the time of the last packet.
     pub seen_s: u32,
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
@@ -112,14 +112,14 @@ impl Flow {
         }
     }
 
-    /// Whether this record is of `kind`.
+    /// Whether this record has the kind `kind`.
     #[inline(always)]
     pub fn is(&self, kind: Kind) -> bool {
         self.kind == kind as u8
     }
 
-    /// The key of the other direction of the same hop at the same host: packets that come back
-    /// from where this direction's packets go.
+    /// The key of the other direction of the same hop at the same host: of packets that come back from where
+    /// this direction's packets go.
     #[inline(always)]
     pub fn opposite(&self, key: &Tuple) -> Tuple {
         if self.is(Kind::Restore) {
@@ -138,8 +138,8 @@ impl Flow {
         }
     }
 
-    /// Whether the connection is over, given both directions' [`Flow::state`]: the sender of
-    /// `forward` is done with its port. The far side may still be talking; it will get a RST.
+    /// Whether the connection is over, given both directions' [`Flow::state`]: the sender of `forward` no
+    /// longer needs its port. The far side may still be sending; it will get a RST.
     #[inline(always)]
     pub fn over(forward: u8, back: u8) -> bool {
         (forward | back) & Self::RST != 0 || forward & Self::FIN != 0

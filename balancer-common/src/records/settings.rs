@@ -1,4 +1,4 @@
-//! What the agent tells the programs.
+//! Settings that the agent writes for the programs.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,26 +12,27 @@ pub struct Settings {
     pub tag_key: [u64; 2],
     /// This network namespace: its cookie, or on kernels before 5.15 its inode number.
     pub netns: u64,
-    /// Connections that the programs do not count themselves: those from before they were attached.
-    /// Added to [`super::Budget`]'s count.
+    /// Connections that the programs do not count themselves, because they existed before the programs were
+    /// attached. Added to [`super::Budget`]'s count.
     pub adjust: i64,
     /// Most client connections admitted here.
     pub limit: u32,
-    /// Handshakes in progress above which they are decided at their last ACK.
+    /// Above this many handshakes in progress, the programs decide handshakes at their final ACK.
     pub handshake_cap: u32,
-    /// New flows per second and CPU above which SYNs are served locally.
+    /// Above this many new flows per second and CPU, SYNs are served locally.
     pub flood_per_cpu: u32,
     /// Interval of the controllers' reports, milliseconds.
     pub report_ms: u32,
-    /// Part of the newcomers that is refused at random, of 2³²; 0: by the counts.
+    /// Part of the new clients that is refused at random, of 2³²; 0: picks go by the counts.
     pub refuse_share: u32,
     /// Most connections of one client address here; 0: no limit.
     pub per_client_limit: u32,
-    /// The operator's own limit, which the agent keeps here over its restarts; 0: none.
+    /// The limit that an operator set; the agent keeps it here across its restarts. 0: none.
     pub operator_limit: u32,
-    /// Boot clock, seconds: when the operator began to empty this controller; 0: not being emptied.
+    /// Boot clock, seconds: the time at which the operator began to empty this controller; 0: not being
+    /// emptied.
     pub drain_from_s: u32,
-    /// Boot clock, seconds: when it is to be empty.
+    /// Boot clock, seconds: the time by which it should be empty.
     pub drain_until_s: u32,
     /// The API port.
     pub api_port: Port,
@@ -49,12 +50,12 @@ pub struct Settings {
     pub active: u8,
     /// A [`Steer`].
     pub steer: u8,
-    /// 1 where another version's programs ran before these.
+    /// 1 if another version's programs ran before these.
     pub upgraded: u8,
     /// Explicit padding.
     pub pad: [u8; 2],
-    /// Boot clock, seconds: until then there may be handshakes that these programs do not know, as they have just been put
-    /// in the place of none or of another version's, and relays too then.
+    /// Boot clock, seconds: until this time, handshakes may exist that began before these programs were
+    /// attached. If these programs replaced another version's, relays may exist too that these do not know.
     pub grace_until_s: u32,
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
@@ -63,26 +64,26 @@ pub struct Settings {
 
 const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 96 } else { 88 });
 
-/// What becomes of a newcomer whom another controller is to serve.
+/// How to treat a new client that another controller should serve.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Steer {
-    /// It is relayed there.
+    /// Relay it there.
     Relay = 0,
-    /// It is refused, so that it goes elsewhere by itself.
+    /// Refuse it, so that it finds another controller by itself.
     Refuse = 1,
-    /// It is served here all the same.
+    /// Serve it here anyway.
     Off = 2,
 }
 
 impl Settings {
-    /// Whether there may be handshakes that the programs do not know.
+    /// Whether handshakes may exist that the programs do not know.
     #[inline(always)]
     pub fn in_grace_period(&self, now_s: u32) -> bool {
         now_s < self.grace_until_s
     }
 
-    /// Whether there may be relays that the programs do not know.
+    /// Whether relays may exist that the programs do not know.
     #[inline(always)]
     pub fn upgrading(&self, now_s: u32) -> bool {
         self.upgraded != 0 && self.in_grace_period(now_s)
@@ -103,11 +104,11 @@ impl Settings {
     }
 }
 
-/// Who an address belongs to.
+/// The owner of an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Class {
-    /// Anybody: balanced, counted, limited.
+    /// A client: balanced, counted, limited.
     Client = 0,
     /// A controller other than this one.
     Controller = 1,
@@ -122,33 +123,33 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct AddressClass {
     class: u8,
-    /// The controller's index, where [`Class::Controller`] or [`Class::Own`].
+    /// The controller's index, for [`Class::Controller`] and [`Class::Own`].
     pub controller: u8,
     pad: [u8; 2],
 }
 
 impl AddressClass {
-    /// Anybody not listed.
+    /// An address that is not listed.
     pub const CLIENT: Self = Self { class: Class::Client as u8, controller: 0, pad: [0; 2] };
 
-    /// An address or prefix of `class`.
+    /// A prefix of class `class`.
     pub fn new(class: Class, controller: u8) -> Self {
         Self { class: class as u8, controller, pad: [0; 2] }
     }
 
-    /// Whether it is of `class`.
+    /// Whether it has the class `class`.
     #[inline(always)]
     pub fn is(self, class: Class) -> bool {
         self.class == class as u8
     }
 }
 
-/// What the programs must know of a network device.
+/// Facts that the programs need of a network device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Device {
-    /// Largest IP packet, octets.
+    /// Largest IP packet, bytes.
     pub mtu: u32,
-    /// 1: `ingress` runs there, so that clients' SYNs have been decided before the socket look-up.
+    /// 1: `ingress` runs there, so it decides clients' SYNs before the socket look-up.
     pub has_ingress: u32,
 }
