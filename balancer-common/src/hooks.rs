@@ -1,4 +1,4 @@
-//! What decisions look up: the maps, the sockets, the clock and chance.
+//! The interfaces that the decisions use: packets, maps, sockets, the clock and random numbers.
 
 use core::ops::DerefMut;
 
@@ -16,21 +16,21 @@ use crate::{
 
 /// A frame in the kernel or on the host. Offsets count from the Ethernet header.
 ///
-/// `None` stands for an access outside the frame, or one that the kernel refused; callers pass the
-/// packet on unchanged, and change nothing before every read that they need has succeeded.
+/// `None` means that the access lies outside the frame, or that the kernel refused it. Callers then pass the
+/// packet on unchanged: they change nothing before all the reads that they need have succeeded.
 pub trait Packet {
-    /// Octets, Ethernet header and padding included.
+    /// Length in bytes, Ethernet header and padding included.
     fn len(&self) -> u32;
 
-    /// Whether it holds no octet.
+    /// Whether the frame has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Interface that it came in by or leaves by.
+    /// Interface that the packet came in by or leaves by.
     fn ifindex(&self) -> u32;
 
-    /// Whether a VLAN tag was taken off into metadata: it belongs to another device.
+    /// Whether the kernel moved a VLAN tag into metadata: such a packet belongs to another device.
     fn tagged(&self) -> bool;
 
     /// Reads at an offset that is constant once inlined.
@@ -45,7 +45,7 @@ pub trait Packet {
     /// Writes at any offset.
     fn write_anywhere<T: Pod>(&mut self, at: usize, value: &T) -> Option<()>;
 
-    /// Makes the frame `len` octets long; new ones are zero. Checksums are the caller's.
+    /// Makes the frame `len` bytes long; new bytes are zero. The caller updates the checksums.
     fn resize(&mut self, len: u32) -> Option<()>;
 
     /// Changes the transport checksum at `at` of a packet of `family`.
@@ -80,12 +80,11 @@ pub trait Tables {
     fn settings(&self) -> Option<&Settings>;
     /// The controller at `index`, below [`crate::records::MAX_CONTROLLERS`].
     fn controller(&self, index: usize) -> Option<&Controller>;
-    /// What has been exchanged with the controller at `index`.
+    /// What this host and the controller at `index` have exchanged.
     fn traffic(&self, index: usize) -> Option<Traffic>;
-    /// Changes what has been exchanged with the controller at `index`; concurrent changes of
-    /// different fields do not disturb each other.
+    /// Changes that record; concurrent changes of different fields do not disturb each other.
     fn exchanged(&self, index: usize, exchange: Exchange);
-    /// Whose address it is.
+    /// The class of an address.
     fn class_of(&self, address: &Address) -> AddressClass;
     /// The device at `ifindex`.
     fn device(&self, ifindex: u32) -> Option<Device>;
@@ -107,42 +106,42 @@ pub trait Tables {
     fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
     /// Runs `change` on the budget of one client address under its lock, making one if there is none.
     fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
-    /// Whether last ACKs are to be looked at (read without the lock).
+    /// Whether the programs check final ACKs (read without the lock).
     fn checks_final_ack(&self, now_s: u32) -> bool;
-    /// A handshake that was given a place, or noted without one.
+    /// The reservation of a handshake, or the note of one that has no reservation.
     fn reservation(&self, key: &Tuple) -> Option<Reservation>;
-    /// Notes a handshake; `replace` or only if there is none. `false`: there is one, or no room.
+    /// Notes a handshake; unless `replace`, only if there is none. `false`: there is one, or no room.
     fn reserve(&self, key: &Tuple, reservation: &Reservation, replace: bool) -> bool;
     /// Forgets a handshake. `false`: there was none.
     fn forget(&self, key: &Tuple) -> bool;
 
-    /// Notes the socket at hand, which has this cookie, and asks the kernel to report its changes of state. `false`: one of
-    /// both is not possible.
+    /// Notes the socket at hand under its cookie, and asks the kernel to report its changes of state. `false`:
+    /// either failed.
     fn track(&self, cookie: u64, tracked: &Tracked) -> bool;
-    /// The noted socket that has this cookie.
+    /// The noted socket with this cookie.
     fn tracked(&self, cookie: u64) -> Option<Tracked>;
     /// Forgets a socket. `false`: it was not noted.
     fn untrack(&self, cookie: u64) -> bool;
 
-    /// When a client was last refused for another controller's sake, or served where it might have been (boot clock,
-    /// nanoseconds).
+    /// When this host last refused a client in favour of another controller, or served it although it might
+    /// have refused it (boot clock, nanoseconds).
     fn recently_refused(&self, address: &Address) -> Option<u64>;
-    /// Notes that now.
+    /// Records `now_ns` as that time.
     fn note_refused(&self, address: &Address, now_ns: u64);
 
-    /// What this host's stack has for a segment that arrives with `key`.
+    /// This host's socket for a segment that arrives with `key`.
     fn socket(&self, key: &Tuple, family: Family) -> Socket;
 
-    /// Whether [`Tables::socket`] or [`Tables::hand_over`] looks up a socket at this moment: the kernel runs
+    /// Whether [`Tables::socket`] or [`Tables::hand_over`] is looking up a socket: the kernel runs
     /// [`crate::stages::socket_lookup`] inside.
     fn is_probing(&self) -> bool;
 
-    /// Hands the packet at hand, a SYN that arrives with `key`, to the listener on `port`, unless the socket look-up will
-    /// find that: it cannot where no socket map takes the listener, as one of MPTCP. What the stack has for `key` itself,
-    /// a `TIME_WAIT`, is left in charge.
+    /// Assigns the packet at hand, a SYN that arrives with `key`, to the listener on `port`, unless the
+    /// socket look-up will find the listener. The look-up cannot find a listener that no socket map takes,
+    /// such as one of MPTCP. A socket that the stack has for `key` itself, in `TIME_WAIT`, stays in charge.
     fn hand_over(&self, key: &Tuple, family: Family, port: Port);
 
-    /// Room to work out a pick in; the caller fills all of it.
+    /// Scratch memory for a pick; the caller fills all of it.
     fn pick_scratch(&self) -> Option<Self::Scratch>;
     /// Boot clock, nanoseconds.
     fn now_ns(&self) -> u64;
@@ -162,21 +161,22 @@ pub trait Tables {
     }
 }
 
-/// A change of [`Traffic`].
+/// One event that changes a controller's [`Traffic`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exchange {
-    /// A connection was relayed to it.
+    /// This host relayed a connection to the controller.
     Sent,
-    /// A connection was relayed from it.
+    /// The controller relayed a connection to this host.
     Received,
-    /// It answered a relayed SYN, now (boot clock, nanoseconds).
+    /// The controller answered a relayed SYN, now (boot clock, nanoseconds).
     Answered(u64),
-    /// It left a relayed SYN unanswered until it was repeated, now (boot clock, nanoseconds).
+    /// The controller had not answered a relayed SYN when the client repeated it, now (boot clock,
+    /// nanoseconds).
     Unanswered(u64),
 }
 
 impl Exchange {
-    /// What follows once the counts of `traffic` include this exchange.
+    /// Updates the other fields of `traffic`, once its counts include this exchange.
     #[inline(always)]
     pub fn conclude(self, traffic: &mut Traffic) {
         match self {
@@ -197,7 +197,7 @@ impl Exchange {
     }
 }
 
-/// What the stack has for a segment.
+/// The socket that the stack has for a segment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Socket {
     /// Nothing, or only a socket in TIME_WAIT, which a SYN may replace.

@@ -1,4 +1,4 @@
-//! Changing a packet: its ends, its length, its maximum segment size, its checksums.
+//! Changes to a packet: its ends, length, maximum segment size and checksums.
 
 use crate::{
     hooks::Packet,
@@ -10,8 +10,8 @@ use crate::{
     },
 };
 
-/// Gives a packet the ends of `flow` and, on top, the checksum changes that the caller has made
-/// and `length` octets behind the IP header. The frame's size is the caller's.
+/// Gives a packet the ends of `flow` and `length` bytes behind the IP header, and adds the caller's checksum
+/// changes. The caller adjusts the frame's size.
 #[inline(always)]
 pub fn readdress<P: Packet>(
     packet: &mut P,
@@ -23,7 +23,7 @@ pub fn readdress<P: Packet>(
     let family = segment.family;
     let addresses =
         Delta::ZERO.address(&segment.source, &flow.source).address(&segment.destination, &flow.destination);
-    // TCP's own length is part of the pseudo header only.
+    // TCP's length counts in the pseudo header only.
     change.pseudo = change
         .pseudo
         .address(&segment.source, &flow.source)
@@ -38,7 +38,7 @@ pub fn readdress<P: Packet>(
     packet.change_checksum(family.l4() + Tcp::CHECKSUM_AT, &change, family)
 }
 
-/// Writes an IP header's addresses and length, and IPv4's checksum along.
+/// Writes an IP header's addresses and length, and updates IPv4's checksum.
 #[inline(always)]
 pub fn write_ends<P: Packet>(
     packet: &mut P,
@@ -71,8 +71,8 @@ pub fn write_ends<P: Packet>(
     }
 }
 
-/// Lowers a SYN's maximum segment size to what the other leg carries, where it is the first option,
-/// as in the SYNs of Linux, the BSDs and Windows. Elsewhere path MTU discovery does the work.
+/// Lowers a SYN's maximum segment size to fit the other leg, if it is the first option, as in the SYNs of
+/// Linux, the BSDs and Windows. Otherwise path MTU discovery does the work.
 #[inline(always)]
 pub fn clamp_mss<P: Packet>(packet: &mut P, segment: &Segment, mtu: u32, change: &mut Change) {
     const MSS: [u8; 2] = [2, 4];

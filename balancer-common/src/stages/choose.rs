@@ -1,6 +1,6 @@
 //! Which controller serves a new client?
 //!
-//! What was picked goes on in [`crate::stages::commit`].
+//! [`crate::stages::commit`] carries the pick out.
 
 use crate::{
     hooks::{Packet, Tables},
@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// A view older than this means that its reporter, or this host's own agent, is gone.
+/// After this long without a report, its sender, or this host's own agent, is gone.
 const STALE_NS: u64 = 10_000_000_000;
 
-/// Decides for the SYN of a client that [`crate::stages::client_syn`] found to be new.
+/// Picks a controller for the SYN of a client that [`crate::stages::client_syn`] found to be new.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
@@ -35,7 +35,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         let random = (tables.random(), tables.random());
         field.picked = match pick(field, random) {
             Pick::Relay(index) => index as u32,
-            // Nobody: this controller's own limit has the last word.
+            // No controller can be picked: this controller's own limit decides.
             Pick::Local | Pick::Nobody => field.own,
         };
         if settings.refuse_share != 0 {
@@ -49,13 +49,15 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     Verdict::Next(Stage::Commit)
 }
 
-/// Fills in the field of a pick for a client of `family`. `None`: a controller's slot is missing, which no map's is.
+/// Fills in the scratch record of a pick for a client of `family`. `None`: a controller's slot is missing;
+/// the map always has all slots.
 #[inline(always)]
 fn fill<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, family: Family) -> Option<()> {
     let now_ns = tables.now_ns();
     let mut index = 0;
     while index < MAX_CONTROLLERS {
-        // Given up at once: the verifier follows the rest of the program again for each that might be left out.
+        // Return at once: else the verifier follows the rest of the program again for each controller that
+        // might be left out.
         let (controller, traffic) = (tables.controller(index)?, tables.traffic(index)?);
         *field.candidates.get_mut(index)? =
             other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns);
@@ -72,7 +74,7 @@ fn fill<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, fam
     if let (Some(own), Some(controller)) = (field.candidates.get_mut(own_index), tables.controller(own_index))
     {
         own.load = load.unwrap_or(0).min(MOST);
-        // The agent may want newcomers to go elsewhere before they are refused.
+        // The agent may want new clients to go elsewhere before it refuses them.
         own.limit = settings.limit.min(controller.limit);
         own.relayable = 1;
         own.age_ms = 0;
@@ -83,8 +85,8 @@ fn fill<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, fam
     Some(())
 }
 
-/// Another controller as a candidate: eligible if ready, below its limit, heard of lately and of the
-/// client's family.
+/// Another controller as a candidate: eligible if it is ready, below its limit, has reported lately and can
+/// be relayed to over the client's family.
 #[inline(always)]
 fn other(
     controller: &Controller,
@@ -109,14 +111,14 @@ fn other(
         arrivals_milli: controller.arrivals_milli,
         eligible: eligible as u32 & 1,
         relayable: relayable as u32 & 1,
-        // Older than STALE_NS, which fits, it does not count.
+        // An age up to STALE_NS fits in 32 bits, and an older view is not eligible.
         age_ms: (age_ns / 1_000_000) as u32,
         room: 0,
         spare: 0,
     }
 }
 
-/// The address under which a controller takes part in relays for clients of `family`.
+/// The address of a controller for relays of clients of `family`.
 #[inline(always)]
 pub fn relay_address(controller: &Controller, family: Family) -> &Address {
     match family {

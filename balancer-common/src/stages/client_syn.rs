@@ -1,6 +1,6 @@
 //! A client dials this controller: is it new?
 //!
-//! If so, [`crate::stages::choose`] picks who serves it.
+//! If so, [`crate::stages::choose`] picks the controller that serves it.
 
 use crate::{
     hooks::{Exchange, Packet, Socket, Tables},
@@ -26,7 +26,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if let Some(mut flow) = tables.live(&key) {
         let opposite = flow.opposite(&key);
         if !flow::is_over(tables, &flow, &opposite) {
-            // Not over as far as this host knows: the owner's stack says what it is.
+            // Not over as far as this host knows: the owner's stack decides.
             return flow::live(packet, tables, segment, &mut flow);
         }
         flow::remove(tables, &key, &opposite);
@@ -40,7 +40,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             if answered {
                 return Verdict::Next(Stage::RelaySyn);
             }
-            // Repeated, and never an answer: another controller serves this client.
+            // The SYN was repeated and never answered: pick another controller.
             avoid = flow.controller as usize;
             tables.exchanged(avoid, Exchange::Unanswered(tables.now_ns()));
             tables.count(Event::Repicked);

@@ -1,6 +1,6 @@
-//! A client's controller is picked: it takes a place here, or gets a relay.
+//! A client's controller is picked: the client gets a reservation here, or a relay.
 //!
-//! What is relayed leaves through [`crate::stages::relay_syn`], and arrives in [`crate::stages::owner_syn`].
+//! Relayed SYNs leave through [`crate::stages::relay_syn`], and arrive in [`crate::stages::owner_syn`].
 
 use crate::{
     hooks::{Exchange, Packet, Tables},
@@ -14,15 +14,15 @@ use crate::{
     },
 };
 
-/// Relay source ports are drawn from here up: those below are services'.
+/// Relay source ports are at least this: lower ports belong to services.
 const FIRST_SOURCE_PORT: u32 = 1024;
-/// An agent that all controllers refuse waits so long at most: two minutes and a tenth
-/// (juju `worker/apicaller`), and the dial.
+/// The longest pause of an agent that all controllers refused: two minutes and a tenth (juju
+/// `worker/apicaller`), and the dial.
 const BACK_OFF_NS: u64 = 150_000_000_000;
-/// Draws of a relay source port. At half of the 64,512 in use one in 65,536 finds none.
+/// Attempts to draw a relay source port. With half of the 64,512 in use, one in 65,536 SYNs finds none.
 const DRAWS: u32 = 16;
 
-/// Decides for the SYN of a client for whom [`crate::stages::choose`] has picked a controller.
+/// Carries out the pick of [`crate::stages::choose`] for a client's SYN.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
@@ -39,9 +39,10 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
 }
 
-/// Whether the client is to find the picked controller by itself. Refused by all, it would wait for
-/// long: so one controller, the same for all entries, never does, and none does twice. Nor does one
-/// that has served it: an agent's second connection goes where its first did.
+/// Whether the client must find the picked controller by itself. If all controllers refused it, it would wait
+/// for long. So one controller, the same for all entries, never refuses it, and none refuses it twice. A
+/// controller that has served the client does not refuse it either: an agent's second connection goes where
+/// its first did.
 #[inline(always)]
 fn refuses<T: Tables>(tables: &T, segment: &Segment) -> bool {
     let Some((elsewhere, home)) = tables
@@ -60,7 +61,7 @@ fn refuses<T: Tables>(tables: &T, segment: &Segment) -> bool {
     elsewhere && !home && !is_spared
 }
 
-/// This controller serves the client, if it has a place.
+/// Serves the client here, if it gets a reservation.
 #[inline(always)]
 pub fn serve<T: Tables>(
     tables: &T,
@@ -97,7 +98,7 @@ fn relay_to<T: Tables>(
     let start = tables.random();
     let mut draw = 0;
     while draw < DRAWS {
-        // An odd stride visits every port before it comes back to one.
+        // An odd stride visits every port before it repeats one.
         let port = start.wrapping_add(draw.wrapping_mul(4_093)) % (65_536 - FIRST_SOURCE_PORT);
         let port = Port::new(port.wrapping_add(FIRST_SOURCE_PORT) as u16);
         let back_key = Tuple { remote: *there, local: *here, remote_port: owner.relay_out, local_port: port };

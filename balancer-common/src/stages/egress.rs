@@ -1,4 +1,4 @@
-//! A packet leaves the owner: a relayed connection's goes to its entry, not to the client.
+//! A packet leaves the owner: one of a relayed connection goes to its entry, not to the client.
 
 use crate::{
     hooks::{Packet, Tables},
@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// Decides for a packet that leaves by any interface. It may come by a second time, towards the
-/// entry; then it matches no [`Kind::Divert`].
+/// Decides for a packet that leaves by any interface. A diverted packet may pass a second time, towards the
+/// entry; it then matches no [`Kind::Divert`].
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
@@ -32,7 +32,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         local_port: segment.source_port,
     };
     let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
-        // It would reach the client from a port that it never dialled.
+        // The client would get the packet from a port that it never dialled.
         return if settings.upgrading(tables.now_s())
             && tables.class_of(&segment.source).is(Class::Own)
             && tables.class_of(&segment.destination).is(Class::Client)

@@ -1,4 +1,4 @@
-//! A packet of a relayed connection: four rewrites, and what they tell of the connection's state.
+//! A packet of a relayed connection: the four rewrites, and the state that packets reveal.
 //!
 //! ```text
 //!            entry A                                owner B
@@ -43,7 +43,7 @@ pub fn half_open<P: Packet, T: Tables>(
 ) -> Verdict {
     let opposite_key = flow.opposite(key);
     let Some(opposite) = tables.half_open(&opposite_key) else {
-        // Pushed out by a flood of newer ones, or picked anew.
+        // A flood of newer flows pushed it out, or the SYN was picked again.
         tables.remove_half_open(key);
         return if segment.has(Tcp::RST) {
             Verdict::Drop(DropReason::NoAnswer)
@@ -54,7 +54,7 @@ pub fn half_open<P: Packet, T: Tables>(
     note(flow, segment, tables.now_s());
     if flow.is(Kind::Return) {
         if opposite.opposite(&opposite_key) != *key {
-            // A late answer to a SYN that has been picked anew.
+            // A late answer to a SYN that was picked again.
             tables.remove_half_open(key);
             return if segment.has(Tcp::RST) {
                 Verdict::Drop(DropReason::NoAnswer)
@@ -73,7 +73,7 @@ pub fn half_open<P: Packet, T: Tables>(
         if flow.is(Kind::Restore) && !admission::admit_ack(tables, settings, &opposite_key, held) {
             return Verdict::Reset(SendReason::Late);
         }
-        // The handshake is complete: out of reach of a flood.
+        // The handshake is complete: move the flow out of a flood's reach.
         if tables.insert_live(key, flow) && tables.insert_live(&opposite_key, &opposite) {
             tables.remove_half_open(key);
             tables.remove_half_open(&opposite_key);
@@ -94,7 +94,7 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, f
             rewrite::clamp_mss(packet, segment, device.mtu, &mut change);
         }
     } else if segment.has(Tcp::RST | Tcp::ACK) && segment.ack == flow.isn.wrapping_add(1 + Trailer::LEN) {
-        // It acknowledges the trailer, of which the client knows nothing (RFC 9293, 3.10.7.3).
+        // It acknowledges the trailer, and the client knows nothing of the trailer (RFC 9293, 3.10.7.3).
         let client_ack = flow.isn.wrapping_add(1);
         if packet.write(segment.family.l4() + 8, &client_ack.to_be_bytes()).is_none() {
             return Verdict::Drop(DropReason::Unwritable);
@@ -104,7 +104,7 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment, f
     carry(packet, segment, flow, change)
 }
 
-/// Rewrites an arriving packet and says where it goes.
+/// Rewrites an arriving packet and returns where it goes.
 #[inline(always)]
 fn carry<P: Packet>(packet: &mut P, segment: &Segment, flow: &Flow, change: Change) -> Verdict {
     if rewrite::readdress(packet, segment, flow, segment.length, change).is_none() {
@@ -119,7 +119,7 @@ fn carry<P: Packet>(packet: &mut P, segment: &Segment, flow: &Flow, change: Chan
     }
 }
 
-/// Notes in a direction's record what a segment tells of it.
+/// Updates a direction's record from a segment.
 #[inline(always)]
 pub fn note(flow: &mut Flow, segment: &Segment, now_s: u32) {
     if flow.seen_s != now_s {

@@ -1,10 +1,10 @@
-//! An ICMP error about a relayed connection finds the host whose stack can act on it.
+//! An ICMP error about a relayed connection goes to the host whose stack can act on it.
 //!
-//! Such an error quotes the packet that caused it, as it was on that hop (RFC 792, RFC 4443). The
-//! quoted packet went the other way than the flow that its ends name, so its ends after translation
-//! are that flow's, exchanged. At the entry the error goes on to the far end of the flow under this
-//! host's own address; at the owner it goes up the stack. Without this, a download over a link that
-//! is narrower than the hosts' stalls.
+//! Such an error quotes the packet that caused it, as it was on that hop (RFC 792, RFC 4443). The quoted
+//! packet went against the direction of the flow that its ends name, so its ends after translation are that
+//! flow's, exchanged. At the entry the error goes on to the far end of the flow under this host's own
+//! address; at the owner it goes up the stack. Without this, a download stalls on a link that is narrower
+//! than the hosts' links.
 
 use crate::{
     hooks::{Packet, Tables},
@@ -18,9 +18,9 @@ use crate::{
     },
 };
 
-/// Octets of an ICMP header before the quoted packet.
+/// Bytes of an ICMP header before the quoted packet.
 const HEADER: usize = 8;
-/// Offset of the checksum in it.
+/// Offset of the checksum in the header.
 const CHECKSUM_AT: usize = 2;
 
 /// The ends of a quoted packet.
@@ -38,7 +38,7 @@ struct Quoted {
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Parsed::Icmp(family) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let Some(quoted) = quoted(packet, family) else { return Verdict::Pass(PassReason::Other) };
-    // Cut short, or over before the quote is: the stack's to judge.
+    // The message is cut short or ends before the quote does: the stack decides.
     let least = (HEADER + family.header() + size_of::<[Port; 2]>()) as u32;
     if quoted.outer_length < least || quoted.outer_length > packet.len().wrapping_sub(family.l4() as u32) {
         return Verdict::Pass(PassReason::Other);
@@ -54,7 +54,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return Verdict::Pass(PassReason::Other);
     };
     if flow.is(Kind::Divert) {
-        // No packet of that tuple leaves this host, so no router quotes one.
+        // This host sends no packet of that tuple, so no router quotes one.
         return Verdict::Pass(PassReason::Other);
     }
     if translate(packet, family, &quoted, &flow).is_none() {
@@ -125,7 +125,7 @@ fn translate<P: Packet>(packet: &mut P, family: Family, quoted: &Quoted, flow: &
         Delta::ZERO.port(quoted.ports[0], flow.destination_port).port(quoted.ports[1], flow.source_port);
     match family {
         Family::V4 => {
-            // The quoted header's checksum follows its addresses, so that the two cancel in ICMP's.
+            // The quoted header's checksum follows its addresses, so the two changes cancel in ICMP's.
             let mut ip: Ipv4 = packet.read(at)?;
             ip.source = flow.destination.v4().to_ne_bytes();
             ip.destination = flow.source.v4().to_ne_bytes();

@@ -1,4 +1,4 @@
-//! A packet arrives: which of the ways does it go?
+//! A packet arrives: which stage handles it?
 
 use crate::{
     hooks::{Packet, Socket, Tables},
@@ -26,8 +26,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
 }
 
-/// Whether a packet may be one that this host sees as an entry, by its ports alone: a segment between a client and the
-/// API port, or of an owner's answer. What an owner sees, and ICMP errors, are decided at the TC hook only.
+/// Whether this host may be the entry of a packet, by its ports alone: a segment between a client and the API
+/// port, or an owner's answer. An owner's packets, and ICMP errors, are decided at the TC hook only.
 #[inline(always)]
 pub fn is_for_entry<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     let Some(settings) = tables.settings() else { return false };
@@ -38,7 +38,7 @@ pub fn is_for_entry<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
         })
 }
 
-/// The ports, if it is TCP and its IP header has no options; whether it is well-formed is [`parse`]'s to say.
+/// The ports, if it is TCP and its IP header has no options; [`parse`] checks whether it is well-formed.
 #[inline(always)]
 fn ports<P: Packet>(packet: &P) -> Option<[Port; 2]> {
     let ethernet: Ethernet = packet.read(0)?;
@@ -81,7 +81,7 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
     } else if tables.class_of(&segment.source).is(Class::Controller)
         && tables.socket(&key, segment.family) == Socket::None
     {
-        // An owner's answer, and this entry knows nothing of it.
+        // An owner's answer, of a flow that this entry does not know.
         refuse(tables, settings, segment)
     } else {
         Verdict::Pass(PassReason::Socket)
@@ -106,7 +106,7 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
             Socket::Handshake if !admission::admit_ack(tables, settings, key, held) => {
                 return Verdict::Reset(SendReason::Late);
             }
-            // It may be a relay's, and the stack would reset it.
+            // It may belong to a relay, and the stack would reset it.
             Socket::None | Socket::Listener
                 if settings.upgrading(now_s) && tables.class_of(&segment.destination).is(Class::Own) =>
             {
@@ -118,8 +118,9 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
     Verdict::Pass(PassReason::Local)
 }
 
-/// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own connection to elsewhere,
-/// where the range that such ports are drawn from holds relay ports: what is relayed has the client's address by now.
+/// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own outgoing
+/// connection, if the ephemeral port range includes relay ports. The socket of a relayed connection does not
+/// match: it has the client's address by now.
 #[inline(always)]
 fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if tables.socket(key, segment.family) == Socket::Connection {

@@ -1,6 +1,6 @@
-//! Another entry relays a client to this controller: is it one, and is there a place?
+//! Another entry relays a client to this controller: is the relay genuine, and is there room?
 //!
-//! What is accepted goes on in [`crate::stages::restore`].
+//! An accepted SYN goes on in [`crate::stages::restore`].
 
 use crate::{
     hooks::{Exchange, Packet, Tables},
@@ -37,7 +37,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if segment.payload() == 0 {
         return match tables.live(&key) {
             Some(mut flow) => flow::live(packet, tables, segment, &mut flow),
-            // A probe whether this host is alive.
+            // A liveness probe of this host.
             None => Verdict::Reset(SendReason::NoFlow),
         };
     }
@@ -70,7 +70,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if repeated(tables.half_open(&key)) || repeated(tables.live(&key)) {
         return Verdict::Next(Stage::Restore);
     }
-    // By a tag that only it can make, the entry says that what it relayed from this port is over.
+    // Only the entry can make this tag: so its earlier relay from this port is over.
     if let Some(stale) = tables.live(&key).or_else(|| tables.half_open(&key)) {
         flow::remove(tables, &key, &stale.opposite(&key));
     }

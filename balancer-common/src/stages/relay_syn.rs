@@ -1,4 +1,4 @@
-//! A relayed SYN leaves its entry, with the client's address behind it.
+//! A relayed SYN leaves its entry, with the client's address appended.
 
 use crate::{
     hooks::{Packet, Tables},
@@ -12,16 +12,17 @@ use crate::{
     },
 };
 
-/// Sends a SYN along the flow that [`crate::stages::client_syn`] has set up for it.
+/// Sends a SYN along the flow that [`crate::stages::commit`] has set up for it.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
-    // The trailer's place is taken, and the owner would take neither. Stacks repeat a SYN without its data.
+    // The trailer goes where the payload is, and the owner would take neither. Stacks repeat a SYN without
+    // its data.
     if segment.payload() != 0 {
         return Verdict::Drop(DropReason::Unwritable);
     }
-    // Gone already: pushed out by a flood. The client repeats its SYN.
+    // A flood pushed the flow out. The client repeats its SYN.
     let Some(flow) = tables.half_open(&arriving(&segment)) else {
         return Verdict::Drop(DropReason::NoRecord);
     };

@@ -1,4 +1,4 @@
-//! The answer to a segment that has no home: RST, never silence (RFC 9293, 3.5.2).
+//! The answer to a segment that belongs to no connection: RST, never silence (RFC 9293, 3.5.2).
 
 use crate::{
     hooks::{Packet, Tables},
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Turns a segment into the RST that answers it, back out where it came in.
+/// Turns a segment into the RST that answers it, sent back out of the interface where it arrived.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let why = tables.reset_reason();
@@ -29,7 +29,7 @@ fn turn<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
     let family = segment.family;
     let tcp = rst(segment);
     let len = (family.l4() + Tcp::LEN) as u32;
-    // Of another size, if only for a moment, a frame loses the sum that its device has made of it.
+    // Any change of size, even a temporary one, makes a frame lose the sum that its device computed.
     packet.resize(len + 4)?;
     packet.resize(len)?;
     let mut pseudo = Delta::ZERO.half(0, u16::from(Tcp::PROTOCOL).to_be()).half(0, (Tcp::LEN as u16).to_be());
@@ -56,9 +56,9 @@ fn turn<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
             packet.write(Family::L3, &ip)?;
         }
     }
-    // The frame may be one whose checksum a device completes from the pseudo header's sum, which
-    // the program cannot see. So the field is given that sum, and then changed by what is missing in
-    // a frame of the other kind: P + H − ¬P, which the kernel leaves out for the first kind.
+    // A device may complete the frame's checksum from the pseudo header's sum; the program cannot see whether
+    // it will. So set the field to that sum, and then add the part that a frame of the other kind lacks: P +
+    // H − ¬P, which the kernel leaves out for the first kind.
     let mut tcp = tcp;
     tcp.checksum = (!pseudo.apply(0xffff)).to_ne_bytes();
     let words: [u32; 5] = bytemuck::cast(tcp);

@@ -1,4 +1,4 @@
-//! A relayed SYN goes up its owner's stack, with the client's address instead of the trailer.
+//! A relayed SYN goes up its owner's stack, with the client's address restored and the trailer removed.
 
 use crate::{
     hooks::{Packet, Tables},
