@@ -1,15 +1,14 @@
-//! Internet checksums, changed and never recomputed.
+//! Internet checksums, updated by differences and never recomputed.
 //!
-//! The checksum (RFC 1071) is the complement of the one's-complement sum of all 16-bit words. That
-//! sum is associative and indifferent to byte order, so a change of some words changes it by
-//! *new − old* (RFC 1624), whatever the rest of the packet is: a [`Delta`]. Sums are kept in 32 bits
-//! (2^16 ≡ 1, so adding 32-bit words is adding their halves), which is also what the kernel's
-//! `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take as a difference.
+//! The checksum (RFC 1071) is the complement of the one's-complement sum of all 16-bit words. That sum is
+//! associative and independent of byte order, so a change of some words changes it by *new − old* (RFC 1624),
+//! independent of the rest of the packet: a [`Delta`]. Sums are kept in 32 bits (2^16 ≡ 1, so adding 32-bit
+//! words is adding their halves); the kernel's `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take
+//! differences in the same form.
 //!
-//! A frame may be on its way between two hosts of one machine, or to a NIC that computes checksums:
-//! then its TCP checksum field holds just the sum of the pseudo header (`CHECKSUM_PARTIAL`), which
-//! changes in addresses and lengths must follow while changes inside the segment must not. Hence the
-//! two sums in [`Change`].
+//! A frame may be on its way between two hosts of one machine, or to a NIC that computes checksums. Its TCP
+//! checksum field then holds only the sum of the pseudo header (`CHECKSUM_PARTIAL`): it must follow changes
+//! in addresses and lengths, but not changes inside the segment. Hence the two sums in [`Change`].
 
 use super::{Address, Port};
 
@@ -21,34 +20,34 @@ impl Delta {
     /// No difference.
     pub const ZERO: Self = Self(0);
 
-    /// The difference as `bpf_l4_csum_replace` takes it.
+    /// The difference in the form that `bpf_l4_csum_replace` takes.
     #[inline(always)]
     pub const fn wsum(self) -> u32 {
         self.0
     }
 
-    /// One native 32-bit word becomes another.
+    /// Adds the change of one native 32-bit word.
     #[inline(always)]
     #[must_use]
     pub const fn word(self, old: u32, new: u32) -> Self {
         self.add(!old).add(new)
     }
 
-    /// Two native 16-bit words become others.
+    /// Adds the change of two native 16-bit words.
     #[inline(always)]
     #[must_use]
     pub const fn half(self, old: u16, new: u16) -> Self {
         self.word(old as u32, new as u32)
     }
 
-    /// A port becomes another.
+    /// Adds the change of a port.
     #[inline(always)]
     #[must_use]
     pub const fn port(self, old: Port, new: Port) -> Self {
         self.half(old.ne(), new.ne())
     }
 
-    /// An address becomes another of the same family.
+    /// Adds the change of an address to another of the same family.
     #[inline(always)]
     #[must_use]
     pub const fn address(self, old: &Address, new: &Address) -> Self {
@@ -76,7 +75,7 @@ impl Delta {
     }
 }
 
-/// How a transport checksum is to change.
+/// A change of a transport checksum.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Change {
     /// Differences in the pseudo header: addresses and length.
@@ -109,7 +108,7 @@ mod tests {
             let old = u32::from_ne_bytes(bytes[at * 4..][..4].try_into().unwrap());
             bytes[at * 4..][..4].copy_from_slice(&new.to_ne_bytes());
             let changed = Delta::ZERO.word(old, new).apply(before);
-            // 0 and 0xffff are the same number; only an all-zero packet yields the former.
+            // 0 and 0xffff are the same number; only an all-zero packet has the checksum 0.
             prop_assert!(changed == full(&bytes) || changed ^ full(&bytes) == 0xffff);
         }
 

@@ -14,7 +14,7 @@ impl Address {
     pub const UNSPECIFIED: Self = Self([0; 4]);
     const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
-    /// An IPv4 address from its four octets as one native load.
+    /// An IPv4 address from its four bytes as one native load.
     #[inline(always)]
     pub const fn from_v4(word: u32) -> Self {
         Self([0, 0, Self::MAPPED, word])
@@ -26,13 +26,13 @@ impl Address {
         Self(words)
     }
 
-    /// The last four octets as one native load: an IPv4 address.
+    /// The last four bytes as one native load: an IPv4 address.
     #[inline(always)]
     pub const fn v4(&self) -> u32 {
         self.0[3]
     }
 
-    /// All sixteen octets as native loads.
+    /// All sixteen bytes as native loads.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         self.0
@@ -44,7 +44,7 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
     }
 
-    /// Whether it is no address. (One word suffices: neither ::x nor 0.0.0.0/8 are ever used.)
+    /// Whether it is unspecified. (One word suffices: neither ::x nor 0.0.0.0/8 are ever used.)
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
@@ -98,7 +98,7 @@ impl Port {
         u16::from_be_bytes(self.0)
     }
 
-    /// Both octets as one native load.
+    /// Both bytes as one native load.
     #[inline(always)]
     pub const fn ne(self) -> u16 {
         u16::from_ne_bytes(self.0)
@@ -118,7 +118,7 @@ pub struct Ethernet {
 }
 
 impl Ethernet {
-    /// Octets.
+    /// Length in bytes.
     pub const LEN: usize = size_of::<Self>();
     /// EtherType of IPv4.
     pub const IPV4: [u8; 2] = [0x08, 0x00];
@@ -195,7 +195,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Octets without options.
+    /// Length in bytes, without options.
     pub const LEN: usize = size_of::<Self>();
     /// No more data from the sender.
     pub const FIN: u8 = 0x01;
@@ -211,7 +211,7 @@ impl Tcp {
     pub const PROTOCOL: u8 = 6;
 }
 
-/// Which IP a packet is; all offsets follow from it.
+/// A packet's IP version; all offsets follow from it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Family {
     /// IPv4 without options.
@@ -224,7 +224,7 @@ impl Family {
     /// Offset of the IP header in the frame.
     pub const L3: usize = Ethernet::LEN;
 
-    /// Octets of the IP header.
+    /// Length of the IP header in bytes.
     #[inline(always)]
     pub const fn header(self) -> usize {
         match self {
@@ -239,7 +239,7 @@ impl Family {
         Self::L3 + self.header()
     }
 
-    /// IP protocol number of its ICMP.
+    /// IP protocol number of the family's ICMP.
     #[inline(always)]
     pub const fn icmp(self) -> u8 {
         match self {

@@ -1,4 +1,4 @@
-//! What is on the wire: headers, segments, checksums, the trailer.
+//! The wire formats: headers, segments, checksums, the trailer.
 
 pub mod checksum;
 mod header;

@@ -1,23 +1,23 @@
-//! One frame: reading it, changing it, and what it is.
+//! Parsing a frame.
 
 use crate::hooks::Packet;
 use crate::wire::{Address, Ethernet, Family, Ipv4, Ipv6, Port, Tcp};
 
-/// What a frame is to the balancer.
+/// The kinds of frames that the balancer tells apart.
 #[derive(Clone, Copy, Debug)]
 pub enum Parsed {
     /// A TCP segment that can be relayed.
     Tcp(Segment),
     /// An ICMP message of this family.
     Icmp(Family),
-    /// Anything else, malformed frames included: the stack knows what to do.
+    /// Anything else, malformed frames included: left to the stack.
     Other,
 }
 
 /// A TCP segment in an unfragmented IP packet without options or extension headers.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
-    /// Its IP.
+    /// Its IP version.
     pub family: Family,
     /// Source address.
     pub source: Address,
@@ -33,20 +33,20 @@ pub struct Segment {
     pub ack: u32,
     /// TCP flags.
     pub flags: u8,
-    /// Octets of the TCP header, 20–60.
+    /// Length of the TCP header in bytes, 20–60.
     pub header: u32,
-    /// Octets of the IP packet behind the IP header: TCP header and payload.
+    /// Length of the IP packet behind the IP header in bytes: TCP header and payload.
     pub length: u32,
 }
 
 impl Segment {
-    /// Octets of payload.
+    /// Length of the payload in bytes.
     #[inline(always)]
     pub fn payload(&self) -> u32 {
         self.length.wrapping_sub(self.header)
     }
 
-    /// Whether it opens a connection: SYN without ACK, RST or FIN.
+    /// Whether the segment opens a connection: SYN without ACK, RST or FIN.
     #[inline(always)]
     pub fn opens(&self) -> bool {
         self.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN
@@ -59,7 +59,7 @@ impl Segment {
     }
 }
 
-/// Reads a frame as far as the balancer must know it.
+/// Parses a frame as far as the balancer needs.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P) -> Parsed {
     parse_or_none(packet).unwrap_or(Parsed::Other)
@@ -116,7 +116,7 @@ fn next<P: Packet>(
     }
     let tcp: Tcp = packet.read(family.l4())?;
     let header = u32::from(tcp.data_offset >> 4).wrapping_mul(4);
-    // A super-packet of IPv6 beyond 64 KiB (BIG TCP) has length 0 and is nothing of ours.
+    // An IPv6 super-packet beyond 64 KiB (BIG TCP) has length 0; the balancer leaves it alone.
     if header < Tcp::LEN as u32 || length < header || packet.len() < length.wrapping_add(family.l4() as u32) {
         return None;
     }

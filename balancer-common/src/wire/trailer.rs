@@ -4,9 +4,9 @@
 //!  0      2     3      4     6     8                24      32
 //!  ├ "JB" ┼ ver ┼ zero ┼ port┼zero ┼ client address ┼  tag  ┤
 //! ```
-//! All of it network byte order; the tag is SipHash-2-4 (Aumasson and Bernstein, 2012) under a key
-//! that only the cluster has, over the fields before it and the relay hop that carries them: both
-//! addresses, both ports and the sequence number. So it cannot be made, nor moved to another SYN.
+//! All fields are in network byte order. The tag is SipHash-2-4 (Aumasson and Bernstein, 2012) under a key
+//! that only the cluster has, over the fields before it and the relay hop that carries them: both addresses,
+//! both ports and the sequence number. So nobody else can forge a trailer, or move one to another SYN.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -25,7 +25,7 @@ pub struct Trailer {
     tag: [u8; 8],
 }
 
-/// The relay hop that a trailer rides on.
+/// The relay hop of a SYN with a trailer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Hop {
     /// The entry's address.
@@ -40,22 +40,22 @@ pub struct Hop {
     pub seq: u32,
 }
 
-/// Why a payload is no trailer.
+/// The reason for which a payload is not a valid trailer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reject {
-    /// Not of this form or version.
+    /// It does not have this form or version.
     Form,
-    /// Not made with this key for this hop.
+    /// The tag was not made with this key for this hop.
     Tag,
 }
 
 impl Trailer {
-    /// Octets.
+    /// Length in bytes.
     pub const LEN: u32 = size_of::<Self>() as u32;
     const MAGIC: [u8; 2] = *b"JB";
     const VERSION: u8 = 1;
 
-    /// The trailer that carries a client's address over `hop`.
+    /// Seals a client's address for `hop`.
     #[inline(always)]
     pub fn seal(address: &Address, port: Port, hop: &Hop, key: [u64; 2]) -> Self {
         let mut trailer = Self {
@@ -72,9 +72,6 @@ impl Trailer {
     }
 
     /// The client's address, if the trailer was sealed for `hop`.
-    ///
-    /// # Errors
-    /// Says in what it fails.
     #[inline(always)]
     pub fn open(&self, hop: &Hop, key: [u64; 2]) -> Result<(Address, Port), Reject> {
         if self.magic != Self::MAGIC
@@ -83,7 +80,7 @@ impl Trailer {
         {
             return Err(Reject::Form);
         }
-        // One comparison of the whole, so that timing says nothing of how much is right.
+        // One comparison of the whole tag, so that timing does not reveal how much of it is right.
         if u64::from_ne_bytes(self.tag) == u64::from_ne_bytes(self.expected_tag(hop, key)) {
             Ok((self.address, self.port))
         } else {
@@ -122,8 +119,8 @@ impl Trailer {
     }
 }
 
-/// SipHash-2-4 over whole words. (The crate `siphasher`, against which it is tested, buffers bytes
-/// at variable offsets, which the verifier does not follow.)
+/// SipHash-2-4 over whole words. (The crate `siphasher`, the reference in the tests, buffers bytes at
+/// variable offsets, which the verifier does not follow.)
 struct SipHash {
     v0: u64,
     v1: u64,
@@ -217,7 +214,7 @@ mod tests {
             let mut bytes: [u8; 32] = bytemuck::cast(sealed);
             bytes[bit / 8] ^= 1 << (bit % 8);
             let flipped = bytemuck::cast::<_, Trailer>(bytes).open(&hop(), key);
-            // Octets that must be zero are not read.
+            // The bytes that must be zero are not read.
             prop_assert!(flipped.is_err() || [3, 6, 7].contains(&(bit / 8)));
         }
     }
