@@ -1,4 +1,4 @@
-//! Where a member of one of the kernel's structs is, from the kernel's own description of its types.
+//! Finds the offset of a member in a kernel struct, from the kernel's own type information.
 //!
 //! Format: `Documentation/bpf/btf.rst` in the kernel's sources.
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
-/// Octets of a type without what some kinds add.
+/// Bytes of a type before the additions of some kinds.
 const HEAD: usize = 12;
 
 /// The kernel's types.
@@ -20,10 +20,7 @@ pub struct Btf {
 }
 
 impl Btf {
-    /// Those of the running kernel.
-    ///
-    /// # Errors
-    /// It has none.
+    /// Loads the running kernel's types; fails if the kernel has no BTF.
     pub fn of_the_kernel() -> Result<Self> {
         Self::parse(fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?)
     }
@@ -31,7 +28,7 @@ impl Btf {
     fn parse(octets: Vec<u8>) -> Result<Self> {
         let mut btf = Self { octets, types: (0, 0), strings: (0, 0) };
         if btf.word(0)? & 0xffff != u32::from(MAGIC) {
-            bail!("{PATH} is of another format, or of another byte order");
+            bail!("{PATH} has an unknown format or byte order");
         }
         let header = btf.word(4)? as usize;
         let section = |offset: u32, length: u32| {
@@ -43,10 +40,7 @@ impl Btf {
         Ok(btf)
     }
 
-    /// Offset of a member in a struct, octets.
-    ///
-    /// # Errors
-    /// There is no such struct or member.
+    /// Offset of a member in a struct, bytes.
     pub fn member(&self, structure: &str, member: &str) -> Result<u32> {
         let mut at = self.types.0;
         while at < self.types.1 {
@@ -57,14 +51,14 @@ impl Btf {
                 for one in members {
                     if self.is_named(self.word(one)?, member) {
                         let bits = self.word(one + 8)?;
-                        // With the highest bit of `info` the upper octet is the width of a bit field.
+                        // If the highest bit of `info` is set, the upper byte is the width of a bit field.
                         return Ok(if info >> 31 == 0 { bits } else { bits & 0x00ff_ffff } / 8);
                     }
                 }
             }
             at += HEAD + added(kind, count)?;
         }
-        bail!("the kernel's types know no {member} in struct {structure}")
+        bail!("the kernel's BTF has no member {member} in struct {structure}")
     }
 
     fn word(&self, at: usize) -> Result<u32> {
@@ -79,7 +73,7 @@ impl Btf {
     }
 }
 
-/// Octets that a type of this kind has after its head.
+/// Bytes that follow the head of a type of this kind.
 fn added(kind: u32, count: usize) -> Result<usize> {
     Ok(match kind {
         // Integers, variables, declaration tags.
@@ -92,7 +86,7 @@ fn added(kind: u32, count: usize) -> Result<usize> {
         6 | 13 => 8 * count,
         // Pointers, forward declarations, names, qualifiers, functions, floats, type tags.
         2 | 7..=12 | 16 | 18 => 0,
-        _ => bail!("{PATH} has types of kind {kind}, which are not known here"),
+        _ => bail!("{PATH} has types of an unknown kind, {kind}"),
     })
 }
 

@@ -13,27 +13,24 @@ pub struct Flows {
 /// A connection's two records at this host.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowPair {
-    /// Key of the direction that the client talks in: [`Kind::Forward`] or [`Kind::Restore`].
+    /// Key of the client's direction: [`Kind::Forward`] or [`Kind::Restore`].
     pub key: Tuple,
     /// Its record.
     pub flow: Flow,
     /// The other direction's record, if it is still there.
     pub back: Option<Flow>,
-    /// Whether its handshake is complete.
+    /// Whether the handshake is complete.
     pub live: bool,
 }
 
 impl Flows {
-    /// Over the maps LIVE and HALF_OPEN.
+    /// Wraps the maps LIVE and HALF_OPEN.
     pub fn new(live: HashMap<MapData, Tuple, Flow>, half_open: HashMap<MapData, Tuple, Flow>) -> Self {
         Self { live, half_open }
     }
 
-    /// Every connection that has a record here. Records that lost their first direction come with
-    /// the second as `flow`.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// Every connection with a record here. If the record of the first direction is lost, `flow` is the
+    /// second.
     pub fn pairs(&self) -> Result<Vec<FlowPair>> {
         let mut pairs = Vec::new();
         for (map, live) in [(&self.live, true), (&self.half_open, false)] {
@@ -55,7 +52,7 @@ impl Flows {
         let opposite = pair.flow.opposite(&pair.key);
         let map = if pair.live { &mut self.live } else { &mut self.half_open };
         for key in [pair.key, opposite] {
-            // One that is gone already is as good.
+            // It may be gone already.
             let _: Result<(), MapError> = map.remove(&key);
         }
     }

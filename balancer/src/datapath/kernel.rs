@@ -1,5 +1,6 @@
-//! What this kernel lacks, found by asking it, and told to the programs as constants before they are loaded: the
-//! verifier leaves out what a constant rules out, so one object serves all kernels from 5.10 on.
+//! Features that this kernel lacks. The agent probes for them and passes the results to the programs as
+//! constants before it loads them. The verifier skips code that a constant rules out, so one object serves
+//! all kernels from 5.10 on.
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd, os::unix::fs::MetadataExt};
 
@@ -11,24 +12,22 @@ use super::{
     verify::{Kind, verify},
 };
 
-/// What differs between kernels, as far as the programs care.
+/// Differences between kernels that matter to the programs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Kernel {
-    /// 1 where `sk_lookup` says by which interface a segment came (Linux 5.17).
+    /// 1 if `sk_lookup` knows the interface by which a segment arrived (Linux 5.17).
     knows_interface: u32,
-    /// 1 where `sock_ops` is told namespaces apart by cookie (Linux 5.15); the offsets are for older ones.
+    /// 1 if `sock_ops` can tell namespaces apart by cookie (Linux 5.15); older kernels need the offsets.
     knows_netns: u32,
-    /// Offset of the namespace's address in `struct sock`, octets.
+    /// Offset of the namespace's address in `struct sock`, bytes.
     sock_net: u32,
-    /// Offset of a namespace's inode number in `struct net`, octets.
+    /// Offset of a namespace's inode number in `struct net`, bytes.
     net_inum: u32,
 }
 
 impl Kernel {
-    /// Asks the kernel.
-    ///
-    /// # Errors
-    /// It does not let this process load programs, or lacks what only one with BTF has.
+    /// Probes the kernel. Fails if this process may not load programs, or if an older kernel has no BTF for
+    /// the offsets.
     pub fn ask() -> Result<Self> {
         let knows_interface = accepts(Kind::SK_LOOKUP, &[load(R1, R1, 64), set(R0, 1), EXIT])?;
         let knows_netns = accepts(Kind::SOCK_OPS, &[call(GET_NETNS_COOKIE), set(R0, 0), EXIT])?;
@@ -46,12 +45,12 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Whether a socket look-up says by which interface the segment came.
+    /// Whether a socket look-up knows the interface by which the segment arrived.
     pub fn knows_interface(&self) -> bool {
         self.knows_interface != 0
     }
 
-    /// Tells the programs.
+    /// Passes the results to the programs.
     pub fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader
             .override_global("KNOWS_INTERFACE", &self.knows_interface, true)
@@ -60,10 +59,8 @@ impl Kernel {
             .override_global("NET_INUM", &self.net_inum, true);
     }
 
-    /// What `track` compares a socket's network namespace with: this thread's, by cookie or inode number.
-    ///
-    /// # Errors
-    /// The kernel does not say.
+    /// This thread's network namespace, by cookie or inode number; `track` compares a socket's namespace with
+    /// it.
     pub fn netns(&self) -> Result<u64> {
         if self.knows_netns != 0 {
             return netns_cookie();
@@ -78,7 +75,7 @@ fn netns_cookie() -> Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
     let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: both out-pointers live until the call returns, and `length` says how much `cookie` holds.
+    // SAFETY: both out-pointers live until the call returns, and `length` is the size of `cookie`.
     let done = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -94,15 +91,15 @@ fn netns_cookie() -> Result<u64> {
     Ok(cookie)
 }
 
-/// Those of `__sk_common.skc_net` in `struct sock` and of `ns.inum` in `struct net`.
+/// Offsets of `__sk_common.skc_net` in `struct sock` and of `ns.inum` in `struct net`.
 fn offsets() -> Result<(u32, u32)> {
-    /// What `track` reads of a socket.
+    /// Bytes of a socket that `track` reads.
     const READ: u32 = 64;
     let btf = Btf::of_the_kernel()?;
     let sock_net = btf.member("sock", "__sk_common")? + btf.member("sock_common", "skc_net")?;
     ensure!(
         sock_net % 8 == 0 && sock_net + 8 <= READ,
-        "struct sock has its network namespace at octet {sock_net}, beyond what the programs read"
+        "struct sock has its network namespace at byte {sock_net}, beyond the bytes that the programs read"
     );
     Ok((sock_net, btf.member("net", "ns")? + btf.member("ns_common", "inum")?))
 }
@@ -126,13 +123,13 @@ const fn call(helper: i32) -> u64 {
     0x85 | (helper as u64) << 32
 }
 
-/// Whether the verifier takes a program of these instructions.
+/// Whether the verifier accepts a program of these instructions.
 fn accepts(kind: Kind, instructions: &[u64]) -> Result<bool> {
     let Err(error) = verify(kind, instructions, &mut []) else { return Ok(true) };
     match error.raw_os_error() {
-        // The verifier's two ways to refuse.
+        // The verifier rejects programs with either of these.
         Some(libc::EACCES | libc::EINVAL) => Ok(false),
-        _ => Err(error).context("failed to try what this kernel can do; CAP_BPF and CAP_PERFMON are needed"),
+        _ => Err(error).context("failed to probe this kernel; CAP_BPF and CAP_PERFMON are needed"),
     }
 }
 

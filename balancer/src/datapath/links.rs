@@ -1,6 +1,6 @@
-//! Pinned links: putting a new program in an old one's place without a gap. aya updates the links of
-//! classifiers only, and where the kernel makes no XDP link it takes another way, which may replace somebody else's
-//! program: so these calls to bpf(2) are made here.
+//! Pinned links: replacing an attached program by a new one without a gap. aya updates the links of
+//! classifiers only. If the kernel makes no XDP link, aya attaches in another way, which may replace somebody
+//! else's program. So these calls to bpf(2) are made here.
 
 use std::{
     ffi::CString,
@@ -14,11 +14,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// Makes the link pinned at `pin` run `program`. `false`: there is none, or what it was attached to
-/// is gone; the pin is removed then.
-///
-/// # Errors
-/// The kernel refused for another reason.
+/// Makes the link pinned at `pin` run `program`. `false`: there is no link, or the link's target is gone; the
+/// pin is then removed.
 pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool> {
     if !pin.exists() {
         return Ok(false);
@@ -31,15 +28,13 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool> {
             Ok(false)
         }
         Err(error) => {
-            Err(error).with_context(|| format!("failed to put a new program into {}", pin.display()))
+            Err(error).with_context(|| format!("failed to replace the program of {}", pin.display()))
         }
     }
 }
 
-/// Attaches an XDP program to an interface, in its driver, and pins the link. `EBUSY`: another program is there.
-///
-/// # Errors
-/// As the kernel says; nothing is attached then.
+/// Attaches an XDP program to an interface, in its driver, and pins the link. `EBUSY`: another program is
+/// there. On an error nothing is attached.
 pub fn attach_xdp(pin: &Path, program: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
     const BPF_LINK_CREATE: libc::c_int = 28;
     const BPF_XDP: u32 = 37;
@@ -71,11 +66,11 @@ const BPF_OBJ_GET: libc::c_int = 7;
 
 fn open(pin: &Path) -> io::Result<OwnedFd> {
     let opened = on_path(BPF_OBJ_GET, pin, 0)?;
-    // SAFETY: what this command returns.
+    // SAFETY: `opened` is the return value of this command.
     unsafe { descriptor(opened) }
 }
 
-/// A command about what is pinned at a path.
+/// Runs a command on the object pinned at a path.
 fn on_path(command: libc::c_int, pin: &Path, fd: i32) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Attributes {
@@ -92,16 +87,16 @@ fn on_path(command: libc::c_int, pin: &Path, fd: i32) -> io::Result<libc::c_long
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The descriptor that a call has returned.
+/// The descriptor that a call returned.
 ///
 /// # Safety
-/// Where it is one, the kernel has just given it to nobody else.
+/// If `returned` is a descriptor, the kernel has just created it, and nobody else owns it.
 unsafe fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(returned).map_err(io::Error::other)?;
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: as promised.
+    // SAFETY: the caller promises it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

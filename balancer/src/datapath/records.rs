@@ -1,5 +1,5 @@
-//! Records of a map whose shape only the kernel knows: another version's. aya's maps are typed, so these calls to bpf(2)
-//! are made here.
+//! Records of a map whose layout only the kernel knows: another version's map. aya's maps are typed, so these
+//! calls to bpf(2) are made here.
 
 use std::{
     io,
@@ -14,11 +14,11 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
-/// Flags of an update: whatever is there, or only if nothing is.
+/// Flags of an update: overwrite any value, or only add.
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 
-/// A map of one value a key.
+/// A map with one value per key.
 pub struct Records {
     map: MapData,
     key_size: usize,
@@ -27,10 +27,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// The map pinned at `pin`.
-    ///
-    /// # Errors
-    /// There is none.
+    /// Opens the map pinned at `pin`.
     pub fn open(pin: &Path) -> Result<Self> {
         let open = || -> Result<Self> {
             let map = MapData::from_pin(pin)?;
@@ -41,24 +38,22 @@ impl Records {
         open().with_context(|| format!("failed to open the map {}", pin.display()))
     }
 
-    /// Octets of a key.
+    /// Bytes of a key.
     pub fn key_size(&self) -> usize {
         self.key_size
     }
 
-    /// Octets of a value.
+    /// Bytes of a value.
     pub fn value_size(&self) -> usize {
         self.value_size
     }
 
-    /// Every record. Of one that comes or goes meanwhile there is no telling.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// Every record. A record that is added or removed meanwhile may be missing or present.
     pub fn all(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut all = Vec::new();
         let mut key: Option<Vec<u8>> = None;
-        // Where keys go while they are listed the kernel begins again: an end all the same.
+        // If keys are removed during the listing, the kernel starts again from the beginning; the bound ends
+        // that.
         while all.len() <= 2 * self.entries {
             let mut next = vec![0; self.key_size];
             match self.call(BPF_MAP_GET_NEXT_KEY, key.as_deref(), Some(&mut next), BPF_ANY) {
@@ -74,10 +69,7 @@ impl Records {
         Ok(all)
     }
 
-    /// The value of a key of [`Records::key_size`] octets, if it has one.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// The value of a key of [`Records::key_size`] bytes, if it has one.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut value = vec![0; self.value_size];
         match self.call(BPF_MAP_LOOKUP_ELEM, Some(key), Some(&mut value), BPF_ANY) {
@@ -87,18 +79,12 @@ impl Records {
         }
     }
 
-    /// Gives a key a value of [`Records::value_size`] octets.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// Sets the value of a key, of [`Records::value_size`] bytes.
     pub fn set(&self, key: &[u8], value: &mut [u8]) -> Result<()> {
         self.call(BPF_MAP_UPDATE_ELEM, Some(key), Some(value), BPF_ANY).context("failed to write a map")
     }
 
-    /// Gives a key a value unless it has one; whether it had none.
-    ///
-    /// # Errors
-    /// The kernel refused, or there is no room.
+    /// Adds a value unless the key has one; `true` if it was added. Fails if the map is full.
     pub fn add(&self, key: &[u8], value: &mut [u8]) -> Result<bool> {
         match self.call(BPF_MAP_UPDATE_ELEM, Some(key), Some(value), BPF_NOEXIST) {
             Ok(()) => Ok(true),
@@ -107,12 +93,12 @@ impl Records {
         }
     }
 
-    /// Removes a key; one that is gone is as good.
+    /// Removes a key; it may be gone already.
     pub fn remove(&self, key: &[u8]) {
         let _: io::Result<()> = self.call(BPF_MAP_DELETE_ELEM, Some(key), None, BPF_ANY);
     }
 
-    /// A command about a key; `other` is the value, or the next key.
+    /// Runs a command on a key; `other` is the value, or the next key.
     fn call(
         &self,
         command: libc::c_int,
@@ -141,9 +127,9 @@ impl Records {
             other: other.map_or(0, |other| other.as_mut_ptr() as u64),
             flags,
         };
-        // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` is for these commands, and live until the
-        // call returns; key and value are borrowed for as long, and as long as the kernel takes them to be, as the
-        // check above sees to.
+        // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` is for these commands, and
+        // live until the call returns. Key and value are borrowed as long; the check above ensures that they
+        // are as long as the kernel takes them to be.
         let done =
             unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<Attributes>()) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -1,16 +1,20 @@
-//! From one layout of the maps to another: an agent of another version starts, and relayed connections go on.
+//! Upgrade from another layout of the maps: an agent of another version starts, and relayed connections go
+//! on.
 //!
-//! The new version's programs get maps of their own, beside the old ones' ([`LAYOUT`] names their directory). Then
+//! The new version's programs get their own maps, beside the old version's ([`LAYOUT`] names their
+//! directory). Then
 //!
-//! 1. what must go on is copied: flows, the controllers' slots, which hold the relay ports, and the operator's settings;
-//! 2. the links are adopted: each is given its new program in one step, as at any start;
-//! 3. what the old programs have done to flows since 1 is done to the copies, just before the packet programs change and
-//!    after, and the old maps are removed. In between the new programs know that they do not know all
-//!    ([`Settings::upgrading`]).
+//! 1. the agent copies the records that must go on: flows, the controllers' slots (which hold the relay
+//!    ports), and the operator's settings;
+//! 2. it adopts the links: each gets its new program in one step, as at any start;
+//! 3. it repeats the old programs' later changes to flows on the copies, just before the packet programs
+//!    change and again after, and removes the old maps. In between, the new programs know that they do not
+//!    know every flow ([`Settings::upgrading`]).
 //!
-//! Counts are not copied: they are made anew from the kernel's list of sockets, as at a first start. What an agent that
-//! is ended midway leaves is an older layout still: the next one does it all again. Where 1 or 2 fails, the links go back.
-//! Maps that no agent ever filled, of one that was ended in its first moments, are nothing to go on from: they are removed.
+//! Counts are not copied: they are made again from the kernel's list of sockets, as at a first start. If an
+//! agent is killed midway, its remains are still an older layout, and the next agent does it all again. If 1
+//! or 2 fails, the links go back. Maps that no agent ever filled, because it was killed in its first moments,
+//! are of no use and are removed.
 //!
 //! [`LAYOUT`]: balancer_common::records::LAYOUT
 
@@ -29,21 +33,18 @@ use super::{layouts, records::Records};
 
 type Copies = HashMap<Vec<u8>, Vec<u8>>;
 
-/// The data path of another version, being replaced.
+/// The data path of another version that is being replaced.
 #[derive(Debug)]
 pub struct Older {
     layout: PathBuf,
-    /// Maps that are followed, as they were copied last, by name.
+    /// The last copy of each followed map, by name.
     copied: HashMap<&'static str, Copies>,
-    /// Links that were adopted.
+    /// Adopted links.
     adopted: Vec<OsString>,
 }
 
 impl Older {
-    /// All that were ever at work of those that are pinned under `pins` besides `layout`; others are removed.
-    ///
-    /// # Errors
-    /// Whether one was cannot be read.
+    /// All data paths under `pins` except `layout` that were ever active; removes those that were not.
     pub fn all(pins: &Path, layout: &Path) -> Result<Vec<Self>> {
         let mut others: Vec<_> = layouts(pins).filter(|path| path != layout).collect();
         others.sort();
@@ -58,15 +59,13 @@ impl Older {
         Ok(at_work)
     }
 
-    /// Its name.
+    /// The name of its layout.
     pub fn name(&self) -> String {
         self.layout.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Copies what must go on into the maps of `layout`, and adopts the links.
-    ///
-    /// # Errors
-    /// Names the map; the older data path stays at work then, and [`Older::give_back`] has the links back in their places.
+    /// Copies the records that must go on into the maps of `layout`, and adopts the links. An error names the
+    /// map; the older data path then stays active, and [`Older::give_back`] returns the links.
     pub fn take_over(&mut self, layout: &Path) -> Result<()> {
         for name in names(Lifetime::Copied) {
             let Some((from, into)) = self.pair(layout, name)? else { continue };
@@ -85,31 +84,25 @@ impl Older {
         Ok(())
     }
 
-    /// Undoes the adoption of links, which run the older programs still.
+    /// Undoes the adoption of links that still run the older programs.
     pub fn give_back(&self, layout: &Path) {
         for name in &self.adopted {
             let (old, new) = (self.layout.join("links").join(name), layout.join("links").join(name));
             if let Err(error) = fs::rename(&new, &old) {
-                log::warn!("{} cannot go back to {}: {error}", new.display(), old.display());
+                log::warn!("failed to move {} back to {}: {error}", new.display(), old.display());
             }
         }
     }
 
-    /// Brings the copies up to date, once no program of the older version runs any more, and removes that; returns how
-    /// many records of flows went on.
-    ///
-    /// # Errors
-    /// Names the map.
+    /// Updates the copies, once no program of the older version runs any more, and removes the older data
+    /// path. Returns the number of flow records that went on.
     pub fn finish(mut self, layout: &Path) -> Result<usize> {
         self.copy_flows(layout)?;
         super::remove_layout(&self.layout);
         Ok(self.copied.values().map(HashMap::len).sum())
     }
 
-    /// Brings the copies of flows up to date.
-    ///
-    /// # Errors
-    /// Names the map.
+    /// Updates the copies of flows.
     pub fn copy_flows(&mut self, layout: &Path) -> Result<()> {
         for name in names(Lifetime::Followed) {
             let Some((from, into)) = self.pair(layout, name)? else { continue };
@@ -121,7 +114,7 @@ impl Older {
         Ok(())
     }
 
-    /// A map of the older version and the one that takes its place; none if the older version has none.
+    /// A map of the older version and the one that replaces it; `None` if the older version has no such map.
     fn pair(&self, layout: &Path, name: &str) -> Result<Option<(Records, Records)>> {
         let pin = self.layout.join("maps").join(name);
         if !pin.exists() {
@@ -143,10 +136,7 @@ fn names(lifetime: Lifetime) -> impl Iterator<Item = &'static str> {
     MAPS.into_iter().filter(move |map| map.lifetime == lifetime).map(|map| map.name)
 }
 
-/// Whether an agent has ever filled in the maps of `layout`: one that was ended in its first moments has not.
-///
-/// # Errors
-/// They cannot be read.
+/// Whether an agent has ever filled in the maps of `layout`: an agent killed in its first moments has not.
 pub fn was_active(layout: &Path) -> Result<bool> {
     let pin = layout.join("maps").join(map::SETTINGS);
     if !pin.exists() {
@@ -156,8 +146,8 @@ pub fn was_active(layout: &Path) -> Result<bool> {
     Ok(settings.iter().any(|(_, record)| record.get(offset_of!(Settings, active)).is_some_and(|&on| on != 0)))
 }
 
-/// Makes the records of `into` those that are there `now`, where they were as in `before` at the last time; what others
-/// have written to them meanwhile stays.
+/// Repeats on `into` the changes from `before`, the records at the last copy, to `now`. Changes that others
+/// have made to `into` meanwhile stay.
 fn copy(before: &Copies, now: &Copies, into: &Records) -> Result<()> {
     let size = into.value_size();
     for (key, value) in now.iter().filter(|(key, value)| before.get(*key) != Some(value)) {
@@ -183,8 +173,8 @@ fn copy(before: &Copies, now: &Copies, into: &Records) -> Result<()> {
     Ok(())
 }
 
-/// A record of another version as one of `size` octets: records grow at their ends, by fields whose zero stands for what
-/// was so before.
+/// Resizes a record of another version to `size` bytes. Records grow at their ends, by fields whose zero
+/// stands for the earlier behaviour.
 fn fitted(value: &[u8], size: usize) -> Vec<u8> {
     let mut value = value.to_vec();
     value.resize(size, 0);

@@ -1,11 +1,12 @@
-//! One program to the kernel's verifier, attached to nothing: to ask what the kernel takes, and what it costs.
+//! Loads one program without attaching it, to learn whether the kernel's verifier accepts it and at which
+//! cost.
 
 use std::{
     io,
     os::fd::{FromRawFd, OwnedFd},
 };
 
-/// Type and attach type of a program, as the kernel numbers them.
+/// Type and attach type of a program, by the kernel's numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Kind {
     program: u32,
@@ -23,11 +24,9 @@ impl Kind {
     pub const SK_LOOKUP: Self = Self { program: 30, attach: 36 };
 }
 
-/// Gives a program of these instructions (`struct bpf_insn`, eight octets each) to the verifier, which writes its
-/// statistics into `log` unless that is empty.
-///
-/// # Errors
-/// `EACCES` or `EINVAL`: the verifier refuses it. Others: this process may not load programs.
+/// Gives a program of these instructions (`struct bpf_insn`, eight bytes each) to the verifier, which writes
+/// its statistics into `log` unless that is empty. `EACCES` or `EINVAL`: the verifier rejects it. Other
+/// errors: this process may not load programs.
 pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<()> {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const STATISTICS: u32 = 4;
@@ -48,7 +47,7 @@ pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<(
         interface: u32,
         expected_attach_type: u32,
     }
-    const { assert!(size_of::<I>() == 8, "an instruction is eight octets") };
+    const { assert!(size_of::<I>() == 8, "an instruction is eight bytes") };
     let mut attributes = Attributes {
         program_type: kind.program,
         instruction_count: instructions.len() as u32,
@@ -62,13 +61,14 @@ pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<(
         attributes.log_size = log.len() as u32;
         attributes.log = log.as_mut_ptr() as u64;
     }
-    // SAFETY: the attributes are laid out as the kernel's, and they and what they point at live until the call returns.
+    // SAFETY: the attributes are laid out as the kernel's; they and the memory that they point at live until
+    // the call returns.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Attributes>())
     };
     match i32::try_from(fd) {
         Ok(fd) if fd >= 0 => {
-            // SAFETY: the kernel has just given this descriptor to nobody else.
+            // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
             Ok(())
         }
