@@ -1,5 +1,5 @@
-//! What the kernel's verifier says of each program: the loader throws its log away where all is well, and a kernel before
-//! 5.16 says the number of instructions nowhere else.
+//! The verifier's statistics about each program: the loader throws the verifier's log away on success, and a
+//! kernel before 5.16 gives the number of instructions nowhere else.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "of all kinds of programs and maps there are few here")]
 
@@ -14,23 +14,20 @@ use balancer::datapath::{Kind, OBJECT, verify};
 
 use crate::packet::kernel::load;
 
-/// Of one program.
+/// The cost of one program.
 #[derive(Clone, Debug)]
 pub struct Cost {
     /// Name of the program.
     pub program: String,
     /// Instructions that the verifier followed; it gives up at 1,000,000.
     pub instructions: u64,
-    /// Octets of stack of the deepest function; the kernel allows 512.
+    /// Bytes of stack of the deepest function; the kernel allows 512.
     pub stack: u64,
-    /// For verifying and translating.
+    /// Time to verify and translate it.
     pub load: Duration,
 }
 
-/// Loads every program once more, by itself, and reads what the verifier says; in the order of the names.
-///
-/// # Errors
-/// The kernel refuses one.
+/// Loads every program once more, alone, and reads the verifier's statistics, in the order of the names.
 pub fn costs() -> Result<Vec<Cost>> {
     let ebpf = load()?;
     let mut object = Object::parse(OBJECT).context("failed to read the object")?;
@@ -87,7 +84,7 @@ fn data(map: &Map) -> Result<&MapData> {
     }
 }
 
-/// What the verifier says of a program that it takes.
+/// The verifier's log of a program that it accepts.
 fn statistics(kind: Kind, code: &[bpf_insn]) -> Result<String> {
     let mut log = vec![0_u8; 1 << 16];
     let verified = verify(kind, code, &mut log);

@@ -1,7 +1,8 @@
-//! Ethernet frames, built from a description by etherparse, and judged by it.
+//! Ethernet frames, built from a description and checked by etherparse.
 //!
-//! Nothing here uses the code under test: lengths and checksums come from etherparse, the trailer's tag from the crate
-//! `siphasher`. A packet out is right when it equals, octet for octet, the frame built from what it should be.
+//! This module uses no code under test: lengths and checksums come from etherparse, the trailer's tag from
+//! the crate `siphasher`. An output packet is right if it equals, byte for byte, the frame built from its
+//! expected description.
 #![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
 use std::hash::Hasher as _;
@@ -26,10 +27,10 @@ pub const ACK: u8 = 0x10;
 
 /// The key that [`Segment::trailer`] is sealed with.
 pub const KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-/// Octets of an Ethernet header.
+/// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// Octets of an IP header without options or extensions.
+/// Bytes of an IP header without options or extensions.
 pub const fn ip_header(address: IpAddr) -> usize {
     match address {
         IpAddr::V4(_) => 20,
@@ -37,7 +38,7 @@ pub const fn ip_header(address: IpAddr) -> usize {
     }
 }
 
-/// A TCP segment: what a frame is to hold.
+/// A description of a TCP segment and its frame.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// Source of the IP packet and the segment.
@@ -52,17 +53,18 @@ pub struct Segment {
     pub ack: u32,
     /// Window.
     pub window: u16,
-    /// Options, a multiple of four octets.
+    /// Options, a multiple of four bytes.
     pub options: Vec<u8>,
     /// Payload.
     pub payload: Vec<u8>,
-    /// Client whose address follows the payload, sealed for this segment's ends and sequence number.
+    /// The client address in the trailer behind the payload, sealed for this segment's ends and sequence
+    /// number.
     pub trailer: Option<SocketAddr>,
     /// Hops left.
     pub hops: u8,
-    /// By what the TCP checksum is wrong (one's complement).
+    /// Error of the TCP checksum (one's complement).
     pub checksum_error: u16,
-    /// Least octets of the frame: Ethernet pads to 60.
+    /// Minimum length of the frame in bytes: Ethernet pads to 60.
     pub least: usize,
 }
 
@@ -109,7 +111,7 @@ impl Segment {
         Self { source, destination, ..self }
     }
 
-    /// With options as Linux sends them in a SYN.
+    /// With the options of a SYN from Linux.
     #[must_use]
     pub fn syn_options(self, mss: u16) -> Self {
         let [high, low] = mss.to_be_bytes();
@@ -117,7 +119,7 @@ impl Segment {
         Self { options, ..self }
     }
 
-    /// With the time stamps of a segment in a connection.
+    /// With the time stamps of a segment of an open connection.
     #[must_use]
     pub fn stamps(self) -> Self {
         Self { options: vec![1, 1, 8, 10, 9, 8, 7, 6, 5, 4, 3, 2], ..self }
@@ -129,7 +131,7 @@ impl Segment {
         Self { payload: payload.to_vec(), ..self }
     }
 
-    /// With the client's address behind the payload.
+    /// With a trailer that holds the client's address, behind the payload.
     #[must_use]
     pub fn trailer(self, client: SocketAddr) -> Self {
         Self { trailer: Some(client), ..self }
@@ -147,7 +149,7 @@ impl Segment {
         Self { hops, ..self }
     }
 
-    /// In a frame padded to `least` octets.
+    /// In a frame padded to `least` bytes.
     #[must_use]
     pub fn padded(self, least: usize) -> Self {
         Self { least, ..self }
@@ -204,13 +206,13 @@ pub struct Report {
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// The four octets before the quote.
+    /// The four bytes before the quote.
     pub rest: [u8; 4],
-    /// What is quoted.
+    /// The quoted packet.
     pub quote: Vec<u8>,
     /// Hops left.
     pub hops: u8,
-    /// By what the checksum is wrong (one's complement).
+    /// Error of the checksum (one's complement).
     pub checksum_error: u16,
 }
 
@@ -222,7 +224,7 @@ impl Report {
         Self { source, destination, kind, code, rest, quote, hops: 60, checksum_error: 0 }
     }
 
-    /// Of another type and code.
+    /// With another type and code.
     #[must_use]
     pub fn kind(self, kind: u8, code: u8) -> Self {
         Self { kind, code, ..self }
@@ -261,8 +263,8 @@ impl Report {
     }
 }
 
-/// A quoted packet as a router sees it that knows only the translated connection: `original` with other ends, its TCP
-/// checksum the original's, cut to `octets` behind the IP header.
+/// A quoted packet as seen by a router that knows only the translated connection: `original` with other ends
+/// and its original TCP checksum, cut to `octets` behind the IP header.
 pub fn quote(original: &Segment, source: SocketAddr, destination: SocketAddr, octets: usize) -> Vec<u8> {
     let header = ip_header(source.ip());
     let mut packet = original.clone().between(source, destination).packet();
@@ -279,7 +281,7 @@ pub fn other(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) 
     frame
 }
 
-/// An IPv4 frame with its header changed and summed anew.
+/// An IPv4 frame with a changed header and a new header checksum.
 #[must_use]
 pub fn with_ipv4(frame: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
     let (mut header, payload) = Ipv4Header::from_slice(&frame[ETHERNET..]).expect("an IPv4 frame");
@@ -288,7 +290,8 @@ pub fn with_ipv4(frame: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> 
     [&frame[..ETHERNET], header.to_bytes().as_slice(), payload].concat()
 }
 
-/// An IPv6 frame with an extension header of `kind` before its payload, `rest` behind the header's first octet.
+/// An IPv6 frame with an extension header of `kind` before its payload; `rest` follows the header's first
+/// byte.
 #[must_use]
 pub fn with_extension(frame: &[u8], kind: u8, rest: [u8; 7]) -> Vec<u8> {
     let (mut header, payload) = Ipv6Header::from_slice(&frame[ETHERNET..]).expect("an IPv6 frame");
@@ -304,10 +307,7 @@ pub fn with_vlan(frame: &[u8], id: u16) -> Vec<u8> {
     [&frame[..12], &[0x81, 0x00], &id.to_be_bytes(), &frame[12..]].concat()
 }
 
-/// Judges every checksum in a frame of IPv4 or IPv6 and TCP or ICMP, a quoted IPv4 header's included.
-///
-/// # Errors
-/// Says which is wrong, or what is malformed.
+/// Checks every checksum in a frame of IPv4 or IPv6 and TCP or ICMP, including that of a quoted IPv4 header.
 pub fn verify(frame: &[u8]) -> Result<(), String> {
     let sliced = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
     let expect = |what: &str, right: u16, found: u16| {
@@ -353,7 +353,7 @@ pub fn verify(frame: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The source port of the segment in a frame, for rows in which it is drawn.
+/// The source port of a frame's segment, for rows in which it is drawn.
 pub fn source_port(frame: &[u8]) -> Option<u16> {
     match SlicedPacket::from_ethernet(frame).ok()?.transport? {
         TransportSlice::Tcp(tcp) => Some(tcp.source_port()),
@@ -364,7 +364,7 @@ pub fn source_port(frame: &[u8]) -> Option<u16> {
     }
 }
 
-/// The client's address as it follows a relayed SYN from `source` to `destination`.
+/// The trailer with the client's address, as it follows a relayed SYN from `source` to `destination`.
 pub fn trailer(client: SocketAddr, source: SocketAddr, destination: SocketAddr, seq: u32) -> Vec<u8> {
     let port = |end: SocketAddr| end.port().to_le_bytes();
     let fields = [[1, 0], port(client), port(source), port(destination)].concat();
@@ -412,7 +412,6 @@ fn ip(source: IpAddr, destination: IpAddr, protocol: IpNumber, hops: u8, length:
     }
 }
 
-/// One's complement sum.
 fn plus(a: u16, b: u16) -> u16 {
     let (sum, carry) = a.overflowing_add(b);
     sum.wrapping_add(u16::from(carry))

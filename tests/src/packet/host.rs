@@ -19,14 +19,14 @@ use balancer_common::wire::checksum::Change;
 use balancer_common::wire::{Address, Family, Port};
 use bytemuck::{Pod, Zeroable as _};
 
-/// On to the next program.
+/// The packet goes on to the next program.
 pub const UNSPEC: i32 = -1;
-/// Dropped.
+/// The packet is dropped.
 pub const SHOT: i32 = 2;
-/// Sent out of an interface.
+/// The packet is sent out of an interface.
 pub const REDIRECT: i32 = 7;
 
-/// All that a program may look up or change, but for the counters and chance.
+/// Everything that a program may look up or change, except the counters and the random numbers.
 #[derive(Clone, Debug)]
 pub struct World {
     /// Boot clock, nanoseconds.
@@ -35,7 +35,7 @@ pub struct World {
     pub settings: Settings,
     /// Controllers by index.
     pub controllers: [Controller; MAX_CONTROLLERS],
-    /// Exchanges by controller index.
+    /// Relays exchanged, by controller index.
     pub traffic: [Traffic; MAX_CONTROLLERS],
     /// Classes of prefixes.
     pub members: Vec<(IpAddr, u32, AddressClass)>,
@@ -43,17 +43,18 @@ pub struct World {
     pub devices: HashMap<u32, Device>,
     /// Live flows.
     pub live: HashMap<Tuple, Flow>,
-    /// Flows whose handshake is not complete.
+    /// Flows with an incomplete handshake.
     pub half_open: HashMap<Tuple, Flow>,
-    /// Handshakes with a place.
+    /// Handshakes with a reservation.
     pub reserved: HashMap<Tuple, Reservation>,
     /// The counts.
     pub budget: Budget,
     /// Counts by client address.
     pub clients: HashMap<Address, Budget>,
-    /// When client addresses were refused for another controller's sake, or might have been; boot clock, nanoseconds.
+    /// Times at which client addresses were refused in favour of another controller, or served although they
+    /// might have been refused; boot clock, nanoseconds.
     pub spared: HashMap<Address, u64>,
-    /// What the stack has; nothing for other tuples.
+    /// The stack's sockets; other tuples have none.
     pub sockets: HashMap<Tuple, Socket>,
     /// Sockets of the API by cookie.
     pub tracked: HashMap<u64, Tracked>,
@@ -61,14 +62,14 @@ pub struct World {
     pub untrackable: bool,
     /// Slots of the map of listeners that hold one.
     pub listeners: HashSet<u32>,
-    /// Whether one of the programs looks up a socket.
+    /// Whether one of the programs is looking up a socket.
     pub probing: bool,
-    /// What every draw on the host yields.
+    /// The result of every random draw on the host.
     pub random: u32,
 }
 
 impl World {
-    /// An empty one.
+    /// A world with empty tables.
     pub fn new(now_ns: u64) -> Self {
         Self {
             now_ns,
@@ -97,14 +98,14 @@ impl World {
         (self.now_ns / 1_000_000_000) as u32
     }
 
-    /// Where it differs from `expected`, in what programs change; times to the second.
+    /// The differences from `expected` in the state that programs change; times to the second.
     pub fn differences(&self, expected: &Self) -> Vec<String> {
         let mut found = Vec::new();
         compare("live", &self.live, &expected.live, show, &mut found);
         compare("half-open", &self.half_open, &expected.half_open, show, &mut found);
         compare("reserved", &self.reserved, &expected.reserved, show, &mut found);
         compare("tracked", &self.tracked, &expected.tracked, u64::to_string, &mut found);
-        // A half-held lock is the kernel's business.
+        // The kernel alone uses the lock.
         let unlocked = |budget: &Budget| Budget { lock: Budget::default().lock, ..*budget };
         let budget = |world: &Self| unlocked(&world.budget);
         let address = |address: &Address| IpAddr::from(*address).to_string();
@@ -159,7 +160,7 @@ fn compare<K: Eq + std::hash::Hash, V: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// A tuple for people.
+/// A tuple in readable form.
 pub fn show(key: &Tuple) -> String {
     let (remote, local) = (IpAddr::from(key.remote), IpAddr::from(key.local));
     format!("{remote} port {} > {local} port {}", key.remote_port.host(), key.local_port.host())
@@ -168,18 +169,19 @@ pub fn show(key: &Tuple) -> String {
 /// A frame on the host.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Its octets.
+    /// Contents.
     pub bytes: Vec<u8>,
     /// Interface that it came in by or leaves by.
     pub ifindex: u32,
-    /// A VLAN tag was taken off.
+    /// A VLAN tag was moved into metadata.
     pub tagged: bool,
-    /// Its transport checksum is the pseudo header's sum only, for a device to complete (`CHECKSUM_PARTIAL`).
+    /// The transport checksum holds only the pseudo header's sum, for a device to complete
+    /// (`CHECKSUM_PARTIAL`).
     pub partial: bool,
 }
 
 impl Frame {
-    /// A frame with all its checksums.
+    /// A frame with complete checksums.
     pub fn new(bytes: &[u8], ifindex: u32) -> Self {
         Self { bytes: bytes.to_vec(), ifindex, tagged: false, partial: false }
     }
@@ -221,7 +223,7 @@ impl Packet for Frame {
         Some(())
     }
 
-    // As the kernel's inet_proto_csum_replace_by_diff (net/core/utils.c).
+    // Like the kernel's inet_proto_csum_replace_by_diff (net/core/utils.c).
     fn change_checksum(&mut self, at: usize, change: &Change, _family: Family) -> Option<()> {
         let field: u16 = self.read(at)?;
         let (pseudo, segment) = (u64::from(change.pseudo.wsum()), u64::from(change.segment.wsum()));
@@ -242,12 +244,12 @@ fn fold(mut sum: u64) -> u16 {
 }
 
 type Slots<V> = RefCell<HashMap<Tuple, V>>;
-/// A record in place. Never freed: one that is removed stays valid for whoever holds it, as under RCU. Two holders of
-/// one record are a panic.
+/// A record in place. It is never freed: a removed record stays valid for its holders, as under RCU. If two
+/// holders use one record at the same time, the test panics.
 type Slot = &'static RefCell<Flow>;
 
 thread_local! {
-    /// Records of hosts that are gone, for the next ones.
+    /// Records of dropped hosts, for reuse.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
     static FIELDS: RefCell<Vec<&'static RefCell<PickScratch>>> = const { RefCell::new(Vec::new()) };
 }
@@ -264,7 +266,7 @@ pub struct Host {
     clients: RefCell<HashMap<Address, Budget>>,
     spared: RefCell<HashMap<Address, u64>>,
     field: &'static RefCell<PickScratch>,
-    /// All records that it has made.
+    /// All records that this host has made.
     slots: RefCell<Vec<Slot>>,
     new_flows: Cell<(u32, u32)>,
     counters: RefCell<[u64; COUNTER_SLOTS]>,
@@ -299,7 +301,7 @@ impl Host {
         }
     }
 
-    /// What the tables hold.
+    /// The current contents of the tables.
     pub fn world(&self) -> World {
         let flows = |map: &Slots<Slot>| {
             map.borrow().iter().map(|(&key, flow)| (key, *flow.borrow())).collect::<HashMap<_, _>>()
@@ -322,12 +324,12 @@ impl Host {
         self.world.now_ns = u64::from(now_s) * 1_000_000_000;
     }
 
-    /// Sets what every draw yields.
+    /// Sets the result of every random draw.
     pub fn set_random(&mut self, random: u32) {
         self.world.random = random;
     }
 
-    /// Counts since the start, those that are not 0.
+    /// Counters since the start that are not 0.
     pub fn counters(&self) -> HashMap<&'static str, u64> {
         named(&self.counters.borrow()[..])
     }
@@ -337,7 +339,7 @@ impl Host {
     }
 }
 
-/// Counters by name, those that are not 0.
+/// Counters that are not 0, by name.
 pub fn named(counters: &[u64]) -> HashMap<&'static str, u64> {
     names().into_iter().zip(counters.iter().copied()).filter(|&(_, count)| count != 0).collect()
 }
@@ -541,7 +543,7 @@ pub enum Hook {
     Egress,
 }
 
-/// What a hook did with a packet: its code, and where the packet leaves.
+/// The action of a hook: its code, and the interface by which the packet leaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Action {
     /// [`UNSPEC`], [`SHOT`] or [`REDIRECT`].

@@ -29,66 +29,60 @@ use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
 /// The interface that packets come in by, and its peer.
 pub const INTERFACES: [u32; 2] = [7, 8];
 
-/// Larger tables are given less room: more than a row ever has in them, and those that evict do so early.
+/// Room of the larger tables: more than any row needs, and smaller tables that evict do so early.
 const LEAST: usize = 4096;
 
 /// The loaded programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
-    /// The kernel empties a program array once nobody in user space holds it.
+    /// The kernel empties a program array once no process holds it any more.
     _stages: [ProgramArray<MapData>; 2],
     room: usize,
 }
 
-/// What a program did with a packet.
+/// The result of running a program on a packet.
 #[derive(Debug)]
 pub struct Ran {
     /// The TC code.
     pub code: i32,
-    /// The frame that it left.
+    /// The frame after the program.
     pub frame: Vec<u8>,
 }
 
-/// What `ingress_xdp` did with a packet.
+/// The result of running `ingress_xdp` on a packet.
 #[derive(Debug)]
 pub struct RanXdp {
-    /// Where to.
+    /// The frame's destination.
     pub left: Left,
-    /// What lies in front of the frame, if the program made room there, and the frame.
+    /// The bytes in front of the frame, if the program made room there, and the frame.
     pub out: Vec<u8>,
 }
 
-/// Where an XDP program has a frame go.
+/// Destinations of a frame after an XDP program.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Left {
-    /// To the programs behind it and the stack.
+    /// To the next programs and the stack.
     Up,
-    /// Nowhere.
+    /// Dropped.
     Dropped,
-    /// Out where it came in.
+    /// Out of the interface where it came in.
     Back,
 }
 
-/// Makes the maps, pinned nowhere, and loads all programs.
-///
-/// # Errors
-/// When the verifier refuses one, with its log.
+/// Makes the maps, not pinned, and loads all programs. If the verifier rejects one, the error holds its log.
 pub fn load() -> Result<Ebpf> {
     load_set(|_| {})
 }
 
 fn load_set(set: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Ebpf> {
-    // Linux 5.10 counts maps and programs against it, and gives back what was freed only after a while.
+    // Linux 5.10 counts maps and programs against this limit, and releases freed memory only after a while.
     raise_limits()?;
     load_object(&Ability::ask()?, set)
 }
 
 impl Kernel {
-    /// Loads all programs; their maps are not pinned and go with this value. Tables have room for `most` records, and some
-    /// more: for each row they are listed, and the kernel looks into every bucket.
-    ///
-    /// # Errors
-    /// When the verifier refuses one, with its log.
+    /// Loads all programs; their maps are not pinned and go with this value. Tables have room for `most`
+    /// records, and some more: they are listed for each row, and the kernel looks into every bucket.
     pub fn load(most: usize) -> Result<Self> {
         let room = most.max(LEAST) as u32;
         let mut ebpf = load_set(|loader| {
@@ -100,15 +94,12 @@ impl Kernel {
         Ok(Self { ebpf, _stages: stages, room: room as usize })
     }
 
-    /// How many records its tables have room for.
+    /// The number of records that the tables have room for.
     pub fn room(&self) -> usize {
         self.room
     }
 
-    /// Makes the maps those of `world`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
+    /// Fills the maps with the contents of `world`.
     pub fn fill(&mut self, world: &World) -> Result<()> {
         self.array(map::SETTINGS)?.set(0, world.settings, 0)?;
         self.array(map::BUDGET)?.set(0, world.budget, 0)?;
@@ -133,10 +124,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What the maps hold; the rest is `world`'s.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
+    /// The contents of the maps; the rest comes from `world`.
     pub fn world(&mut self, world: &World) -> Result<World> {
         let traffic: Array<&mut MapData, Traffic> = self.array(map::TRAFFIC)?;
         let traffic = (0..MAX_CONTROLLERS as u32).map(|index| traffic.get(&index, 0));
@@ -153,10 +141,7 @@ impl Kernel {
         })
     }
 
-    /// Counts since the load, of all CPUs, those that are not 0.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
+    /// Counters since the load, over all CPUs, that are not 0.
     pub fn counters(&self) -> Result<HashMap<&'static str, u64>> {
         let counters = self.ebpf.map(map::COUNTERS).context("no map of counters")?;
         let counters = PerCpuArray::<_, u64>::try_from(counters)?;
@@ -164,20 +149,14 @@ impl Kernel {
         Ok(named(&sums.collect::<Result<Vec<u64>, MapError>>()?))
     }
 
-    /// Runs a program on a frame that comes in by, or leaves by, `ifindex`. `None`: the kernel has no test run for such
-    /// a frame. `summed`: the device has summed it up, and where the kernel can compare (from Linux 6.17 on), that sum
-    /// has to fit afterwards.
-    ///
-    /// # Errors
-    /// The sum does not fit, or the kernel refuses for another reason.
+    /// Runs a program on a frame that comes in by, or leaves by, `ifindex`. `None`: the kernel has no test
+    /// run for such a frame. `summed`: the device has computed the frame's sum, and where the kernel can
+    /// compare (from Linux 6.17 on), a sum that does not fit afterwards is an error.
     pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
         self.run_program(program_name(hook), frame, ifindex, summed)
     }
 
-    /// [`Kernel::run`] of a program by its name: a stage by itself.
-    ///
-    /// # Errors
-    /// As there.
+    /// Like [`Kernel::run`], for a program by its name: a stage by itself.
     pub fn run_program(&self, name: &str, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
         /// Offset of `ifindex` in `struct __sk_buff`.
         const IFINDEX_AT: usize = 40;
@@ -204,11 +183,9 @@ impl Kernel {
         Ok(Some(Ran { code: returned.code.cast_signed(), frame: out }))
     }
 
-    /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such a frame,
-    /// or, before Linux 5.14, none that says by which interface.
-    ///
-    /// # Errors
-    /// The kernel refuses for another reason, or the program did what XDP programs do not.
+    /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such
+    /// a frame, or, before Linux 5.14, none with an interface. Fails if the program returns a code that XDP
+    /// programs do not use here.
     pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Option<RanXdp>> {
         const XDP_DROP: u32 = 1;
         const XDP_PASS: u32 = 2;
@@ -274,19 +251,13 @@ const fn program_name(hook: Hook) -> &'static str {
 }
 
 /// The boot clock, nanoseconds.
-///
-/// # Errors
-/// When the system has none.
 pub fn boot_clock_ns() -> Result<u64> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
     Ok(u64::try_from(now.as_nanos())?)
 }
 
-/// Calls `work` on a thread in a network namespace of its own, which has [`INTERFACES`] and on its loopback interface
-/// all of `addresses`; gone afterwards.
-///
-/// # Errors
-/// When the namespace cannot be made.
+/// Calls `work` on a thread in its own network namespace, with [`INTERFACES`] and all of `addresses` on the
+/// loopback interface. The namespace is gone afterwards.
 pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).context("failed to make a network namespace")?;
@@ -306,10 +277,8 @@ pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + S
     joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// The sockets of `world` in this thread's network namespace, for as long as the result is kept.
-///
-/// # Errors
-/// When one cannot be made.
+/// Opens the sockets of `world` in this thread's network namespace; they stay open as long as the result is
+/// kept.
 pub fn sockets(world: &World) -> Result<Vec<Socket2>> {
     let mut sockets = Vec::new();
     for (key, socket) in &world.sockets {

@@ -1,4 +1,4 @@
-//! One packet: frames, the hosts around it, the decisions on the host and the programs in the kernel.
+//! One packet: frames, the host around it, the decisions on the host and the programs in the kernel.
 
 pub mod cost;
 pub mod frame;

@@ -1,4 +1,4 @@
-//! Who is there when a packet is tried: three controllers, of which A is under test, a client, a stranger.
+//! The hosts around a tested packet: three controllers, of which A is under test, a client, a stranger.
 //!
 //! ```text
 //!  A as entry   client:5555 → A:17070   becomes   A:40000 → B:17081
@@ -18,7 +18,7 @@ use balancer_common::records::{
 use balancer_common::wire::{Address, Port};
 use bytemuck::Zeroable as _;
 
-/// Interface that everything comes in by.
+/// Interface by which every packet comes in.
 pub const CAME_IN: u32 = INTERFACES[0];
 /// Interface towards the other controllers.
 pub const TOWARDS: u32 = INTERFACES[1];
@@ -30,21 +30,21 @@ pub const OUT: u16 = 17081;
 pub const IN: u16 = 17082;
 /// Relay source port that A draws.
 pub const RELAY: u16 = 40000;
-/// One that it drew before.
+/// Relay source port that A drew before.
 pub const OLD: u16 = 40001;
 /// Relay source port that B drew.
 pub const FAR: u16 = 41000;
-/// Another.
+/// Relay source port that B drew before.
 pub const FAR_OLD: u16 = 41001;
 /// The client's initial sequence number.
 pub const ISN: u32 = 0x1000_0000;
-/// Octets of a trailer.
+/// Bytes of a trailer.
 pub const TRAILER: u32 = 32;
 /// Most connections of a controller.
 pub const LIMIT: u32 = 1000;
-/// Connections of a controller that relays what it can.
+/// Connections of a controller that relays as many clients as it can.
 pub const BUSY: u32 = 900;
-/// Seconds since the flows that are there began.
+/// Age of the existing flows, seconds.
 pub const AGE_S: u32 = 10;
 
 /// The addresses of one family, and the time.
@@ -53,17 +53,17 @@ pub struct Scene {
     pub name: &'static str,
     /// Boot clock, nanoseconds.
     pub now_ns: u64,
-    /// Under test.
+    /// The controller under test.
     pub a: IpAddr,
     /// Another controller.
     pub b: IpAddr,
-    /// A third, absent unless a row says otherwise.
+    /// A third controller, absent unless a row says otherwise.
     pub c: IpAddr,
-    /// A client's.
+    /// A client.
     pub client: IpAddr,
-    /// Exempt by its prefix.
+    /// An address that is exempt by its prefix.
     pub exempt: IpAddr,
-    /// Nobody's.
+    /// An address that belongs to no host here.
     pub elsewhere: IpAddr,
 }
 
@@ -72,7 +72,7 @@ fn parse(address: &str) -> IpAddr {
 }
 
 impl Scene {
-    /// With IPv4 addresses.
+    /// A scene with IPv4 addresses.
     pub fn v4(now_ns: u64) -> Self {
         Self {
             name: "IPv4",
@@ -86,7 +86,7 @@ impl Scene {
         }
     }
 
-    /// With IPv6 addresses.
+    /// A scene with IPv6 addresses.
     pub fn v6(now_ns: u64) -> Self {
         Self {
             name: "IPv6",
@@ -100,7 +100,7 @@ impl Scene {
         }
     }
 
-    /// All of them, for the sockets of a namespace.
+    /// All addresses, for the sockets of a namespace.
     pub fn addresses(&self) -> Vec<IpAddr> {
         vec![self.a, self.b, self.client]
     }
@@ -110,7 +110,7 @@ impl Scene {
         (self.now_ns / 1_000_000_000) as u32
     }
 
-    /// When flows that are there began.
+    /// Boot clock, seconds: the beginning of the existing flows.
     pub const fn then_s(&self) -> u32 {
         self.now_s().wrapping_sub(AGE_S)
     }
@@ -150,12 +150,12 @@ impl Scene {
         Segment::new(self.dialler(), self.api()).flags(SYN).seq(ISN).ack(0).syn_options(1400)
     }
 
-    /// The same, relayed by A.
+    /// The client's SYN, relayed by A.
     pub fn relayed(&self) -> Segment {
         self.syn().between(self.near(), self.owner()).trailer(self.dialler())
     }
 
-    /// The same, relayed by B.
+    /// The client's SYN, relayed by B.
     pub fn incoming(&self) -> Segment {
         self.syn().between(self.entry(), self.door()).trailer(self.dialler())
     }
@@ -199,7 +199,7 @@ impl Scene {
         world
     }
 
-    /// A controller at `address` that can take clients.
+    /// A controller at `address` that takes clients.
     pub fn ready(&self, address: IpAddr) -> Controller {
         let own_family =
             |v4: bool| if address.is_ipv4() == v4 { address.into() } else { Address::UNSPECIFIED };
@@ -218,14 +218,14 @@ impl Scene {
         }
     }
 
-    /// A has much to do and B nothing.
+    /// A has many connections and B none.
     pub fn busy(&self) -> World {
         let mut world = self.world();
         world.budget.established = BUSY;
         world
     }
 
-    /// B has much to do and A nothing.
+    /// B has many connections and A none.
     pub fn idle(&self) -> World {
         let mut world = self.world();
         world.controllers[1].view_base = BUSY.into();
@@ -247,7 +247,7 @@ impl Scene {
         self.incoming_flows_of(self.dialler(), port, at_s)
     }
 
-    /// The same for the client at `dialler`.
+    /// The two records of a relay from B for the client at `dialler`.
     pub fn incoming_flows_of(&self, dialler: SocketAddr, port: u16, at_s: u32) -> [(Tuple, Flow); 2] {
         let there = (self.b, port).into();
         let flow = |kind, from, to, ifindex| Flow::new(kind, 1, end(from), end(to), ifindex, ISN, at_s);
@@ -264,7 +264,7 @@ impl Scene {
         world
     }
 
-    /// [`Self::busy`] with a relay to B by `port` whose handshake is not complete.
+    /// [`Self::busy`] with a relay to B by `port`, its handshake incomplete.
     pub fn beginning(&self, port: u16) -> World {
         let mut world = self.busy();
         world.half_open.extend(self.out(port, (self.b, 1), self.then_s()));
@@ -278,7 +278,7 @@ impl Scene {
         world
     }
 
-    /// [`Self::world`] with a relay from B whose handshake is not complete and has a place.
+    /// [`Self::world`] with a relay from B, its handshake incomplete but with a reservation.
     pub fn accepting(&self) -> World {
         let mut world = self.world();
         world.half_open.extend(self.incoming_flows(FAR, self.then_s()));
@@ -286,7 +286,7 @@ impl Scene {
         world
     }
 
-    /// A handshake takes a place.
+    /// Takes a reservation for a handshake.
     pub fn reserve(&self, world: &mut World, key: Tuple) {
         world.reserved.insert(key, Reservation { taken_s: self.now_s(), isn: ISN });
         world.budget.handshakes[self.now_s() as usize % 4] += 1;
@@ -298,7 +298,7 @@ impl Scene {
     }
 }
 
-/// A key: far end, own end.
+/// A key from the far end and this host's end.
 pub fn tuple(remote: SocketAddr, local: SocketAddr) -> Tuple {
     let ((remote, remote_port), (local, local_port)) = (end(remote), end(local));
     Tuple { remote, local, remote_port, local_port }
@@ -308,7 +308,7 @@ fn end(end: SocketAddr) -> (Address, Port) {
     (end.ip().into(), Port::new(end.port()))
 }
 
-/// A packet of the flow at `key` has gone by, which acknowledged `ack` and left the marks `state`.
+/// Records a packet of the flow at `key` that acknowledged `ack` and left the marks `state`.
 pub fn gone_by(world: &mut World, key: Tuple, ack: Option<u32>, state: u8) {
     let now_s = world.now_s();
     let flow = world.live.get_mut(&key).or(world.half_open.get_mut(&key)).expect("a flow");

@@ -3,23 +3,21 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-/// The frame's checksum is one that its receiving device has summed up, and the kernel fails the run with `EBADMSG` if
-/// the sum does not fit the frame that the program leaves (Linux 6.17; before, `EINVAL`).
+/// The receiving device has computed the frame's checksum. If that sum does not fit the frame that the
+/// program leaves, the kernel fails the run with `EBADMSG` (Linux 6.17; before, `EINVAL`).
 pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-/// What a program returned, and the length of the frame that it left in `out`.
+/// A program's return code, and the length of the frame that it left in `out`.
 #[derive(Clone, Copy, Debug)]
 pub struct Returned {
     /// The return code.
     pub code: u32,
-    /// Octets.
+    /// Length in bytes.
     pub length: u32,
 }
 
-/// Runs a program once on the frame `data`, `context` being the beginning of its context.
-///
-/// # Errors
-/// As the kernel says; nothing has run then, save for `EBADMSG`.
+/// Runs a program once on the frame `data`; `context` is the beginning of its context. On an error, except
+/// `EBADMSG`, nothing has run.
 pub fn test_run(
     program: BorrowedFd<'_>,
     data: &[u8],
@@ -61,8 +59,8 @@ pub fn test_run(
         flags,
         ..Attributes::default()
     };
-    // SAFETY: the attributes are laid out as the kernel's, and they and what they point at live until the call returns;
-    // the kernel writes at most `out_size` octets to `out`.
+    // SAFETY: the attributes are laid out as the kernel's; they and the memory that they point at live until
+    // the call returns; the kernel writes at most `out_size` bytes to `out`.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>())
     };
