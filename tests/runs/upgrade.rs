@@ -1,5 +1,5 @@
-//! An agent of another version starts, whose maps are laid out otherwise: what goes on, what is left alone where that cannot
-//! be, and what is nothing to go on from.
+//! An agent of another version, with another layout of the maps, starts. The tests check which state goes on,
+//! that a data path which cannot be taken over stays untouched, and which remains are not worth taking over.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::fs;
@@ -16,16 +16,16 @@ use tests::cluster::{Cluster, ClusterOptions, is_even};
 use tests::juju::fleet::{Dial, How, Kind};
 use tests::support::eventually::eventually;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Time limit for a change to take effect, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
 const LIMIT: u64 = 4321;
 
-/// Each balancer's relays.
+/// The relays of each balancer.
 fn relays(cluster: &Cluster) -> Result<Vec<Value>> {
     cluster.daemons.iter().map(|daemon| Ok(daemon.status()?["relays"].clone())).collect()
 }
 
-/// A cluster with clients that talk, how many each controller has, and the relays.
+/// A cluster with clients that send traffic, the clients of each controller, and the relays.
 fn talking(tag: &str, clients: usize) -> Result<(Cluster, Vec<usize>, Vec<Value>)> {
     let mut cluster = Cluster::start(ClusterOptions::new(tag))?;
     cluster.dial("before", Kind::Single, clients)?;
@@ -35,7 +35,7 @@ fn talking(tag: &str, clients: usize) -> Result<(Cluster, Vec<usize>, Vec<Value>
     Ok((cluster, counts, relayed))
 }
 
-/// Waits until the relays are those of before.
+/// Waits until the relays are again `relayed`.
 fn await_relays(cluster: &Cluster, relayed: &[Value]) -> Result<()> {
     eventually(SOON, "the same relays", || match relays(cluster) {
         Ok(found) if found == relayed => Ok(()),
@@ -51,14 +51,14 @@ fn pin_zeroes<V: Pod>(daemon: &Daemon, layout: &str, name: &str, records: usize)
     map.pin(directory.join(name)).with_context(|| format!("failed to pin {name}"))
 }
 
-/// Lets an operator set [`LIMIT`].
+/// Sets [`LIMIT`] as an operator does.
 fn set_limit(daemon: &Daemon) -> Result<()> {
     let (code, _, errors) = daemon.cli(&["limit", &LIMIT.to_string()])?;
     ensure!(code == Some(0), "{errors}");
     Ok(())
 }
 
-/// That limit is in force.
+/// Checks that the operator's limit is still in force.
 fn ensure_limit(daemon: &Daemon) -> Result<()> {
     let status = daemon.status()?;
     ensure!(status["balance"]["operator_limit"] == LIMIT, "the operator's limit stays: {status}");
@@ -113,7 +113,7 @@ fn what_cannot_be_taken_over_is_left_at_work() -> Result<()> {
     let daemon = &mut cluster.daemons[0];
     daemon.kill9();
     let links = daemon.links()?;
-    // Two other versions: the first could be taken over, the second has keys that this one does not know.
+    // Two other versions: this one could take over the first, but does not know the second's keys.
     let (first, second) = (daemon.pins().join("v0"), daemon.pins().join(OTHER_LAYOUT));
     fs::rename(daemon.pins().join(LAYOUT), &first)?;
     pin_zeroes::<u64>(daemon, OTHER_LAYOUT, map::LIVE, 1)?;
@@ -178,15 +178,15 @@ fn an_agent_that_was_ended_before_it_filled_its_maps_leaves_a_first_start() -> R
     no_drift(&cluster)
 }
 
-/// What runs is another version's from now on, and one of this takes over.
+/// Pretends that the running version is another one, and starts this version.
 fn change(daemon: &mut Daemon) -> Result<()> {
     daemon.kill9();
     fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
     daemon.run()
 }
 
-/// Newcomers to the first controller while `meanwhile` is done: none is to notice anything, nor are those that have been
-/// there `before`.
+/// Dials the first controller with new clients while `meanwhile` runs: neither they nor the `before` earlier
+/// clients may notice anything.
 fn dial_while(
     cluster: &mut Cluster,
     before: usize,
@@ -234,7 +234,7 @@ fn the_limit_holds_while_versions_change() -> Result<()> {
     }
     let dialled = cluster.fleet.dialled("newcomers", Duration::from_mins(1))?;
     println!("{} ok, {} refused, {} reset", dialled.ok, dialled.refused, dialled.reset);
-    // Nobody leaves: a count that was passed once would be so now.
+    // No client leaves: if a count had ever passed the limit, it would still be above it.
     ensure!(exact(&cluster, "full", 3 * LIMIT)? == [LIMIT; 3], "full, and not more: {dialled:?}");
     no_drift(&cluster)
 }

@@ -1,13 +1,14 @@
-//! What the programs cost the kernel's verifier, with limits: it gives up at 1,000,000 instructions and 512 octets of
-//! stack, and both grow with the kernel's version. `cargo xtask vm` makes one table of what this prints on each kernel.
+//! The programs' cost to the kernel's verifier, with limits: it gives up at 1,000,000 instructions and 512
+//! bytes of stack, and both costs grow with the kernel's version. `cargo xtask vm` makes one table of the
+//! output of all kernels.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use anyhow::{Result, ensure};
 use tests::packet::cost::{Cost, costs};
 
-/// Instructions: a twentieth of what the verifier follows.
+/// Most instructions: a twentieth of the verifier's own limit.
 const INSTRUCTIONS: u64 = 50_000;
-/// Octets of stack.
+/// Most bytes of stack.
 const STACK: u64 = 512;
 
 #[test]

@@ -1,4 +1,5 @@
-//! Native XDP: an entry's packets in the driver, TC beside it, and why not where it would break something.
+//! Native XDP: an entry's packets in the driver with TC beside it, and the reasons to leave XDP out where it
+//! would break something.
 #![allow(clippy::print_stdout, reason = "figures for whoever reads the run")]
 
 use std::time::Duration;
@@ -11,12 +12,12 @@ use tests::juju::fleet::{Dial, Dialled, Kind};
 use tests::packet::kernel::load;
 use tests::support::eventually::eventually;
 
-/// What was asked for is there within this, on a busy machine too.
+/// Time limit for a change to take effect, on a busy machine too.
 const SOON: Duration = Duration::from_secs(10);
-/// Bulk data that does not stall is there within this, on a busy machine too.
+/// Time limit for bulk data that does not stall, on a busy machine too.
 const BULK: Duration = Duration::from_mins(1);
 
-/// In a virtual machine, whose processor takes its time.
+/// Whether this is a virtual machine with a slow processor.
 fn is_emulated() -> bool {
     std::env::var_os("BALANCER_VM").is_some()
 }
@@ -35,7 +36,7 @@ fn counter(status: &Value, name: &str) -> Result<u64> {
     status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
 }
 
-/// Frames that the driver of controller `index` has sent back out at a program's word.
+/// Frames that the driver of controller `index` has sent back out because a program said so.
 fn sent_by_driver(cluster: &Cluster, index: usize) -> Result<u64> {
     let statistics = cluster.net.controllers[index].namespace.exec("ethtool -S eth0")?;
     let sent = statistics.lines().filter_map(|line| line.trim().split_once(": "));
@@ -71,7 +72,7 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
             })?;
         }
 
-        // From now on every newcomer is b's.
+        // From now on b gets every new client.
         for index in [0, 2] {
             cluster.servers[index].set_health(false)?;
         }
@@ -85,7 +86,7 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
         let (driver, before) = (sent_by_driver(&cluster, 0)?, cluster.daemons[0].status()?);
         let mut sent = 0;
         let mut times = Vec::new();
-        // Some of them are relayed, most likely all but a third.
+        // Some transfers are relayed, most likely all but a third.
         for _ in 0..transfers {
             let done = cluster.fleet.bulk(cluster.address(0), 2_000_000, BULK)?;
             times.push((done.up_ms.round(), done.down_ms.round()));
@@ -99,7 +100,7 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
             "IPv6 {ipv6}: {counts:?}; 2 MB each way: {times:?} ms; {driver} of {sent} frames by the driver"
         );
         ensure!(sent > 1000, "some are relayed");
-        // Only the first to a neighbour goes another way: up, until the neighbour is known.
+        // Only the first frame to a neighbour takes another way, up the stack, until the neighbour is known.
         ensure!(driver + 100 > sent, "{driver} of {sent} relayed frames are sent by the driver");
         cluster.ensure_valid()?;
     }
@@ -111,7 +112,7 @@ fn the_driver_refuses_what_nobody_has_room_for() -> Result<()> {
     let limit = if is_emulated() { 30 } else { 100 };
     let mut cluster =
         Cluster::start(ClusterOptions { hard_limit: Some(limit as u64), ..with_xdp("xdpfull") })?;
-    // More than there is room for, as one is refused too early where a count is late.
+    // More clients than there is room for, because one is refused too early if a count is late.
     let mut dial = Dial::new("room", Kind::Single, 6 * limit, &[cluster.address(0)]);
     dial.concurrency = 50;
     let dialled = cluster.fleet.dial(&dial)?;
@@ -143,7 +144,7 @@ fn a_restarted_agent_takes_its_program_over_and_uninstall_takes_it_away() -> Res
         daemon.restart()?;
         ensure!(daemon.status()?["hooks"] == json!({ "eth0": "xdp+tcx" }), "{}", daemon.status()?);
     }
-    // What is no longer asked for is taken off, and nothing is lost by that either.
+    // A program that is no longer wanted is detached, and that loses nothing either.
     cluster.daemons[0].config.api.hook = Some("tc".to_owned());
     cluster.daemons[0].write_config()?;
     cluster.daemons[0].restart()?;

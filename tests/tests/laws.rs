@@ -1,5 +1,6 @@
-//! Conservation laws, over any course of many clients' packets from an entry to an owner and back, on the host: nothing is
-//! counted twice or not at all, no rewrite leaves a trace that the next does not take back, no relay is half there.
+//! Conservation laws over any sequence of many clients' packets from an entry to an owner and back, on the
+//! host: every event is counted exactly once, the next rewrite undoes each rewrite completely, and every
+//! relay has both halves.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -14,12 +15,12 @@ use tests::packet::scene::{API, CAME_IN, OUT, Scene};
 
 const CLIENTS: u16 = 8;
 
-/// What a client, or the owner's stack for it, sends next.
+/// The next packet of a client, or of the owner's stack for it.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     client: u16,
     what: What,
-    /// Whether the network between entry and owner loses it.
+    /// Whether the network between entry and owner loses the packet.
     lost: bool,
 }
 
@@ -47,7 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..200)
 }
 
-/// The entry A, the owner B, and what has happened to them.
+/// The entry A, the owner B, and the events so far.
 struct Course {
     scene: Scene,
     entry: Host,
@@ -56,7 +57,7 @@ struct Course {
     isns: HashMap<u16, u32>,
     /// SYNs that reached the owner's stack, by client.
     arrived: HashMap<u16, u32>,
-    /// Clients that have sent more than a SYN: the next one begins another connection.
+    /// Clients that have sent more than a SYN: their next SYN begins another connection.
     spoken: HashSet<u16>,
     relays_lost: u64,
 }
@@ -68,7 +69,7 @@ impl Course {
         let mut of_b = scene(1_000_000_000_000);
         std::mem::swap(&mut of_b.a, &mut of_b.b);
         let mut world = of_b.world();
-        // What A was told to relay to.
+        // The port that A relays to.
         world.controllers[1].relay_in = Port::new(OUT);
         Self {
             scene: scene_of_a,
@@ -111,7 +112,7 @@ impl Course {
             }
             What::Refusal => {
                 let Some(&isn) = self.arrived.get(&client) else { return Ok(()) };
-                // The stack knows of no trailer: it was taken off.
+                // The stack must not see the trailer.
                 let refusal = self.owners(client).flags(RST | ACK).ack(isn.wrapping_add(1));
                 self.owner_sends(client, &refusal, lost)
             }
@@ -125,7 +126,7 @@ impl Course {
         }
     }
 
-    /// What the owner's stack sends to a client.
+    /// A packet of the owner's stack to a client.
     fn owners(&self, client: u16) -> Segment {
         Segment::new((self.scene.b, OUT).into(), (self.scene.client, 5000 + client).into())
     }
@@ -147,7 +148,7 @@ impl Course {
             self.arrived.insert(client, segment.seq);
         }
         if code == UNSPEC {
-            // There and back: all that is left of the relay is where it went to.
+            // After both rewrites, only the destination still shows the relay.
             let expected = segment.clone().between(segment.source, self.scene.owner());
             prop_assert_eq!(canonical(&frame), canonical(&expected.frame()));
         }
@@ -173,7 +174,7 @@ impl Course {
         let (sent, received) = (entry.traffic[1].sent, owner.traffic[1].received);
         prop_assert!(received <= sent, "{received} received of {sent}");
         let counted = |host: &Host, name| host.counters().get(name).copied().unwrap_or(0);
-        // A client's FIN was lost, and its next connection is there before it comes again.
+        // A client's FIN was lost, and its next connection begins before the FIN comes again.
         let conflicts = counted(&self.owner, Dropped::Conflict.name());
         let accounted = received + self.relays_lost + conflicts;
         prop_assert!(
@@ -196,7 +197,7 @@ impl Course {
     }
 }
 
-/// A relay's other half lies in the same table and leads back.
+/// Checks that a relay's other half is in the same table and leads back.
 fn paired(table: &HashMap<Tuple, Flow>, key: &Tuple, flow: &Flow) -> Result<(), TestCaseError> {
     let opposite = flow.opposite(key);
     let Some(back) = table.get(&opposite) else {
@@ -206,7 +207,7 @@ fn paired(table: &HashMap<Tuple, Flow>, key: &Tuple, flow: &Flow) -> Result<(), 
     Ok(())
 }
 
-/// Runs a hook: exactly one counter says what became of the frame, or it passes untouched.
+/// Runs a hook: exactly one counter explains the frame's verdict, or the frame passes untouched.
 fn run(host: &Host, hook: Hook, bytes: &[u8]) -> Result<(i32, Vec<u8>), TestCaseError> {
     let before = outcomes(host);
     let mut frame = Frame::new(bytes, CAME_IN);
@@ -236,7 +237,7 @@ fn goes_to(frame: &[u8], end: SocketAddr) -> bool {
     frame.get(address.clone()) == expected.get(address) && frame.get(port.clone()) == expected.get(port)
 }
 
-/// The frame with its TCP checksum's two zeros as one.
+/// The frame, with one form for the TCP checksum's two zeros.
 fn canonical(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let at = if frame[12] == 0x08 { 50 } else { 70 };
@@ -254,7 +255,7 @@ proptest! {
         let mut course = Course::new(if v6 { Scene::v6 } else { Scene::v4 });
         prop_assert_eq!(course.scene.api().port(), API);
         for (number, step) in (0u32..).zip(steps) {
-            // Another source port for each relay, as chance has it.
+            // Another source port for each relay, as in a random draw.
             course.entry.set_random(number.wrapping_mul(2_654_435_761));
             course.take(step)?;
             course.hold()?;

@@ -1,4 +1,4 @@
-//! Rewrites and admission over everything that may come, on the host.
+//! Rewrites and admission over arbitrary input, on the host.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -48,7 +48,7 @@ fn readdressed(frame: &[u8], source: SocketAddr, destination: SocketAddr) -> Vec
     frame.bytes
 }
 
-/// The frame with its TCP checksum's two zeros as one.
+/// The frame, with one form for the TCP checksum's two zeros.
 fn canonical(segment: &Segment, mut frame: Vec<u8>) -> Vec<u8> {
     let at = 14 + tests::packet::frame::ip_header(segment.source.ip()) + 16;
     if frame[at..at + 2] == [0xff, 0xff] {
@@ -71,7 +71,7 @@ proptest! {
     }
 }
 
-/// What happens to one of the clients, or to the clock.
+/// An event of one of the clients, or of the clock.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Syn(usize),
@@ -119,7 +119,7 @@ fn key(client: usize) -> Tuple {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// As `ingress` and `track` call admission, a handshake being as slow as TCP lets it be.
+    /// Calls admission in the order of `ingress` and `track`; a handshake may be as slow as TCP allows.
     #[test]
     fn never_more_than_the_limit_and_no_place_is_lost(steps in steps(), limit in 0u32..16, cap in 0u32..16) {
         let settings = Settings { limit, handshake_cap: cap, ..Settings::zeroed() };
@@ -130,7 +130,7 @@ proptest! {
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Syn(client) => {
-                    // A SYN on an open connection is its socket's.
+                    // A SYN on an open connection goes to its socket.
                     let isn = match clients[client] {
                         Client::Open => continue,
                         Client::Shaking { isn, .. } if number % 3 == 0 => isn,

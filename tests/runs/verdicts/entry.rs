@@ -1,4 +1,4 @@
-//! Packets of relays at their entry, both ways.
+//! Packets of relays at their entry, in both directions.
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::{Flow, State, Traffic};
@@ -10,7 +10,7 @@ use crate::scene::{CAME_IN, ISN, OLD, RELAY, Scene, TOWARDS, TRAILER, gone_by, t
 
 const ACKED: u32 = 0x2000_0000;
 
-/// Client to owner.
+/// Packets from client to owner.
 pub fn forward(scene: &Scene) -> Vec<Row> {
     let (live, dialled) = (scene.relaying(), scene.dialled());
     let on = |segment: &Segment| segment.clone().between(scene.near(), scene.owner());
@@ -65,7 +65,7 @@ pub fn forward(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// Owner to client.
+/// Packets from owner to client.
 pub fn back(scene: &Scene) -> Vec<Row> {
     let live = scene.relaying();
     let key = tuple(scene.owner(), scene.near());
@@ -88,7 +88,7 @@ pub fn back(scene: &Scene) -> Vec<Row> {
     let syn_ack = from_owner.clone().flags(SYN | ACK).ack(ISN + 1).syn_options(1400);
     let refusal = Segment { options: Vec::new(), window: 0, ..from_owner.clone() }.flags(RST | ACK).seq(0);
     let all = ISN + 1 + TRAILER;
-    // The SYN was picked anew: the client's record points to another relay.
+    // The SYN was picked again: the client's record points to another relay.
     let mut anew = scene.beginning(RELAY);
     let [_, old] = scene.out(OLD, (scene.b, 1), scene.then_s());
     anew.half_open.extend([old]);
@@ -151,7 +151,7 @@ pub fn back(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// Towards a relay source port, of no relay.
+/// Packets to a relay source port that belong to no relay.
 pub fn strays(scene: &Scene) -> Vec<Row> {
     let (world, stray) = (scene.world(), Segment::new(scene.owner(), scene.near()).flags(SYN | ACK).stamps());
     let mut connected = world.clone();

@@ -1,4 +1,4 @@
-//! ICMP errors about relayed connections, and about others.
+//! ICMP errors about relayed connections and about others.
 
 use tests::packet::frame::{ETHERNET, Report, Segment, other, quote, with_ipv4};
 use tests::packet::host::World;
@@ -6,7 +6,6 @@ use tests::packet::host::World;
 use crate::row::{Row, arrives};
 use crate::scene::{CAME_IN, Scene, TOWARDS};
 
-/// All of them.
 pub fn rows(scene: &Scene) -> Vec<Row> {
     let (entry, owner) = (scene.relaying(), scene.owning());
     let v4 = scene.a.is_ipv4();
@@ -16,7 +15,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
     let mut beginning = entry.clone();
     beginning.half_open = std::mem::take(&mut beginning.live);
     let mut rows = Vec::new();
-    // A router quotes eight octets at least (RFC 792), or as much as fits.
+    // A router quotes at least eight octets (RFC 792), or as much as fits.
     for (size, octets) in [("short", 8), ("long", if v4 { 520 } else { 1180 })] {
         let whole = |segment: &Segment| quote(segment, segment.source, segment.destination, octets);
         let to_client = Report::too_big(scene.elsewhere, scene.a, whole(&returned));
@@ -121,7 +120,7 @@ fn of_others(scene: &Scene, world: &World, returned: &Segment) -> Vec<Row> {
             about(optioned[ETHERNET..].to_vec()).frame(),
         ));
     }
-    // The IP length leaves out the quote, which is there as padding.
+    // The IP length excludes the quote, which follows as padding.
     let mut behind = about(returned.packet()).frame();
     behind[if v4 { 16..18 } else { 18..20 }].copy_from_slice(&[0, if v4 { 28 } else { 8 }]);
     if v4 {

@@ -1,5 +1,5 @@
-//! Packets right after the programs were put in the place of another version's, or of none: what was decided before is
-//! unknown.
+//! Packets right after the programs were attached, alone or in place of another version's: these programs do
+//! not know earlier decisions.
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::Reservation;
@@ -9,7 +9,7 @@ use tests::packet::host::World;
 use crate::row::{Row, arrives, leaves, rst};
 use crate::scene::{FAR, ISN, LIMIT, Scene};
 
-/// Of no relay, or of one that only the earlier programs knew.
+/// Packets of no relay, or of a relay that only the earlier programs knew.
 pub fn rows(scene: &Scene) -> Vec<Row> {
     let until = |until_s: u32| {
         let mut world = scene.world();

@@ -1,6 +1,7 @@
-//! Packets and what comes of them: every row on the host and, through test runs, in the kernel. Needs root.
+//! Packets and their verdicts: every row runs on the host and, through test runs, in the kernel. Needs root.
 //!
-//! A row compares everything: code, interface, frame octet for octet, the whole counter delta, and all tables after.
+//! A row compares everything: code, interface, frame byte for byte, all counter changes, and all tables
+//! afterwards.
 #![allow(clippy::too_many_lines, reason = "a table is as long as it has rows")]
 #![allow(clippy::large_stack_arrays, reason = "of rows")]
 
@@ -119,7 +120,7 @@ fn whatever_may_become_of_a_packet_is_in_a_row() {
         PassReason::ALL.iter().map(|pass| pass.name()).chain(SendReason::ALL.iter().map(|send| send.name()));
     let reasons = reasons.chain(DropReason::ALL.iter().map(|drop| drop.name()));
     let missing: Vec<_> = reasons.filter(|name| !counted.contains(name)).collect();
-    // What is none of ours is not counted; the other is the next test's.
+    // Packets that are not the balancer's are not counted; the next test covers the other one.
     assert_eq!(missing, [PassReason::Other.name(), DropReason::NoRecord.name()]);
 }
 
@@ -148,7 +149,7 @@ fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
     Ok(())
 }
 
-/// All rows but the one whose state is large.
+/// All rows except the one with the large state.
 fn all(scene: &Scene) -> Vec<Row> {
     let groups = [
         strange::rows,
@@ -190,7 +191,7 @@ fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
                     ensure!(action == Action { code: UNSPEC, ifindex: None }, "host: {action:?}: {}", at());
                     ensure!(frame.bytes == cut, "host: changed: {}", at());
                     ensure!(tables.counters().is_empty(), "host: {:?}: {}", tables.counters(), at());
-                    // Short ones are not taken by a test run; a few lengths of the payload stand for all.
+                    // A test run does not accept short frames; a few lengths of the payload stand for all.
                     if length > 120 && length % 97 != 0 {
                         continue;
                     }
@@ -213,7 +214,7 @@ fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
     Ok(())
 }
 
-/// Where the IP packet in a frame ends by its own account.
+/// The end of the IP packet in a frame, by its own length field.
 fn ip_end(frame: &[u8]) -> usize {
     let length = match frame[12..14] {
         [0x08, 0x00] => usize::from(u16::from_be_bytes([frame[16], frame[17]])),

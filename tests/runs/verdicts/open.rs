@@ -1,4 +1,4 @@
-//! A client dials: who serves it?
+//! A client dials: which controller serves it?
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::{CHECK_FINAL_ACK_S, Flow, Reservation, State, Traffic};
@@ -9,7 +9,7 @@ use tests::packet::host::World;
 use crate::row::{Row, arrives, rst};
 use crate::scene::{CAME_IN, ISN, LIMIT, OLD, OUT, RELAY, Scene, TOWARDS, gone_by, tuple};
 
-/// Served by A or another, and why.
+/// Served by A or by another controller, and the reason.
 pub fn picked(scene: &Scene) -> Vec<Row> {
     let (busy, idle, dialled) = (scene.busy(), scene.idle(), scene.dialled());
     let place = |world: &mut World| scene.reserve(world, dialled);
@@ -118,7 +118,8 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
     for (what, out_of_reach, change) in unfit() {
         let world = with(&busy, &|world| change(world, scene));
         let row = arrives(what, &world, scene.syn()).passes("chosen").also("arrived").then(place);
-        // B takes clients, and none by relay: who is not refused, as here is its home, is spared for a while.
+        // B takes clients but cannot be relayed to. The client is not refused, because A is its home, but
+        // counts as recently refused for a while.
         let spare = |world: &mut World| {
             world.spared.insert(scene.dialler().ip().into(), world.now_ns);
         };
@@ -129,7 +130,7 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
 
 type Change = fn(&mut World, &Scene);
 
-/// What makes B unfit, each alone, and whether it takes clients all the same.
+/// Reasons for which B is unfit, one at a time, and whether B still takes clients.
 fn unfit() -> [(&'static str, bool, Change); 9] {
     [
         ("B is not ready: served here", false, |world, _| world.controllers[1].state = State::NotReady as u8),
@@ -157,7 +158,7 @@ fn unfit() -> [(&'static str, bool, Change); 9] {
     ]
 }
 
-/// Those who are not balanced.
+/// Packets of addresses that are not balanced.
 pub fn left_alone(scene: &Scene) -> Vec<Row> {
     let world = scene.busy();
     let from = |source| scene.syn().between((source, 5555).into(), scene.api());
@@ -182,7 +183,7 @@ pub fn left_alone(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// The same SYN again, or another on the same port.
+/// The same SYN again, or another SYN on the same port.
 pub fn again(scene: &Scene) -> Vec<Row> {
     let dialled = scene.dialled();
     let place = |world: &mut World| scene.reserve(world, dialled);
@@ -317,7 +318,7 @@ pub fn again(scene: &Scene) -> Vec<Row> {
     rows
 }
 
-/// Every relay source port is taken: apart, because the state is large.
+/// Every relay source port is taken; separate from the other rows because the state is large.
 pub fn exhausted(scene: &Scene) -> Vec<Row> {
     let mut world = scene.busy();
     let [_, (_, back)] = scene.out(RELAY, (scene.b, 1), scene.then_s());

@@ -1,4 +1,4 @@
-//! Packets of relays at their owner: SYNs with their trailer, what follows them, and the answers.
+//! Packets of relays at their owner: SYNs with their trailer, the segments that follow, and the answers.
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::{Flow, Reservation};
@@ -10,7 +10,7 @@ use crate::scene::{CAME_IN, FAR, FAR_OLD, IN, ISN, LIMIT, Scene, TRAILER, gone_b
 
 const ACKED: u32 = 0x2000_0000;
 
-/// A SYN to a relay port.
+/// SYNs to a relay port that A accepts.
 pub fn accepted(scene: &Scene) -> Vec<Row> {
     let world = scene.world();
     let delivered = scene.syn().between(scene.dialler(), scene.door());
@@ -37,7 +37,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
     full.budget.established = LIMIT;
     let mut known = scene.accepting();
     known.traffic[1].received = 1;
-    // What B relayed from this very port before, for another client.
+    // An earlier relay of B from the same port, for another client.
     let others = scene.incoming_flows_of((scene.elsewhere, 6666).into(), FAR, scene.then_s());
     let mut half_open_other = scene.world();
     half_open_other.half_open.extend(others);
@@ -123,7 +123,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// SYNs to a relay port that are none of a controller's making.
+/// SYNs to a relay port that no controller made.
 pub fn refused(scene: &Scene) -> Vec<Row> {
     let world = scene.world();
     let relayed = scene.incoming();
@@ -184,7 +184,7 @@ pub fn refused(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// What follows the SYN.
+/// Segments that follow the SYN.
 pub fn restored(scene: &Scene) -> Vec<Row> {
     let live = scene.owning();
     let (key, back_key) = (tuple(scene.entry(), scene.door()), tuple(scene.dialler(), scene.door()));
@@ -274,7 +274,7 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// The answers.
+/// The owner's answers.
 pub fn diverted(scene: &Scene) -> Vec<Row> {
     let live = scene.owning();
     let key = tuple(scene.dialler(), scene.door());

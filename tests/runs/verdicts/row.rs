@@ -1,4 +1,4 @@
-//! What a row is, and how it is proved: on the host and in the kernel, with the whole of what it may change.
+//! A row: a packet, its expected verdict and every expected change, proved on the host and in the kernel.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use tests::packet::kernel::{Kernel, Left, RanXdp, apart, boot_clock_ns, sockets}
 
 use crate::scene::{CAME_IN, RELAY, Scene};
 
-/// A packet and all that comes of it.
+/// A packet, the state before it, and everything that it must cause.
 #[derive(Clone)]
 pub struct Row {
     what: &'static str,
@@ -28,7 +28,7 @@ pub struct Row {
     after: World,
 }
 
-/// A frame, given as a segment or as octets.
+/// A frame, given as a segment or as bytes.
 #[derive(Clone)]
 pub enum Out {
     Unchanged,
@@ -58,7 +58,7 @@ impl From<Vec<u8>> for Out {
     }
 }
 
-/// A frame arrives; until something is said of it, it passes by uncounted and changes nothing.
+/// A frame arrives. By default the row expects that it passes uncounted and changes nothing.
 pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
     Row {
         what,
@@ -73,78 +73,77 @@ pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row 
     }
 }
 
-/// A frame leaves.
+/// A frame leaves; the default is the same.
 pub fn leaves(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
     Row { hook: Hook::Egress, ..arrives(what, world, frame) }
 }
 
 impl Row {
-    /// It goes on to the stack as it is.
+    /// The frame goes on to the stack unchanged.
     pub fn passes(self, why: &'static str) -> Self {
         self.also(why)
     }
 
-    /// It goes on to the stack, changed.
+    /// The frame goes on to the stack, changed.
     pub fn passes_as(self, why: &'static str, out: impl Into<Out>) -> Self {
         Self { out: out.into(), ..self.also(why) }
     }
 
-    /// It is sent out of an interface.
+    /// The frame is sent out of an interface.
     pub fn sent(self, why: &'static str, ifindex: u32, out: impl Into<Out>) -> Self {
         let action = Action { code: REDIRECT, ifindex: Some(ifindex) };
         Self { action, out: out.into(), ..self.also(why) }
     }
 
-    /// It is answered, back out where it came in.
+    /// The frame is answered, out of the interface where it came in.
     pub fn answered(self, why: &'static str, out: Segment) -> Self {
         self.sent(why, CAME_IN, out)
     }
 
-    /// It is dropped.
+    /// The frame is dropped.
     pub fn dropped(self, why: &'static str) -> Self {
         Self { action: Action { code: SHOT, ifindex: None }, ..self.also(why) }
     }
 
-    /// It comes once more, and the same comes of it. What the tables are to be afterwards is said of both together.
+    /// The same frame comes twice, with the same verdict. The expected tables are those after both.
     pub fn again(mut self) -> Self {
         self.times += 1;
         self.counts.values_mut().for_each(|count| *count *= 2);
         self
     }
 
-    /// And this is counted.
+    /// A further event is counted.
     pub fn also(mut self, event: &'static str) -> Self {
         *self.counts.entry(event).or_default() += 1;
         self
     }
 
-    /// And the tables change so.
+    /// The tables change.
     pub fn then(mut self, change: impl FnOnce(&mut World)) -> Self {
         change(&mut self.after);
         self
     }
 
-    /// Names of what is counted.
+    /// Names of the expected counts.
     pub fn counted(&self) -> impl Iterator<Item = &'static str> {
         self.counts.keys().copied()
     }
 
-    /// The frame, for what is done with it besides.
+    /// The frame, for further checks.
     pub fn frame(&self) -> &[u8] {
         &self.frame
     }
 
-    /// The state before.
+    /// The state before the frame.
     pub fn before(&self) -> &World {
         &self.before
     }
 
-    /// The hook.
     pub fn hook(&self) -> Hook {
         self.hook
     }
 
-    /// What it says.
+    /// The row's description.
     pub fn what(&self) -> &'static str {
         self.what
     }
@@ -168,7 +167,7 @@ impl Row {
         if ran.action.code != self.action.code {
             faults.push(format!("code {}, not {}", ran.action.code, self.action.code));
         }
-        // A test run does not tell where a packet would have left.
+        // A test run does not report the interface by which a packet would have left.
         if ran.action.ifindex.is_some() && ran.action.ifindex != self.action.ifindex {
             faults.push(format!("leaves by {:?}, not {:?}", ran.action.ifindex, self.action.ifindex));
         }
@@ -181,7 +180,7 @@ impl Row {
         if ran.frame != expected {
             faults.push(format!("the frame is\n{}not\n{}", hex(&ran.frame), hex(&expected)));
         }
-        // What is right going in and changed is right going out, by the parser's own account.
+        // By the parser's own rules, a frame that was correct and has been changed must still be correct.
         if !matches!(self.out, Out::Unchanged) && verify(&self.frame).is_ok() {
             faults.extend(verify(&ran.frame).err());
         }
@@ -200,7 +199,7 @@ impl Row {
         Ran { action, frame: frame.bytes, found }
     }
 
-    /// What comes of it at the XDP hook: the same where an entry's part decides, and nothing elsewhere.
+    /// The row at the XDP hook: the same if the entry's part decides, else unchanged and uncounted.
     fn before_ingress(self) -> Self {
         let (frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
         if is_for_entry(&frame, &host) { self } else { arrives(self.what, &self.before, self.frame) }
@@ -229,7 +228,8 @@ impl Row {
         Ok(Ran { action, frame: frame.to_vec(), found })
     }
 
-    /// What `run`, called as often as the row says and told the last time, did then, and what is different in the maps.
+    /// Runs `run` as often as the row says (it is told which time is the last), and returns the last result
+    /// and the changes in the maps.
     fn in_maps<T>(
         &self,
         kernel: &mut Kernel,
@@ -256,32 +256,32 @@ impl Row {
     fn in_kernel(&self, kernel: &mut Kernel) -> Result<Ran> {
         let resized = self.expected_frame(RELAY).len() != self.frame.len()
             || ANSWERS.iter().any(|why| self.counts.contains_key(why));
-        // With its size a frame loses the sum that its device has made of it.
+        // A frame that changes its size loses the sum that its device computed.
         let (ran, found) = self
             .in_maps(kernel, |kernel, last| kernel.run(self.hook, &self.frame, CAME_IN, last && !resized))?;
         Ok(Ran { action: Action { code: ran.code, ifindex: None }, frame: ran.frame, found })
     }
 }
 
-/// What is counted where a RST answers.
+/// Counters of answers by RST.
 const ANSWERS: [&str; 7] = ["full", "owner_dead", "no_flow", "late", "relay_full", "superseded", "steered"];
 
-/// What came of a packet.
+/// The result of a packet.
 struct Ran {
     action: Action,
     frame: Vec<u8>,
     found: Found,
 }
 
-/// What the maps say of it.
+/// The changes in the maps.
 struct Found {
     counts: HashMap<&'static str, u64>,
     after: World,
-    /// Boot clock, seconds, just after.
+    /// Boot clock, seconds, just after the decision.
     decided_s: u64,
 }
 
-/// Nanoseconds.
+/// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
 /// Proves rows, for both families.
@@ -295,10 +295,10 @@ pub fn prove(rows: impl Fn(&Scene) -> Vec<Row> + Sync) -> Result<()> {
     Ok(())
 }
 
-/// A time for scenes that only their names and numbers matter of.
+/// A time for scenes of which only the names and numbers matter.
 pub const ANY_TIME: u64 = 1_000_000_000_000;
 
-/// Programs and maps, which serve one row after another: loading takes an emulated processor seconds.
+/// Programs and maps, used for one row after another: loading takes an emulated processor seconds.
 static LOADED: Mutex<Option<Kernel>> = Mutex::new(None);
 
 fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
@@ -343,8 +343,8 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
     })
 }
 
-/// Tries `at`'s row of this moment until its packet is decided in the second that it is made for: records are exact to the
-/// second.
+/// Repeats the row that `at` makes for the present moment until its packet is decided in the same second:
+/// records are exact to the second.
 fn within_a_second(
     at: impl Fn(u64) -> Row,
     mut run: impl FnMut(&Row) -> Result<Ran>,
@@ -360,7 +360,7 @@ fn within_a_second(
     }
 }
 
-/// The same row with a TCP checksum that a device completes: after that, nobody can tell.
+/// The same row with a TCP checksum that a device completes: once completed, the frame must equal the row's.
 fn offloaded(row: &Row) -> Vec<String> {
     if matches!(row.out, Out::Unchanged) || verify(&row.frame).is_err() || source_port(&row.frame).is_none() {
         return Vec::new();
@@ -409,7 +409,7 @@ fn sum(octets: &[u8], start: u64) -> u16 {
     sum as u16
 }
 
-/// `world` with the relay source port that was drawn.
+/// `world` with the relay source port that the run drew.
 fn with_port(world: &World, port: u16) -> World {
     if port == RELAY {
         return world.clone();
@@ -425,7 +425,7 @@ fn with_port(world: &World, port: u16) -> World {
     World { live: flows(&world.live), half_open: flows(&world.half_open), ..world.clone() }
 }
 
-/// Octets, the layers apart.
+/// A hex dump with the layers on separate lines.
 pub fn hex(frame: &[u8]) -> String {
     let header = ip_header(if frame.get(12) == Some(&0x86) {
         std::net::Ipv6Addr::UNSPECIFIED.into()
@@ -444,7 +444,7 @@ pub fn hex(frame: &[u8]) -> String {
     text
 }
 
-/// The RST that answers `segment`: `seq` alone, or with what it acknowledges.
+/// The RST that answers `segment`: with `seq` alone, or also with the acknowledgement `ack`.
 pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
     let flags = if ack.is_some() { frame::RST | frame::ACK } else { frame::RST };
     Segment { window: 0, ..Segment::new(segment.destination, segment.source) }

@@ -1,4 +1,4 @@
-//! A client dials whom another controller is to serve, or whose address has connections enough.
+//! A client dials, but another controller should serve it, or its address has reached its limit.
 
 use balancer_common::policy::steer::{hashed, score};
 use balancer_common::records::{Budget, Steer};
@@ -12,10 +12,10 @@ use crate::scene::{ISN, RELAY, Scene, TOWARDS, tuple};
 /// Longer than any back-off.
 const LONG_AGO_NS: u64 = 151_000_000_000;
 
-/// Refused once, so that they find another controller by themselves, or not at all.
+/// Clients that are refused once, so that they find another controller by themselves, or are never refused.
 pub fn steered(scene: &Scene) -> Vec<Row> {
     let client: Address = scene.dialler().ip().into();
-    // A name of B that makes it, or does not make it, the client's home.
+    // A name of B that makes B the client's home, or does not.
     let name_of_b = |home: bool| {
         let scores = |name: &u64| (score(hashed(&client), *name) > score(hashed(&client), 1)) == home;
         (2..100).find(scores).expect("one of two names does")

@@ -1,11 +1,10 @@
-//! Frames that are nothing of ours: passed on as they are, uncounted.
+//! Frames that are not the balancer's: passed on unchanged and uncounted.
 
 use tests::packet::frame::{ETHERNET, Segment, other, with_extension, with_ipv4, with_vlan};
 
 use crate::row::{Row, arrives};
 use crate::scene::Scene;
 
-/// All of them.
 pub fn rows(scene: &Scene) -> Vec<Row> {
     let world = scene.relaying();
     let mut inactive = world.clone();
