@@ -80,7 +80,7 @@ pub trait Tables {
     fn settings(&self) -> Option<&Settings>;
     /// The controller at `index`, below [`crate::records::MAX_CONTROLLERS`].
     fn controller(&self, index: usize) -> Option<&Controller>;
-    /// What this host and the controller at `index` have exchanged.
+    /// Relays exchanged between this host and the controller at `index`.
     fn traffic(&self, index: usize) -> Option<Traffic>;
     /// Changes that record; concurrent changes of different fields do not disturb each other.
     fn exchanged(&self, index: usize, exchange: Exchange);

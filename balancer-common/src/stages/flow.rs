@@ -31,7 +31,7 @@ pub fn live<P: Packet, T: Tables>(packet: &mut P, tables: &T, segment: &Segment,
     carry(packet, segment, flow, Change::default())
 }
 
-/// An arriving packet of a flow whose handshake is not complete.
+/// An arriving packet of a flow with an incomplete handshake.
 #[inline(always)]
 pub fn half_open<P: Packet, T: Tables>(
     packet: &mut P,
