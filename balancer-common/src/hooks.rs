@@ -52,8 +52,8 @@ pub trait Packet {
     fn change_checksum(&mut self, at: usize, change: &Change, family: Family) -> Option<()>;
 }
 
-/// A change of a TCP socket's state, in the kernel or in a test. Every part is read on demand: most sockets are told by
-/// their port alone.
+/// A change of a TCP socket's state, in the kernel or in a test. Every part is read on demand: for most sockets
+/// the port alone decides.
 pub trait SocketEvent {
     /// The change.
     fn operation(&self) -> Operation;
