@@ -165,7 +165,7 @@ pub fn restrict() -> Result<()> {
 fn restrict_thread() -> Result<()> {
     let keep = NEEDS.iter().filter(|(_, _, when, _)| *when == When::Always);
     let keep = keep.fold(CapabilitySet::empty(), |set, (capability, ..)| set | *capability);
-    // The bounding set comes first: shrinking it needs CAP_SETPCAP, which the other sets then lose.
+    // The bounding set shrinks first: that needs CAP_SETPCAP, which the rest gives up.
     for number in 0..=LAST_POSSIBLE {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(capability) {

@@ -122,7 +122,7 @@ impl Link {
         }
         let part =
             self.seal.open(datagram).inspect_err(|_| self.warn_of_key(&peer.name, source, clock.now))?;
-        // Before the clock is judged: a repeated datagram was sent by an earlier clock.
+        // Before the clock is judged: the time in a repeated datagram says nothing about the sender's clock.
         if !peer.is_fresh(&header, clock.now, FORGET_AFTER) {
             return Err(SyncDrop::Replayed);
         }

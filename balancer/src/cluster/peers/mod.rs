@@ -3,9 +3,8 @@
 //! chitchat spreads the reports (`gossip`: a round every 100 ms, and a push when something changed) over a link of our
 //! own: `seal` makes and opens datagrams, `link` sends and judges them, `members` knows the controllers and their
 //! addresses. `report` checks a report, `heartbeat` decides which peers are alive, and `views` holds the
-//! result. Peers have the
-//! cluster's key. They are trusted to speak for themselves and to pass on reports of others, but not to be free of
-//! faults: every number is checked.
+//! result. Peers have the cluster's key. They are trusted to speak for themselves and to pass on reports of others, but
+//! not to be free of faults: every number is checked.
 
 mod counters;
 mod gossip;

@@ -23,10 +23,6 @@ pub struct Listener {
     pub fd: OwnedFd,
     /// The family of the socket itself.
     pub family: Family,
-    /// `IPV6_V6ONLY`; `false` for IPv4.
-    pub v6only: bool,
-    /// Its cookie.
-    pub cookie: u64,
     /// The process from which it was taken.
     pub holder: u32,
 }
@@ -157,10 +153,10 @@ fn examine(fd: OwnedFd, cookie: u64, holder: Pid) -> Result<Listener> {
     let found = sockopt::socket_cookie(&fd)?;
     ensure!(found == cookie, "another socket has taken its place (cookie {found}, not {cookie})");
     ensure!(sockopt::socket_acceptconn(&fd)?, "it no longer listens");
-    let (family, v6only) = match sockopt::socket_domain(&fd)? {
-        AddressFamily::INET => (Family::V4, false),
-        AddressFamily::INET6 => (Family::V6, sockopt::ipv6_v6only(&fd)?),
+    let family = match sockopt::socket_domain(&fd)? {
+        AddressFamily::INET => Family::V4,
+        AddressFamily::INET6 => Family::V6,
         other => bail!("it is of address family {}", other.as_raw()),
     };
-    Ok(Listener { fd, family, v6only, cookie, holder: holder.as_raw_nonzero().get().cast_unsigned() })
+    Ok(Listener { fd, family, holder: holder.as_raw_nonzero().get().cast_unsigned() })
 }

@@ -75,8 +75,7 @@ impl SockDiag {
         }
     }
 
-    /// The listening sockets on `port`.
-    pub fn listeners(&mut self, port: u16) -> Result<Vec<Socket>> {
+    fn listeners(&mut self, port: u16) -> Result<Vec<Socket>> {
         self.dump(&[port..=port], &[State::Listen])
     }
 

@@ -205,8 +205,8 @@ fn a_listener_of_another_process_is_borrowed() {
         drop(holder);
         found.sort_by_key(|listener| listener.family == Family::V6);
         let [v4, v6] = &found[..] else { panic!("{found:?}") };
-        assert_eq!((v4.family, v4.v6only, v4.cookie), (Family::V4, false, socket_cookie(&own).unwrap()));
-        assert_eq!((v6.family, v6.v6only, v6.cookie), (Family::V6, true, cookie));
+        assert_eq!((v4.family, socket_cookie(&v4.fd).unwrap()), (Family::V4, socket_cookie(&own).unwrap()));
+        assert_eq!((v6.family, socket_cookie(&v6.fd).unwrap()), (Family::V6, cookie));
         assert_eq!((v4.holder, v6.holder), (std::process::id(), holder_id));
 
         // The duplicate is the socket: it accepts although its first holder is dead.

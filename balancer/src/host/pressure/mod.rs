@@ -51,8 +51,7 @@ impl Gauge {
         is_found
     }
 
-    /// Whether it follows a cgroup.
-    pub fn follows(&self) -> bool {
+    fn follows(&self) -> bool {
         self.cgroup.is_some()
     }
 

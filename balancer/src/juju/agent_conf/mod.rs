@@ -208,8 +208,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
 }
 
 impl AgentConf {
-    /// The controllers' IP addresses, each once and in ascending order, IPv4 first. Where the
-    /// files agree, so do these lists.
+    /// The controllers' IP addresses, each once and in ascending order, IPv4 first. Where the files agree, so do these
+    /// lists.
     pub fn ips(&self) -> Vec<IpAddr> {
         let mut ips: Vec<_> = self.addresses.iter().map(SocketAddr::ip).collect();
         ips.sort_unstable();
