@@ -135,7 +135,6 @@ impl Agent {
         count::of_one_moment(|| maps.budget(), received)
     }
 
-    /// The sockets and the programs' notes of them.
     pub(super) fn tracked_sockets(
         &mut self,
     ) -> Result<(Vec<Socket>, std::collections::HashMap<u64, Tracked>)> {

@@ -12,7 +12,6 @@ const ATTACH_S: u32 = 30;
 /// For so many seconds after attaching, handshakes exist that the programs did not see begin.
 const GRACE_S: u32 = HANDSHAKE_WINDOW_S as u32 + 1;
 
-/// The state that an agent begins with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Beginning {
     /// The programs have counted nothing before: every connection that is there is seeded.

@@ -55,7 +55,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// the other controllers spread a burst by the reports that they have of it.
 const GLANCE: Duration = Duration::from_millis(20);
 const MOVED: u32 = 4;
-/// How often flows are collected.
 const COLLECT: Duration = Duration::from_secs(5);
 /// How often the count is audited, and how often while it includes seeded sockets.
 const AUDIT: Duration = Duration::from_secs(30);
@@ -130,7 +129,6 @@ struct Jujud {
     memory: Gauge,
 }
 
-/// Messages to the agent.
 struct Inbox {
     asked: mpsc::Receiver<Asked>,
     probed: mpsc::Receiver<(String, ProbeResult)>,
@@ -138,7 +136,6 @@ struct Inbox {
     probe_results: mpsc::Sender<(String, ProbeResult)>,
 }
 
-/// When things are due.
 struct Schedule {
     tick: Instant,
     audit: Instant,
@@ -148,7 +145,6 @@ struct Schedule {
     published: u32,
 }
 
-/// Tasks beside the agent's loop.
 struct Tasks {
     handles: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,

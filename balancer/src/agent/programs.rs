@@ -90,7 +90,6 @@ impl Programs {
         }
     }
 
-    /// Forgets the interfaces that are gone.
     fn forget_gone(&mut self) {
         let present: HashSet<u32> = self.devices.iter().map(|device| device.index).collect();
         let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();

@@ -62,7 +62,6 @@ impl Agent {
         }
     }
 
-    /// The configuration as it is written now.
     async fn read_again(&self) -> Result<Config> {
         let addresses = self.programs.interfaces.host_addresses().await?;
         let mut config = Config::load(&self.config.path, &addresses)?;

@@ -13,7 +13,6 @@ use crate::{
     operator::control::{ControlSocket, Request},
 };
 
-/// A request, and where its answer goes.
 pub(super) type Asked = (Request, oneshot::Sender<Result<Value, String>>);
 
 impl Agent {

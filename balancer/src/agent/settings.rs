@@ -24,7 +24,6 @@ const FLOOD_PER_CPU: u32 = 20_000;
 /// Fewest handshakes in progress that are given places at once.
 const HANDSHAKES: u32 = 256;
 
-/// All that the settings are made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inputs<'a> {
     pub(super) config: &'a Config,
@@ -40,7 +39,6 @@ pub(super) struct Inputs<'a> {
     pub(super) relay_out: &'a [Port],
 }
 
-/// The settings made of `inputs`.
 pub(super) fn settings(inputs: &Inputs) -> Settings {
     let Inputs { config, limits, orders, .. } = *inputs;
     let (policy, relay_ports) = (&config.policy, config.cluster.relay_ports);
@@ -106,7 +104,6 @@ impl Agent {
         Ok(())
     }
 
-    /// This controller's own record.
     pub(super) fn write_own(&mut self, now: Instant) -> Result<()> {
         let weight = self.balance.weight(now, self.config.running.cluster.this().weight);
         let state: State = self.balance.state(self.is_ready());

@@ -54,7 +54,6 @@ impl Balance {
         text
     }
 
-    /// For `status`.
     pub fn status(&self, policy: &Policy, boot_s: u32) -> status::Balance {
         let drain_until_s = self.orders.drain_until_s;
         status::Balance {

@@ -6,7 +6,6 @@ use balancer_common::policy::memory_guard::{Guard, Limits, Stage, Thresholds};
 
 use crate::{config::Policy, host::pressure::Usage};
 
-/// No limit for the memory's sake.
 const FREE: Limits = Limits { admit: u32::MAX, pick: u32::MAX };
 
 /// The memory guard's stage, and the limits that follow from it.

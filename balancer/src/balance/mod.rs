@@ -33,7 +33,6 @@ use crate::{
     host::pressure::Usage,
 };
 
-/// The balance of this controller.
 #[derive(Debug)]
 pub struct Balance {
     started: Instant,
@@ -68,12 +67,9 @@ pub struct Limit {
     pub is_set: bool,
 }
 
-/// All that a step decides by.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// Boot clock, seconds.
     pub boot_s: u32,
-    /// `[policy]`.
     pub policy: &'a Policy,
     /// This controller's configured weight.
     pub weight: f64,
@@ -99,12 +95,10 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A request of a step to the agent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
     /// Close clients' connections at random, none younger than a number of seconds; see [`Balance::note_closed`].
     Close {
-        /// How many.
         count: usize,
         /// Least age, seconds.
         youngest_s: u32,
@@ -140,12 +134,10 @@ impl Balance {
         self.orders = orders;
     }
 
-    /// The operator's orders.
     pub fn orders(&self) -> Orders {
         self.orders
     }
 
-    /// Takes another configured limit.
     pub fn set_limit(&mut self, limit: Limit) {
         self.limit = limit;
     }
@@ -286,7 +278,6 @@ impl Balance {
         Some(Effect::Say(Level::Info, text))
     }
 
-    /// This controller as shedding sees it.
     fn own_load(&self, now: Instant, inputs: &Inputs) -> ControllerLoad {
         ControllerLoad {
             load: u64::from(inputs.load),

@@ -73,7 +73,7 @@ impl Balance {
         }
     }
 
-    /// `rebalance`: says what is closed and why not more; `begin`: shed although the load is below the threshold.
+    /// `rebalance`: explains the plan; `begin`: shed although the load is below the threshold.
     pub fn rebalance(&mut self, now: Instant, begin: bool, dry_run: bool, inputs: &Inputs) -> Result<String> {
         if begin && !dry_run {
             if inputs.policy.rebalance != Rebalance::On {

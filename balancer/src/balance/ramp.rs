@@ -2,14 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// How long the ramp takes.
 pub const RAMP: Duration = Duration::from_mins(1);
 /// The part of the weight at its beginning.
 const FROM: f64 = 0.25;
 /// A controller that was not ready for less has not been away: one check may fail.
 const AWAY: Duration = Duration::from_secs(3);
 
-/// Whether jujud is ready, and since when this controller ramps up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ramp {
     /// Whether jujud is ready, and since when; `None` before the first look, which attaching may delay.
@@ -29,7 +27,6 @@ impl Ramp {
         true
     }
 
-    /// Begins to ramp up.
     pub fn begin(&mut self, now: Instant) {
         self.since = Some(now);
     }

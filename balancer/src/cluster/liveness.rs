@@ -13,14 +13,12 @@ const PROBES: u32 = 2;
 /// Time from one probe to the next.
 const PROBE_AGAIN: Duration = Duration::from_millis(500);
 
-/// Whether one controller lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Liveness {
     started: Instant,
     found: State,
     unanswered: u32,
     dead: bool,
-    /// A probe is on its way.
     probing: bool,
     probed_at: Option<Instant>,
 }
@@ -43,7 +41,6 @@ impl Liveness {
         begins
     }
 
-    /// Takes in the result of a probe.
     pub fn probed(&mut self, result: ProbeResult) {
         self.probing = false;
         match result {

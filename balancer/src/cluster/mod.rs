@@ -35,22 +35,17 @@ use crate::{
     host::rst::ProbeResult,
 };
 
-/// Another controller.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its name.
     pub name: String,
     /// Its addresses, the first of each family being the one that relays go to.
     pub addresses: Vec<IpAddr>,
     /// Its weight as configured here, until it reports its own.
     pub weight: f64,
-    /// Its slot in the maps.
     pub slot: usize,
     /// Its state as of the last step.
     pub state: State,
-    /// Its latest report.
     pub report: Option<Report>,
-    /// When that came in.
     pub reported_at: Option<Instant>,
     /// It leaves relayed SYNs unanswered, so none are sent for a while.
     pub unreachable: bool,
@@ -58,7 +53,6 @@ pub struct Peer {
     liveness: Liveness,
 }
 
-/// The other controllers.
 #[derive(Debug)]
 pub struct Cluster {
     own_name: String,
@@ -79,10 +73,8 @@ pub struct Record {
     pub traffic: Traffic,
 }
 
-/// All that a step decides by.
 #[derive(Debug)]
 pub struct Inputs {
-    /// Boot clock, nanoseconds.
     pub boot_ns: u64,
     /// The views of peer sync, by the controller's name.
     pub views: BTreeMap<String, PeerView>,
@@ -90,28 +82,20 @@ pub struct Inputs {
     pub records: BTreeMap<usize, Record>,
 }
 
-/// A request of a step to the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Write a controller's record, which has changed.
     WriteController {
-        /// Where.
         slot: usize,
-        /// The record.
         controller: Box<Controller>,
     },
     /// Probe the host of the controller `name` at one of its addresses; see [`Cluster::probed`].
     Probe {
-        /// The controller.
         name: String,
-        /// Its addresses.
         addresses: Vec<IpAddr>,
     },
     /// The host of the controller `name` is dead: reset the connections relayed to it, so that their clients come back.
     ResetFlows {
-        /// Its slot.
         slot: usize,
-        /// The controller.
         name: String,
     },
     /// A controller came, went or changed its readiness.
@@ -127,17 +111,14 @@ impl Cluster {
         Self { own_name, own_slot: 0, listed, reported, regroup: false, peers: Vec::new() }
     }
 
-    /// The cluster as it was configured.
     pub fn listed(&self) -> &config::Cluster {
         &self.listed
     }
 
-    /// This controller's slot.
     pub fn own_slot(&self) -> usize {
         self.own_slot
     }
 
-    /// The other controllers.
     pub fn peers(&self) -> &[Peer] {
         &self.peers
     }
@@ -216,7 +197,6 @@ impl Cluster {
         effects
     }
 
-    /// Takes in the result of a probe of the host of the controller `name`.
     pub fn probed(&mut self, name: &str, result: ProbeResult) {
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
             peer.liveness.probed(result);

@@ -61,7 +61,6 @@ mod tests {
 
     const PORTS: RelayPorts = RelayPorts { first: 17080, last: 17083 };
 
-    /// The names' indices and ports.
     fn assigned(slots: &mut [Controller], names: &[&str], ports: RelayPorts) -> Vec<(usize, u16)> {
         let indices = assign(slots, names, "a", ports).unwrap();
         indices.into_iter().map(|index| (index, slots[index].relay_in.host())).collect()

@@ -22,9 +22,7 @@ enum Heard {
     Heartbeat,
     /// Nothing, and its heartbeat has stopped.
     Nothing,
-    /// Its host answers a probe.
     ProbeAlive,
-    /// Its host leaves a probe unanswered.
     ProbeSilent,
 }
 use Heard::{Draining, Heartbeat, Load, NotReady, Nothing, ProbeAlive, ProbeSilent};

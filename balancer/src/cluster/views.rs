@@ -23,7 +23,6 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Notes the count now.
     pub fn note(&mut self, now: Instant, sent: u64) {
         self.history.push_back((now, sent));
         while self.history.get(1).is_some_and(|&(at, _)| now.duration_since(at) >= ON_ITS_WAY) {

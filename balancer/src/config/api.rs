@@ -10,7 +10,6 @@ use super::{error::Fault, file::Table};
 
 const MAX_INTERFACE_NAME: usize = 15; // IFNAMSIZ less its NUL
 
-/// `[api]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Api {
     /// TCP port of the controllers' API.
@@ -23,11 +22,10 @@ pub struct Api {
     pub hard_limit: Option<u32>,
     /// How the agent finds out whether the local API server is ready.
     pub health: Health,
-    /// Networks whose connections are never limited, relayed or shed, besides the controllers' own addresses.
+    /// Networks exempt from limits, relaying and shedding, besides the controllers' own addresses.
     pub exempt: Vec<IpNet>,
 }
 
-/// `api.hook`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hook {
@@ -40,7 +38,6 @@ pub enum Hook {
     Xdp,
 }
 
-/// `api.health`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {

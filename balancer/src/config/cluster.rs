@@ -17,10 +17,8 @@ use super::{
 /// Port of peer sync without `cluster.listen`.
 pub(super) const SYNC_PORT: u16 = 17078;
 
-/// `[cluster]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
-    /// Where the controllers below were named.
     pub source: Source,
     /// Name of this controller.
     pub name: String,
@@ -49,7 +47,6 @@ impl Cluster {
             .expect("name was resolved among the controllers")
     }
 
-    /// Every other controller.
     pub fn others(&self) -> impl Iterator<Item = &Controller> {
         self.controllers.iter().filter(|controller| controller.name != self.name)
     }
@@ -100,7 +97,6 @@ fn this<'a>(table: &Table<'_>, controllers: &'a [Controller], host: &Host) -> Re
     }
 }
 
-/// Reads `cluster.listen`.
 pub(super) fn listen(
     table: &Table<'_>,
     default: SocketAddr,

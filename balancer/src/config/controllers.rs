@@ -13,7 +13,6 @@ use super::{error::Fault, file::Table};
 /// Longest name of a controller.
 pub(super) const MAX_NAME: usize = 63;
 
-/// A controller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Controller {
     /// Its name, unique in the cluster.

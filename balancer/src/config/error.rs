@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a configuration is refused.
 #[derive(Debug)]
 pub struct ConfigError {
     pub(super) file: PathBuf,

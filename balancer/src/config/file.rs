@@ -13,7 +13,6 @@ use super::{
     keys::{self, KEYS, Key},
 };
 
-/// The file.
 pub(super) struct File<'a> {
     text: &'a str,
     tables: DeTable<'a>,
@@ -62,12 +61,10 @@ impl<'a> Table<'a> {
         self.values?.get(key.rsplit('.').next()?)
     }
 
-    /// Whether the file has `key`.
     pub(super) fn has(&self, key: &str) -> bool {
         self.value(key).is_some()
     }
 
-    /// The value of `key` in the file.
     pub(super) fn find<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Fault> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match keys::read(value) {

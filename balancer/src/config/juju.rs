@@ -42,9 +42,7 @@ pub enum KeySource {
     AgentConf {
         /// Juju's file.
         file: PathBuf,
-        /// The field that holds the secret.
         field: SecretField,
-        /// The derived key.
         key: ClusterKey,
     },
 }

@@ -38,23 +38,17 @@ pub use self::{
 use self::{error::Fault, file::File};
 use crate::{cli, juju::agent_conf};
 
-/// One agent's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The API port and its interfaces.
     pub api: Api,
-    /// The controllers and the way they exchange reports and connections.
     pub cluster: Cluster,
-    /// How the balance is kept.
     pub policy: Policy,
-    /// Files and directories of this agent.
     pub paths: Paths,
 }
 
 /// Facts about this host from which defaults are taken.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// Addresses of its interfaces.
     pub addresses: Vec<IpAddr>,
     /// Where cgroup2 is mounted.
     pub cgroup2: Option<PathBuf>,
@@ -63,7 +57,6 @@ pub struct Host {
 }
 
 impl Host {
-    /// This host, which has `addresses`.
     pub fn here(addresses: &[IpAddr]) -> Self {
         Self {
             addresses: addresses.to_vec(),

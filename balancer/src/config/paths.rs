@@ -10,7 +10,6 @@ use super::{Host, error::Fault, file::Table};
 
 pub(super) const MAX_SOCKET_PATH: usize = 107; // sun_path less its NUL
 
-/// `[paths]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Paths {
     /// Directory on a BPF file system for pinned programs, links and maps.
@@ -42,7 +41,6 @@ pub(crate) fn unescape(field: &str) -> String {
     escapes.iter().fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// Reads `[paths]`.
 pub(super) fn paths(table: &Table<'_>, host: &Host) -> Result<Paths, Fault> {
     let or_default = |key| path(table, key)?.map_or_else(|| table.get(key), Ok);
     let control = or_default("paths.control")?;

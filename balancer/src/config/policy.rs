@@ -4,7 +4,6 @@ use serde::Deserialize;
 
 use super::{error::Fault, file::Table};
 
-/// `[policy]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Whether established connections are closed on a controller that has too many.
@@ -35,7 +34,6 @@ pub struct Policy {
     pub memory_pressure: f64,
 }
 
-/// `policy.rebalance`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rebalance {
@@ -47,7 +45,6 @@ pub enum Rebalance {
     On,
 }
 
-/// `policy.steer`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Steer {
@@ -76,7 +73,6 @@ impl Ratio {
     }
 }
 
-/// Reads `[policy]`.
 pub(super) fn policy(table: &Table<'_>) -> Result<Policy, Fault> {
     let policy = Policy {
         rebalance: table.get("policy.rebalance")?,

@@ -11,14 +11,11 @@ const JUJU_PORTS: [(u16, &str); 3] = [(17022, "SSH"), (17666, "Dqlite"), (37017,
 /// A range of TCP ports, both ends included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelayPorts {
-    /// Lowest port.
     pub first: u16,
-    /// Highest port.
     pub last: u16,
 }
 
 impl RelayPorts {
-    /// Whether `port` is one of them.
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
     }

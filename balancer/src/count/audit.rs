@@ -14,7 +14,6 @@ use balancer_common::records::Tracked;
 /// A socket in the kernel's list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Present {
-    /// Its cookie.
     pub cookie: u64,
     /// Whether its peer is a client, not a controller or exempt.
     pub client: bool,

@@ -24,7 +24,6 @@ use self::{
 };
 use crate::{datapath::FlowPair, operator::status::Relays};
 
-/// The count and its corrections.
 #[derive(Debug, Default)]
 pub struct Count {
     audit: Audit,
@@ -36,12 +35,10 @@ pub struct Count {
     relays: Relays,
 }
 
-/// A request of a step to the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Note the socket with this cookie as one that the programs have not seen begin.
     Track(u64, Tracked),
-    /// Forget the socket with this cookie.
     Untrack(u64),
     /// Write the settings: the adjustment of the count has changed.
     WriteSettings,

@@ -15,7 +15,6 @@ impl Rate {
     const RISE_S: f64 = 0.1;
     const FALL_S: f64 = 1.0;
 
-    /// No connection yet.
     pub fn new() -> Self {
         Self { last: None, per_second: 0.0 }
     }

@@ -16,7 +16,6 @@ pub fn reloading() {
     }
 }
 
-/// Tells that the agent ends.
 pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }

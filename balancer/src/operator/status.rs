@@ -8,7 +8,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The agent's state.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Status {
     /// This controller's name.
@@ -35,7 +34,6 @@ pub struct Status {
     /// the kernel counts TLS handshakes and downloads; jujud counts controllers as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jujud_connections: Option<BTreeMap<String, u64>>,
-    /// How the balance is kept.
     pub balance: Balance,
     /// Differences found between the programs' count and the kernel's list of sockets, in total. Always 0.
     pub drift: u64,
@@ -65,9 +63,7 @@ pub struct Balance {
 /// A controller as this host sees it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ControllerStatus {
-    /// Its name.
     pub name: String,
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// `ready`, `not-ready`, `draining` or `absent`.
     pub state: String,
@@ -75,7 +71,6 @@ pub struct ControllerStatus {
     pub connections: u64,
     /// Most client connections that it admits.
     pub limit: u64,
-    /// Its weight.
     pub weight: f64,
     /// Milliseconds since its last report.
     pub age_ms: u64,

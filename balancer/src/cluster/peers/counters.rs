@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::lock;
 
-/// The reason why a datagram was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SyncDrop {
     /// It came from no other controller's address, or its header names another controller than its address.
@@ -33,19 +32,13 @@ pub struct SyncCounts {
     pub sent: u64,
     /// Datagrams that the kernel refused to send, and messages too large to send.
     pub send_errors: u64,
-    /// Datagrams received.
     pub received: u64,
     /// Datagrams received and used.
     pub accepted: u64,
-    /// Datagrams dropped: [`SyncDrop::UnknownSender`].
     pub unknown_sender: u64,
-    /// Datagrams dropped: [`SyncDrop::Malformed`].
     pub malformed: u64,
-    /// Datagrams dropped: [`SyncDrop::WrongKey`].
     pub wrong_key: u64,
-    /// Datagrams dropped: [`SyncDrop::Replayed`].
     pub replayed: u64,
-    /// Datagrams dropped: [`SyncDrop::ClockSkew`].
     pub clock_skew: u64,
     /// Refused reports of peers; a report may arrive through a third controller.
     pub bad_reports: u64,
@@ -54,7 +47,6 @@ pub struct SyncCounts {
 }
 
 impl SyncCounters {
-    /// The counts at this moment.
     pub fn snapshot(&self) -> SyncCounts {
         *lock(&self.0)
     }

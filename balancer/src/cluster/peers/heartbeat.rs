@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 /// A peer is dead once its heartbeat has not moved for this long.
 pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1300);
-/// The interval between calls of [`Heartbeat::judge`].
 pub(super) const JUDGE_EVERY: Duration = Duration::from_millis(50);
 /// After this long a silence, the number of the peer's last start is forgotten. A host numbers its starts by its clock:
 /// once a clock that was ahead is set back, the next start has a lower number and would never be heard.
@@ -16,7 +15,6 @@ pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_secs(70);
 /// A longer gap between two calls is this host's own pause, and counts against no peer.
 const STALLED: Duration = Duration::from_millis(500);
 
-/// The heartbeat of one peer.
 #[derive(Debug, Default)]
 pub(super) struct Heartbeat {
     /// The newest start of the peer's agent and the newest heartbeat of it, and the time of their arrival.

@@ -13,10 +13,8 @@ use async_trait::async_trait;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::UdpSocket;
 
-/// The host that peer sync runs on.
 #[async_trait]
 pub trait Host: Send + Sync {
-    /// Sends a datagram.
     async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
 
     /// Waits for a datagram: its length and its source. One longer than `buffer` is cut off.
@@ -26,7 +24,6 @@ pub trait Host: Send + Sync {
     fn wall_clock(&self) -> SystemTime;
 }
 
-/// Monotonic time.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -90,7 +90,6 @@ impl Link {
         }
     }
 
-    /// Time since 1970 by the host's wall clock.
     pub(super) fn since_epoch(&self) -> Duration {
         host::since_epoch(&*self.host)
     }

@@ -21,10 +21,8 @@ use crate::{
 /// The source of a peer's last datagram is the route to it for this long; then each address is tried in turn.
 const ROUTE_LASTS: Duration = Duration::from_secs(1);
 
-/// A controller and all its addresses.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
-    /// Its name in the configuration.
     pub name: String,
     /// Its addresses; the first is tried first. It may send from any of them.
     pub addresses: Vec<IpAddr>,
@@ -36,7 +34,6 @@ pub(super) struct Roster {
     by_address: BTreeMap<IpAddr, usize>,
 }
 
-/// One other controller.
 pub(super) struct Peer {
     pub(super) id: MemberId,
     pub(super) name: String,

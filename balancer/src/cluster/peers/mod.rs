@@ -56,7 +56,6 @@ use self::{
 };
 use crate::juju::key::ClusterKey;
 
-/// The settings of peer sync.
 #[derive(Debug)]
 pub struct PeersConfig {
     /// This controller's name.
@@ -65,7 +64,6 @@ pub struct PeersConfig {
     pub listen: SocketAddr,
     /// Every controller, this one included.
     pub members: Vec<Member>,
-    /// The cluster's key.
     pub key: ClusterKey,
     /// The name of the protocol, the same on all controllers.
     pub cluster_id: String,
@@ -132,7 +130,6 @@ impl Peers {
         self.shared.changed.subscribe()
     }
 
-    /// Counters of datagrams and reports.
     pub fn counters(&self) -> &SyncCounters {
         &self.shared.link.counters
     }
@@ -209,7 +206,6 @@ impl Shared {
         }
     }
 
-    /// The addresses of all peers.
     fn peer_addresses(&self) -> Vec<SocketAddr> {
         self.link.roster().iter().map(members::Peer::address).collect()
     }

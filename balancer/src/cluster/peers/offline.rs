@@ -29,13 +29,11 @@ pub struct Datagram<'a> {
     pub to: &'a str,
     /// The start of the sender's agent, nanoseconds since 1970.
     pub boot: u64,
-    /// Number of the datagram.
     pub sequence: u64,
     /// The sender's wall clock, milliseconds since 1970.
     pub sent_ms: u64,
     /// The number of the part of a message that it carries, from 0.
     pub part: u8,
-    /// The number of parts of that message.
     pub parts: u8,
 }
 

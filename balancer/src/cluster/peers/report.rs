@@ -36,13 +36,11 @@ pub struct Report {
     pub received: BTreeMap<String, u64>,
     /// The relay port that it gave each entry.
     pub relay_ports: BTreeMap<String, u16>,
-    /// All its addresses.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// Connections that it closed for the balance within the last [`balancer_common::policy::shed::RETURN_MS`].
     #[serde(default)]
     pub closing: u64,
-    /// It is shedding connections.
     #[serde(default)]
     pub sheds: bool,
 }

@@ -9,10 +9,8 @@ use anyhow::Error;
 
 use super::{heartbeat::Heartbeat, newest::Newest, report::Report};
 
-/// The view of one other controller.
 #[derive(Clone, Debug)]
 pub struct PeerView {
-    /// Its name.
     pub name: String,
     /// Its latest good report; kept when the controller dies or restarts.
     pub report: Option<Report>,
@@ -24,7 +22,6 @@ pub struct PeerView {
     pub generation: u64,
 }
 
-/// The views of all other controllers.
 pub(super) struct Views {
     own_name: String,
     by_name: BTreeMap<String, View>,
@@ -40,7 +37,6 @@ struct View {
     heartbeat: Heartbeat,
 }
 
-/// The outcome of the arrival of a report.
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// It comes from an unknown controller, or is not newer than the last one.

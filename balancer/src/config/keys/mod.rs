@@ -19,14 +19,11 @@ pub use self::{
     table::KEYS,
 };
 
-/// A configuration key.
 #[derive(Debug)]
 pub struct Key {
     /// Table and name, such as `api.port`.
     pub name: &'static str,
-    /// The values that it takes.
     pub kind: Kind,
-    /// The default.
     pub default: DefaultValue,
     /// One line of help.
     pub help: &'static str,
@@ -56,7 +53,6 @@ pub enum Kind {
 /// The default of a key. Values are TOML text.
 #[derive(Clone, Copy, Debug)]
 pub enum DefaultValue {
-    /// A fixed value.
     Value(&'static str),
     /// Taken from where the words say, or else the value.
     Or(&'static str, &'static str),

@@ -10,7 +10,6 @@ const fn key(name: &'static str, kind: Kind, default: DefaultValue, help: &'stat
     Key { name, kind, default, help }
 }
 
-/// Every key of the configuration file.
 #[rustfmt::skip] // a table: name, values, default; help below
 pub const KEYS: &[Key] = &[
     key("api.port", Whole(1, 65535), Or("the port in Juju's agent.conf", "17070"),

@@ -19,9 +19,7 @@ use super::{Family, Socket};
 /// A duplicate of another process's listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    /// The socket.
     pub fd: OwnedFd,
-    /// The family of the socket itself.
     pub family: Family,
     /// The process from which it was taken.
     pub holder: u32,

@@ -28,12 +28,11 @@ pub struct SockDiag {
 }
 
 impl SockDiag {
-    /// Opens the netlink socket.
     pub fn open() -> Result<Self> {
         Ok(Self { channel: wire::Channel::open()? })
     }
 
-    /// All TCP sockets of both families whose local port lies in `ports` and whose state is in `states`.
+    /// All TCP sockets of both families with a local port in `ports` and a state in `states`.
     pub fn dump(&mut self, ports: &[RangeInclusive<u16>], states: &[State]) -> Result<Vec<Socket>> {
         let ports: Vec<_> = ports.iter().filter(|range| !range.is_empty()).cloned().collect();
         let mut sockets = Vec::new();

@@ -57,7 +57,6 @@ impl State {
     }
 }
 
-/// One TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Socket {
     /// The kernel's name for the socket, never given to another one until the next boot.
@@ -70,7 +69,6 @@ pub struct Socket {
     pub state: State,
     /// The inode that `/proc/PID/fd` shows; 0 while no process holds the socket (not accepted yet, or closed already).
     pub inode: u32,
-    /// The family of the socket itself.
     pub family: Family,
     /// The interface that the socket is bound to, or 0.
     pub interface: u32,

@@ -32,13 +32,11 @@ fn swap_words(cookie: u64) -> u64 {
     if cfg!(target_endian = "big") { cookie.rotate_left(32) } else { cookie }
 }
 
-/// One request.
 #[derive(Debug)]
 pub(super) struct Query {
     message_type: u16,
     flags: u16,
     request: InetRequest,
-    /// Encoded attributes.
     attributes: Vec<u8>,
 }
 

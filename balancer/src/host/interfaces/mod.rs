@@ -22,12 +22,9 @@ use tokio::task::JoinSet;
 
 pub use self::{api::api_interfaces, changes::Changes};
 
-/// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// The kernel's number for it.
     pub index: u32,
-    /// Its name.
     pub name: String,
     /// Largest IP packet.
     pub mtu: u32,
@@ -89,7 +86,6 @@ impl Interfaces {
         Ok(self.list().await?.into_iter().flat_map(|interface| interface.addresses).collect())
     }
 
-    /// Asks the kernel how it would send to `destination`.
     pub async fn route_to(&self, destination: IpAddr) -> Result<Route> {
         let failed = || format!("failed to find a route to {destination}");
         let whole = if destination.is_ipv4() { 32 } else { 128 };

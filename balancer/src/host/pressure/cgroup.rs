@@ -11,7 +11,6 @@ use crate::config::unescape;
 /// A limit from here on is none: version 1 has no word for it but a number close to 2^63 (`PAGE_COUNTER_MAX`).
 const UNLIMITED: u64 = 1 << 60;
 
-/// The cgroup of a process.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Cgroup {
     /// Its place in the hierarchy with the memory controller.

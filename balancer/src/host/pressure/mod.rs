@@ -29,7 +29,6 @@ pub struct Usage {
     pub words: String,
 }
 
-/// Reads memory use and pressure.
 #[derive(Clone, Debug)]
 pub struct Gauge {
     proc: PathBuf,

@@ -4,7 +4,6 @@ use super::*;
 
 const NONE_V1: &str = "9223372036854771712";
 
-/// A host made of files.
 struct Fake(tempfile::TempDir);
 
 impl Fake {

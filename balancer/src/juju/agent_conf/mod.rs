@@ -37,7 +37,6 @@ const MAX_BYTES: u64 = 1 << 20; // certificates and keys take some 20 kB
 /// The content of a controller's `agent.conf`.
 #[derive(Clone, Debug)]
 pub struct AgentConf {
-    /// The file.
     pub path: PathBuf,
     /// The agent's tag, such as `machine-0` or `controller-0`.
     pub tag: String,
@@ -68,7 +67,6 @@ pub enum SecretField {
 }
 
 impl Secret {
-    /// The field that holds it.
     pub fn field(&self) -> SecretField {
         self.field
     }

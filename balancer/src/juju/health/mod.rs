@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 pub use self::prober::Prober;
 
-/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthCheck {
     /// The server serves clients, with its answer.
@@ -56,7 +55,6 @@ impl Readiness {
         Self { health: Health { ready: false, reason: "not checked yet".into() }, failures: 0 }
     }
 
-    /// The verdict so far.
     fn health(&self) -> &Health {
         &self.health
     }

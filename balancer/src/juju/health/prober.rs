@@ -32,7 +32,6 @@ pub(super) const SERVER_NAME: &str = "juju-apiserver";
 const INTERVAL: Duration = Duration::from_millis(500);
 pub(super) const LIMIT: Duration = Duration::from_secs(1);
 
-/// Checks the API server of this host.
 pub struct Prober {
     mode: Mode,
     addresses: Vec<SocketAddr>,

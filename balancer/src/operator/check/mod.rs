@@ -19,7 +19,6 @@ use crate::{
     host::{interfaces::Interfaces, privileges},
 };
 
-/// The result of one check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
     grade: Grade,

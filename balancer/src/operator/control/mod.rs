@@ -15,7 +15,6 @@ pub use self::{
     server::{ControlSocket, Refused, converse},
 };
 
-/// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -37,7 +36,6 @@ pub enum Request {
     Rebalance {
         /// Start even below the threshold.
         now: bool,
-        /// Change nothing.
         dry_run: bool,
     },
 }

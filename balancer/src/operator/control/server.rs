@@ -32,7 +32,6 @@ pub(super) const MOST_CONNECTIONS: usize = 32;
 /// A connection is closed when it sends no request, or reads no answer, for this long.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Counts of refused connections.
 #[derive(Debug, Default)]
 pub struct Refused {
     strangers: AtomicU64,
