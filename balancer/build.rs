@@ -5,7 +5,7 @@ use std::process::exit;
 use std::{env, fs, io};
 
 #[path = "../xtask/src/recipe.rs"]
-#[allow(dead_code, reason = "xtask uses the rest")]
+#[expect(dead_code, reason = "xtask uses the rest")]
 mod recipe;
 
 const REMEDY: &str =

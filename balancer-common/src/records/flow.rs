@@ -82,7 +82,6 @@ impl Flow {
     pub const RST: u8 = 4;
 
     /// A direction that turns `matched` into a packet from `source` to `destination`.
-    #[allow(clippy::too_many_arguments, reason = "a record's fields, all of them required")]
     #[inline(always)]
     pub fn new(
         kind: Kind,

@@ -39,13 +39,13 @@ impl Sent {
 }
 
 /// A weight as the programs keep it.
-#[allow(clippy::cast_sign_loss, reason = "weights are validated to lie above 0 and at most 100")]
+#[expect(clippy::cast_sign_loss, reason = "weights are validated to lie above 0 and at most 100")]
 pub fn fixed_weight(weight: f64) -> u32 {
     ((weight * f64::from(WEIGHT_ONE)).round() as u32).max(1)
 }
 
 /// A rate as the programs keep it: 1/1000 a second.
-#[allow(clippy::cast_sign_loss, reason = "rates are not negative")]
+#[expect(clippy::cast_sign_loss, reason = "rates are not negative")]
 pub fn fixed_rate(per_second: f64) -> u32 {
     (per_second * 1000.0).clamp(0.0, f64::from(u32::MAX / 2)).round() as u32
 }

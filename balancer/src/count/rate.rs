@@ -26,7 +26,7 @@ impl Rate {
             if seconds <= 0.0 {
                 return self.per_second;
             }
-            #[allow(clippy::cast_precision_loss, reason = "a rate, not a count")]
+            #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
             let rate = count.saturating_sub(before) as f64 / seconds;
             let constant = if rate > self.per_second { Self::RISE_S } else { Self::FALL_S };
             let weight = 1.0 - (-seconds / constant).exp();
