@@ -11,7 +11,6 @@ use std::collections::{HashMap, HashSet};
 
 use balancer_common::records::Tracked;
 
-/// A socket in the kernel's list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Present {
     pub cookie: u64,
@@ -26,7 +25,6 @@ pub struct Findings {
     pub seed: Vec<Present>,
     /// Cookies to track no longer.
     pub forget: Vec<u64>,
-    /// Seeded sockets of clients.
     pub seeded_clients: u32,
     /// Seeded sockets of controllers and exempt addresses.
     pub seeded_exempt: u32,

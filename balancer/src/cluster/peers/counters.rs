@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::lock;
 
+/// The reason why a datagram was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SyncDrop {
     /// It came from no other controller's address, or its header names another controller than its address.
@@ -35,6 +36,7 @@ pub struct SyncCounts {
     pub received: u64,
     /// Datagrams received and used.
     pub accepted: u64,
+    // Datagrams received and dropped, by `SyncDrop`.
     pub unknown_sender: u64,
     pub malformed: u64,
     pub wrong_key: u64,

@@ -58,7 +58,6 @@ use crate::juju::key::ClusterKey;
 
 #[derive(Debug)]
 pub struct PeersConfig {
-    /// This controller's name.
     pub name: String,
     /// UDP address to listen on. The other controllers listen on the same port.
     pub listen: SocketAddr,

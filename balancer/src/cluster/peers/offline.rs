@@ -23,9 +23,7 @@ pub struct Receiver {
 /// The part of a datagram in the clear; see `seal`.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
-    /// The name of the sender.
     pub from: &'a str,
-    /// The name of the receiver.
     pub to: &'a str,
     /// The start of the sender's agent, nanoseconds since 1970.
     pub boot: u64,

@@ -64,7 +64,6 @@ impl Report {
         Self { arrivals_per_s: 0.0, ..self.clone() } != Self { arrivals_per_s: 0.0, ..before.clone() }
     }
 
-    /// Checks that peers would accept it.
     pub(super) fn check(&self) -> Result<()> {
         let count = |name: &str, value: u64| -> Result<()> {
             ensure!(value <= MAX_CONNECTIONS, "{name} is {value}, more than {MAX_CONNECTIONS}");

@@ -69,7 +69,6 @@ impl Views {
             .collect();
     }
 
-    /// All views, in the order of the names.
     pub(super) fn list(&self) -> Vec<PeerView> {
         let view = |(name, view): (&String, &View)| PeerView {
             name: name.clone(),

@@ -42,7 +42,6 @@ pub(super) fn duplicate(sockets: &[Socket]) -> Result<Vec<Listener>> {
 struct Search {
     /// Inode to cookie.
     wanted: HashMap<u32, u64>,
-    /// By inode.
     found: HashMap<u32, Listener>,
     /// By inode: the reason why it could not be duplicated.
     failures: HashMap<u32, anyhow::Error>,

@@ -13,16 +13,13 @@ use super::wire;
 /// The address family of the socket itself; an IPv6 socket may carry IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// `AF_INET`
     V4,
-    /// `AF_INET6`
     V6,
 }
 
-/// A TCP state, with the kernel's numbers.
+/// A TCP state (RFC 9293 section 3.3.2), with the kernel's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "RFC 9293 section 3.3.2 defines them")]
 pub enum State {
     Established = 1,
     SynSent = 2,

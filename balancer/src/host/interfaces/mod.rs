@@ -34,7 +34,6 @@ pub struct Interface {
     pub link_type: u16,
     /// Whether it is set up; it may still lack a carrier.
     pub up: bool,
-    /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether its packets start with an Ethernet header, as the packet programs expect.
     pub ethernet: bool,

@@ -19,7 +19,6 @@ use self::cgroup::Cgroup;
 
 const MIB: u64 = 1 << 20;
 
-/// One reading of a [`Gauge`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// The scarcer of host and cgroup, and the worse pressure of both.

@@ -30,7 +30,6 @@ impl fmt::Display for HealthCheck {
     }
 }
 
-/// The verdict on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     /// Whether clients may be sent here.
