@@ -1,6 +1,6 @@
 //! The budget of reservations under random events in any order.
 
-use balancer_common::policy::admission::Place;
+use balancer_common::policy::admission::Admission;
 use balancer_common::records::{Budget, HANDSHAKE_WINDOW_S, Settings};
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
@@ -8,11 +8,11 @@ use proptest::prelude::*;
 #[derive(Clone, Debug)]
 enum Step {
     /// A handshake takes a reservation.
-    Take { proven: bool },
+    Reserve { proven: bool },
     /// A reserved handshake becomes a connection.
     Establish(prop::sample::Index),
     /// A reserved handshake gives its reservation back.
-    GiveBack(prop::sample::Index),
+    Release(prop::sample::Index),
     /// A connection ends.
     Close,
     /// Time passes.
@@ -21,9 +21,9 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
     let step = prop_oneof![
-        6 => any::<bool>().prop_map(|proven| Step::Take { proven }),
+        6 => any::<bool>().prop_map(|proven| Step::Reserve { proven }),
         3 => any::<prop::sample::Index>().prop_map(Step::Establish),
-        1 => any::<prop::sample::Index>().prop_map(Step::GiveBack),
+        1 => any::<prop::sample::Index>().prop_map(Step::Release),
         2 => Just(Step::Close),
         1 => (0u32..6).prop_map(Step::Wait),
     ];
@@ -42,27 +42,27 @@ proptest! {
         for (step, late) in steps {
             let at_s = now_s - late;
             match step {
-                Step::Take { proven } => {
+                Step::Reserve { proven } => {
                     let (load, in_progress) = (budget.load(before), budget.in_progress());
-                    match budget.take(at_s, &settings, proven) {
-                        Place::Taken => {
+                    match budget.reserve(at_s, &settings, proven) {
+                        Admission::Reserved => {
                             prop_assert!(budget.load(before) <= limit);
                             held.push(at_s);
                         }
-                        Place::Later => prop_assert!(!proven && in_progress >= cap),
-                        Place::Full => prop_assert!(load >= limit),
+                        Admission::Deferred => prop_assert!(!proven && in_progress >= cap),
+                        Admission::Full => prop_assert!(load >= limit),
                     }
                 }
                 Step::Establish(index) if !held.is_empty() => {
-                    let taken_s = held.swap_remove(index.index(held.len()));
+                    let reserved_s = held.swap_remove(index.index(held.len()));
                     let before_it = budget.in_progress();
-                    budget.establish(now_s, taken_s);
+                    budget.establish(now_s, reserved_s);
                     established += 1;
                     prop_assert_eq!(budget.in_progress(), before_it - 1);
                 }
-                Step::GiveBack(index) if !held.is_empty() => {
-                    let taken_s = held.swap_remove(index.index(held.len()));
-                    budget.give_back(at_s, taken_s);
+                Step::Release(index) if !held.is_empty() => {
+                    let reserved_s = held.swap_remove(index.index(held.len()));
+                    budget.release(at_s, reserved_s);
                 }
                 Step::Close if established > 0 => {
                     established -= 1;
@@ -73,12 +73,12 @@ proptest! {
                     budget.advance(now_s);
                     // A handshake that outlives the window has lost its reservation and must ask again.
                     let left = held.len();
-                    held.retain(|&taken_s| now_s - taken_s < HANDSHAKE_WINDOW_S as u32);
+                    held.retain(|&reserved_s| now_s - reserved_s < HANDSHAKE_WINDOW_S as u32);
                     if held.len() < left {
                         prop_assert!(budget.checks_final_ack(now_s));
                     }
                 }
-                Step::Establish(_) | Step::GiveBack(_) | Step::Close => {}
+                Step::Establish(_) | Step::Release(_) | Step::Close => {}
             }
             prop_assert_eq!(budget.established, established);
             prop_assert_eq!(budget.in_progress() as usize, held.len());

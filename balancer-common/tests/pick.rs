@@ -230,7 +230,7 @@ impl Cluster {
         for entry in 0..self.loads.len() {
             for owner in 0..self.loads.len() {
                 let (received, sent) = (then.1[entry][owner], self.sent[entry][owner]);
-                let on_their_way = self.ledgers[entry][owner].settle(received, sent, received);
+                let on_their_way = self.ledgers[entry][owner].reconcile(received, sent, received);
                 self.bases[entry][owner] = view_base(then.0[owner].into(), on_their_way, sent);
             }
         }

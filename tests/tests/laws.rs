@@ -29,8 +29,8 @@ enum What {
     Syn { anew: bool },
     Answer,
     Refusal,
-    FromClient { flags: u8, octets: u8 },
-    FromOwner { flags: u8, octets: u8 },
+    FromClient { flags: u8, bytes: u8 },
+    FromOwner { flags: u8, bytes: u8 },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -40,8 +40,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<bool>().prop_map(|anew| What::Syn { anew }),
         4 => Just(What::Answer),
         1 => Just(What::Refusal),
-        6 => sent.clone().prop_map(|(flags, octets)| What::FromClient { flags, octets }),
-        6 => sent.prop_map(|(flags, octets)| What::FromOwner { flags, octets }),
+        6 => sent.clone().prop_map(|(flags, bytes)| What::FromClient { flags, bytes }),
+        6 => sent.prop_map(|(flags, bytes)| What::FromOwner { flags, bytes }),
     ];
     let step = (0..CLIENTS, what, prop::bool::weighted(0.1));
     let step = step.prop_map(|(client, what, lost)| Step { client, what, lost });
@@ -100,9 +100,9 @@ impl Course {
                 let syn = self.segment(client).flags(SYN).seq(isn).ack(0).syn_options(1400);
                 self.client_sends(client, &syn, lost)
             }
-            What::FromClient { flags, octets } => {
+            What::FromClient { flags, bytes } => {
                 self.spoken.insert(client);
-                let segment = self.segment(client).flags(flags).payload(&vec![7; octets.into()]);
+                let segment = self.segment(client).flags(flags).payload(&vec![7; bytes.into()]);
                 self.client_sends(client, &segment, lost)
             }
             What::Answer => {
@@ -116,11 +116,11 @@ impl Course {
                 let refusal = self.owners(client).flags(RST | ACK).ack(isn.wrapping_add(1));
                 self.owner_sends(client, &refusal, lost)
             }
-            What::FromOwner { flags, octets } => {
+            What::FromOwner { flags, bytes } => {
                 if !self.arrived.contains_key(&client) {
                     return Ok(());
                 }
-                let segment = self.owners(client).flags(flags).payload(&vec![9; octets.into()]);
+                let segment = self.owners(client).flags(flags).payload(&vec![9; bytes.into()]);
                 self.owner_sends(client, &segment, lost)
             }
         }

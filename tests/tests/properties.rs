@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use balancer_common::hooks::Tables as _;
-use balancer_common::policy::admission::{self, Place};
+use balancer_common::policy::admission::{self, Admission};
 use balancer_common::records::Reservation;
 use balancer_common::records::{Flow, Kind, Settings, Tuple};
 use balancer_common::rewrite::readdress;
@@ -20,8 +20,8 @@ use tests::packet::host::{Frame, Host, World};
 
 fn ends() -> impl Strategy<Value = [SocketAddr; 4]> {
     let ports = any::<[u16; 4]>();
-    let v4 = any::<[[u8; 4]; 4]>().prop_map(|octets| octets.map(IpAddr::from));
-    let v6 = any::<[[u8; 16]; 4]>().prop_map(|octets| octets.map(IpAddr::from));
+    let v4 = any::<[[u8; 4]; 4]>().prop_map(|bytes| bytes.map(IpAddr::from));
+    let v6 = any::<[[u8; 16]; 4]>().prop_map(|bytes| bytes.map(IpAddr::from));
     (prop_oneof![v4, v6], ports).prop_map(|(addresses, ports)| {
         std::array::from_fn(|index| SocketAddr::new(addresses[index], ports[index]))
     })
@@ -137,8 +137,8 @@ proptest! {
                         Client::Shaking { .. } | Client::Away => number as u32 * 1000,
                     };
                     clients[client] = match admission::admit_syn(&host, &settings, &key(client), isn) {
-                        Place::Taken | Place::Later => Client::Shaking { since_s: now_s, isn },
-                        Place::Full => Client::Away,
+                        Admission::Reserved | Admission::Deferred => Client::Shaking { since_s: now_s, isn },
+                        Admission::Full => Client::Away,
                     };
                 }
                 Step::LastAck(client) => {
@@ -180,8 +180,8 @@ proptest! {
             prop_assert!(world.budget.established <= limit, "{} of {}", world.budget.established, limit);
             prop_assert!(world.budget.load(0) <= limit, "load {} of {}", world.budget.load(0), limit);
             let newest_s = world.budget.newest_s;
-            let places = world.reserved.values().filter(|held| held.taken_s != 0 && newest_s - held.taken_s < 4);
-            prop_assert_eq!(world.budget.in_progress() as usize, places.count());
+            let reservations = world.reserved.values().filter(|held| held.reserved_s != 0 && newest_s - held.reserved_s < 4);
+            prop_assert_eq!(world.budget.in_progress() as usize, reservations.count());
         }
     }
 }

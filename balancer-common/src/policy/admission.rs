@@ -21,11 +21,11 @@ const RENEW_S: u32 = HANDSHAKE_WINDOW_S as u32 - 1;
 
 /// Answer to a request for a reservation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Place {
+pub enum Admission {
     /// The handshake has a reservation.
-    Taken,
+    Reserved,
     /// None now; the final ACK decides.
-    Later,
+    Deferred,
     /// The limit is reached.
     Full,
 }
@@ -80,26 +80,26 @@ impl Budget {
     /// Takes a reservation for a handshake. `proven`: the client has answered our SYN-ACK, so its address is
     /// not forged and the cap does not apply.
     #[inline(always)]
-    pub fn take(&mut self, now_s: u32, settings: &Settings, proven: bool) -> Place {
+    pub fn reserve(&mut self, now_s: u32, settings: &Settings, proven: bool) -> Admission {
         self.advance(now_s);
         let in_progress = self.in_progress();
         if !proven && in_progress >= settings.handshake_cap {
             self.check_final_ack_until_s = now_s.wrapping_add(CHECK_FINAL_ACK_S);
-            return Place::Later;
+            return Admission::Deferred;
         }
         if self.load(settings.adjust) >= settings.limit {
-            return Place::Full;
+            return Admission::Full;
         }
         // `now_s` and not `newest_s`: a late CPU notes its own second in the reservation.
         if let Some(bucket) = self.handshakes.get_mut(slot(now_s)) {
             *bucket = bucket.wrapping_add(1);
         }
-        Place::Taken
+        Admission::Reserved
     }
 
     /// Takes a reservation for a handshake under `limit`, regardless of the other handshakes in progress.
     #[inline(always)]
-    pub fn take_one(&mut self, now_s: u32, limit: u32) -> bool {
+    pub fn reserve_within(&mut self, now_s: u32, limit: u32) -> bool {
         self.advance(now_s);
         if self.load(0) >= limit {
             return false;
@@ -110,22 +110,22 @@ impl Budget {
         true
     }
 
-    /// Gives back the reservation of second `taken_s`, if it still counts.
+    /// Gives back the reservation of second `reserved_s`, if it still counts.
     #[inline(always)]
-    pub fn give_back(&mut self, now_s: u32, taken_s: u32) {
+    pub fn release(&mut self, now_s: u32, reserved_s: u32) {
         self.advance(now_s);
-        if self.newest_s.wrapping_sub(taken_s) < HANDSHAKE_WINDOW_S as u32
-            && let Some(bucket) = self.handshakes.get_mut(slot(taken_s))
+        if self.newest_s.wrapping_sub(reserved_s) < HANDSHAKE_WINDOW_S as u32
+            && let Some(bucket) = self.handshakes.get_mut(slot(reserved_s))
         {
             *bucket = bucket.saturating_sub(1);
         }
     }
 
-    /// A client's socket is established; `taken_s` is the second of its reservation, 0 if it had none.
+    /// A client's socket is established; `reserved_s` is the second of its reservation, 0 if it had none.
     #[inline(always)]
-    pub fn establish(&mut self, now_s: u32, taken_s: u32) {
-        if taken_s != 0 {
-            self.give_back(now_s, taken_s);
+    pub fn establish(&mut self, now_s: u32, reserved_s: u32) {
+        if reserved_s != 0 {
+            self.release(now_s, reserved_s);
         }
         self.established = self.established.wrapping_add(1);
     }
@@ -138,23 +138,23 @@ const fn slot(second: u32) -> usize {
 
 /// A client's SYN asks for a reservation.
 #[inline(always)]
-pub fn admit_syn<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, isn: u32) -> Place {
+pub fn admit_syn<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, isn: u32) -> Admission {
     let now_s = tables.now_s();
     if let Some(held) = tables.reservation(key) {
         // The same SYN again; a new SYN on the same port takes a new reservation instead.
-        if held.isn == isn && held.taken_s != 0 && now_s.wrapping_sub(held.taken_s) < RENEW_S {
-            return Place::Taken;
+        if held.isn == isn && held.reserved_s != 0 && now_s.wrapping_sub(held.reserved_s) < RENEW_S {
+            return Admission::Reserved;
         }
-        withdraw(tables, settings, key, held, now_s);
+        release(tables, settings, key, held, now_s);
     }
-    claim(tables, settings, key, isn, now_s, false)
+    reserve(tables, settings, key, isn, now_s, false)
 }
 
 /// The socket look-up of a packet that no packet program has decided: on a device without them, or the ACK of
 /// a SYN cookie after its SYN was forgotten.
 #[inline(always)]
 pub fn admit_lookup<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) -> bool {
-    claim(tables, settings, key, 0, tables.now_s(), false) == Place::Taken
+    reserve(tables, settings, key, 0, tables.now_s(), false) == Admission::Reserved
 }
 
 /// The socket look-up of a segment that is most likely a stray: whether there is room for a connection. It
@@ -175,11 +175,11 @@ pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
 #[inline(always)]
 pub fn admit_ack<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation) -> bool {
     let now_s = tables.now_s();
-    if held.taken_s != 0 && now_s.wrapping_sub(held.taken_s) < RENEW_S {
+    if held.reserved_s != 0 && now_s.wrapping_sub(held.reserved_s) < RENEW_S {
         return true;
     }
-    withdraw(tables, settings, key, held, now_s);
-    claim(tables, settings, key, held.isn, now_s, true) == Place::Taken
+    release(tables, settings, key, held, now_s);
+    reserve(tables, settings, key, held.isn, now_s, true) == Admission::Reserved
 }
 
 /// A client's RST ends its handshake, if the RST is in sequence.
@@ -188,7 +188,7 @@ pub fn abandon<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, seq: u32
     if let Some(held) = tables.reservation(key)
         && seq == held.isn.wrapping_add(1)
     {
-        withdraw(tables, settings, key, held, tables.now_s());
+        release(tables, settings, key, held, tables.now_s());
     }
 }
 
@@ -196,13 +196,13 @@ pub fn abandon<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, seq: u32
 #[inline(always)]
 pub fn establish<T: Tables>(tables: &T, settings: &Settings, key: &Tuple) {
     let now_s = tables.now_s();
-    let taken_s = match tables.reservation(key) {
-        Some(held) if tables.forget(key) => held.taken_s,
+    let reserved_s = match tables.reservation(key) {
+        Some(held) if tables.forget(key) => held.reserved_s,
         _ => 0,
     };
-    tables.budget(|budget| budget.establish(now_s, taken_s));
+    tables.budget(|budget| budget.establish(now_s, reserved_s));
     if settings.per_client_limit != 0 {
-        tables.client(&key.remote, |budget| budget.establish(now_s, taken_s));
+        tables.client(&key.remote, |budget| budget.establish(now_s, reserved_s));
     }
 }
 
@@ -217,49 +217,51 @@ pub fn close<T: Tables>(tables: &T, settings: &Settings, client: &Address) {
 }
 
 #[inline(always)]
-fn withdraw<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation, now_s: u32) {
+fn release<T: Tables>(tables: &T, settings: &Settings, key: &Tuple, held: Reservation, now_s: u32) {
     // If two CPUs get here, only the one that removes the note gives the reservation back.
-    if tables.forget(key) && held.taken_s != 0 {
-        tables.budget(|budget| budget.give_back(now_s, held.taken_s));
+    if tables.forget(key) && held.reserved_s != 0 {
+        tables.budget(|budget| budget.release(now_s, held.reserved_s));
         if settings.per_client_limit != 0 {
-            tables.client(&key.remote, |budget| budget.give_back(now_s, held.taken_s));
+            tables.client(&key.remote, |budget| budget.release(now_s, held.reserved_s));
         }
     }
 }
 
 #[inline(always)]
-fn claim<T: Tables>(
+fn reserve<T: Tables>(
     tables: &T,
     settings: &Settings,
     key: &Tuple,
     isn: u32,
     now_s: u32,
     proven: bool,
-) -> Place {
-    if !tables.reserve(key, &Reservation { taken_s: now_s, isn }, false) {
+) -> Admission {
+    if !tables.reserve(key, &Reservation { reserved_s: now_s, isn }, false) {
         // Another CPU has just reserved for a copy of the same packet.
-        return if tables.reservation(key).is_some() { Place::Taken } else { Place::Later };
+        return if tables.reservation(key).is_some() { Admission::Reserved } else { Admission::Deferred };
     }
-    let mut place = tables.budget(|budget| budget.take(now_s, settings, proven)).unwrap_or(Place::Full);
+    let mut admission =
+        tables.budget(|budget| budget.reserve(now_s, settings, proven)).unwrap_or(Admission::Full);
     let limit = settings.per_client_limit;
-    if limit != 0 && place == Place::Taken {
+    if limit != 0 && admission == Admission::Reserved {
         // If no record is free, only the overall limit applies.
-        let taken = tables.client(&key.remote, |budget| budget.take_one(now_s, limit)).unwrap_or(true);
-        if !taken {
-            tables.budget(|budget| budget.give_back(now_s, now_s));
+        let reserved =
+            tables.client(&key.remote, |budget| budget.reserve_within(now_s, limit)).unwrap_or(true);
+        if !reserved {
+            tables.budget(|budget| budget.release(now_s, now_s));
             tables.count(Event::ClientFull);
-            place = Place::Full;
+            admission = Admission::Full;
         }
     }
-    match place {
-        Place::Taken => {}
-        Place::Later => {
+    match admission {
+        Admission::Reserved => {}
+        Admission::Deferred => {
             tables.count(Event::Unreserved);
-            tables.reserve(key, &Reservation { taken_s: 0, isn }, true);
+            tables.reserve(key, &Reservation { reserved_s: 0, isn }, true);
         }
-        Place::Full => {
+        Admission::Full => {
             tables.forget(key);
         }
     }
-    place
+    admission
 }

@@ -27,7 +27,7 @@ impl Ledger {
     /// Takes in a report that has just arrived: `received` is the owner's count of relays, `sent` is our
     /// count now and `sent_before` ours a second ago. Returns the relays still on their way.
     #[must_use]
-    pub fn settle(&mut self, received: u64, sent: u64, sent_before: u64) -> u64 {
+    pub fn reconcile(&mut self, received: u64, sent: u64, sent_before: u64) -> u64 {
         let (received, sent, sent_before) = (received as i64, sent as i64, sent_before as i64);
         let mut accounted = received.wrapping_add(self.written_off);
         // Relays were lost on the way, or the owner's count started over.
@@ -64,30 +64,30 @@ mod tests {
     #[test]
     fn relays_on_their_way_come_on_top() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.settle(100, 110, 100), 10);
-        assert_eq!(ledger.settle(110, 110, 100), 0);
+        assert_eq!(ledger.reconcile(100, 110, 100), 10);
+        assert_eq!(ledger.reconcile(110, 110, 100), 0);
     }
 
     #[test]
     fn lost_relays_are_written_off_after_a_second() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.settle(100, 105, 100), 5);
-        assert_eq!(ledger.settle(100, 105, 105), 0);
+        assert_eq!(ledger.reconcile(100, 105, 100), 5);
+        assert_eq!(ledger.reconcile(100, 105, 105), 0);
         // Written-off relays do not hide later ones.
-        assert_eq!(ledger.settle(100, 115, 105), 10);
-        assert_eq!(ledger.settle(110, 115, 105), 0);
+        assert_eq!(ledger.reconcile(100, 115, 105), 10);
+        assert_eq!(ledger.reconcile(110, 115, 105), 0);
     }
 
     #[test]
     fn either_side_may_count_anew() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.settle(1_000, 1_000, 1_000), 0);
-        assert_eq!(ledger.settle(0, 1_010, 1_000), 10, "the owner's maps are new");
-        assert_eq!(ledger.settle(10, 1_010, 1_000), 0);
+        assert_eq!(ledger.reconcile(1_000, 1_000, 1_000), 0);
+        assert_eq!(ledger.reconcile(0, 1_010, 1_000), 10, "the owner's maps are new");
+        assert_eq!(ledger.reconcile(10, 1_010, 1_000), 0);
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.settle(1_000, 0, 0), 0, "this host's maps are new");
-        assert_eq!(ledger.settle(1_000, 7, 0), 7);
-        assert_eq!(ledger.settle(1_007, 7, 0), 0);
+        assert_eq!(ledger.reconcile(1_000, 0, 0), 0, "this host's maps are new");
+        assert_eq!(ledger.reconcile(1_000, 7, 0), 7);
+        assert_eq!(ledger.reconcile(1_007, 7, 0), 0);
     }
 
     proptest! {
@@ -100,7 +100,7 @@ mod tests {
                 let sent_before = sent + before;
                 sent = sent_before + since;
                 received = (received + arrived).min(sent);
-                prop_assert!(ledger.settle(received, sent, sent_before) <= since);
+                prop_assert!(ledger.reconcile(received, sent, sent_before) <= since);
             }
         }
     }

@@ -20,7 +20,6 @@ mod lock {
     use bytemuck::{Pod, Zeroable};
 
     /// The verifier recognises the lock by this name (kernel `btf_find_spin_lock`).
-    #[allow(non_camel_case_types, reason = "the kernel's name")]
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
     pub struct bpf_spin_lock {
@@ -53,7 +52,7 @@ const _: () = assert!(size_of::<Budget>() == 36);
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Reservation {
     /// Boot clock, seconds: the time of its reservation. 0: it has none and is decided at its final ACK.
-    pub taken_s: u32,
+    pub reserved_s: u32,
     /// The client's initial sequence number (host order).
     pub isn: u32,
 }
@@ -61,7 +60,7 @@ pub struct Reservation {
 impl Reservation {
     /// No handshake. (Not an `Option`: LLVM spills the payload that a `None` does not have, and the verifier
     /// rejects the read of a register that was never written.)
-    pub const NONE: Self = Self { taken_s: 0, isn: 0 };
+    pub const NONE: Self = Self { reserved_s: 0, isn: 0 };
 }
 
 /// An established socket of the API.

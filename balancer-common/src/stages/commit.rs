@@ -4,7 +4,7 @@
 
 use crate::{
     hooks::{Exchange, Packet, Tables},
-    policy::admission::{self, Place},
+    policy::admission::{self, Admission},
     records::{Flow, Kind, Settings, Tuple},
     stages::{Stage, choose::relay_address, ingress::arriving},
     verdict::{PassReason, SendReason, Verdict},
@@ -71,8 +71,8 @@ pub fn serve<T: Tables>(
     why: PassReason,
 ) -> Verdict {
     match admission::admit_syn(tables, settings, key, segment.seq) {
-        Place::Taken | Place::Later => Verdict::Pass(why),
-        Place::Full => Verdict::Reset(SendReason::Full),
+        Admission::Reserved | Admission::Deferred => Verdict::Pass(why),
+        Admission::Full => Verdict::Reset(SendReason::Full),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::{
     hooks::{Exchange, Packet, Tables},
-    policy::admission::{self, Place},
+    policy::admission::{self, Admission},
     records::{Class, Flow, Kind, Tuple},
     stages::{Stage, flow, ingress::arriving},
     verdict::{DropReason, PassReason, SendReason, Verdict},
@@ -86,7 +86,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         flow::remove(tables, &back.opposite(&back_key), &back_key);
     }
     tables.exchanged(entry as usize, Exchange::Received);
-    if admission::admit_syn(tables, settings, &back_key, segment.seq) == Place::Full {
+    if admission::admit_syn(tables, settings, &back_key, segment.seq) == Admission::Full {
         return Verdict::Reset(SendReason::RelayFull);
     }
     let entry_end = (segment.source, segment.source_port);

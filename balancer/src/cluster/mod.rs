@@ -265,7 +265,7 @@ impl Peer {
             if view.received_at != self.reported_at {
                 self.reported_at = view.received_at;
                 let received = report.received.get(own_name).copied().unwrap_or(0);
-                controller.view_base = self.sent.settle(report, received, record.traffic.sent);
+                controller.view_base = self.sent.reconcile(report, received, record.traffic.sent);
             }
             controller.limit = u32::try_from(report.limit).unwrap_or(u32::MAX);
             controller.weight = fixed_weight(report.weight);

@@ -31,9 +31,9 @@ impl Sent {
     }
 
     /// The view that follows from a report; the programs add their count of sent relays to it.
-    pub fn settle(&mut self, report: &Report, received: u64, sent: u64) -> i64 {
+    pub fn reconcile(&mut self, report: &Report, received: u64, sent: u64) -> i64 {
         let before = self.history.front().map_or(sent, |&(_, sent)| sent);
-        let on_their_way = self.ledger.settle(received, sent, before.min(sent));
+        let on_their_way = self.ledger.reconcile(received, sent, before.min(sent));
         view_base(report.connections + report.handshakes, on_their_way, sent)
     }
 }

@@ -34,8 +34,8 @@ pub fn forward(scene: &Scene) -> Vec<Row> {
     vec![
         row("data with time stamps", &live, &data, 0),
         row("data without options", &live, &plain.clone().payload(&[7; 1400]), 0),
-        row("a bare ACK, padded to 60 octets", &live, &plain.clone().padded(60), 0),
-        row("octets behind the packet stay behind it", &live, &data.clone().padded(300), 0),
+        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60), 0),
+        row("bytes behind the packet stay behind it", &live, &data.clone().padded(300), 0),
         row("a broken checksum stays broken", &live, &data.clone().broken(0x4321), 0),
         row("FIN is noted", &live, &scene.ack().flags(FIN | ACK), Flow::FIN),
         row("RST is noted", &live, &scene.ack().flags(RST | ACK), Flow::RST),
@@ -48,7 +48,7 @@ pub fn forward(scene: &Scene) -> Vec<Row> {
         arrives("the owner is dead: FIN is answered too", &owner_dead, scene.ack().flags(FIN | ACK))
             .answered("owner_dead", rst(&scene.ack(), ACKED, None)),
         arrives("the owner is dead: RST is not answered", &owner_dead, reset.clone()).dropped("no_answer"),
-        row("the handshake's last ACK: the relay is live", &answered, &scene.ack(), 0)
+        row("the handshake's final ACK: the relay is live", &answered, &scene.ack(), 0)
             .also("completed")
             .then(|world| {
                 let half_open = std::mem::take(&mut world.half_open);

@@ -15,12 +15,12 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
     let mut beginning = entry.clone();
     beginning.half_open = std::mem::take(&mut beginning.live);
     let mut rows = Vec::new();
-    // A router quotes at least eight octets (RFC 792), or as much as fits.
-    for (size, octets) in [("short", 8), ("long", if v4 { 520 } else { 1180 })] {
-        let whole = |segment: &Segment| quote(segment, segment.source, segment.destination, octets);
+    // A router quotes at least eight bytes (RFC 792), or as much as fits.
+    for (size, bytes) in [("short", 8), ("long", if v4 { 520 } else { 1180 })] {
+        let whole = |segment: &Segment| quote(segment, segment.source, segment.destination, bytes);
         let to_client = Report::too_big(scene.elsewhere, scene.a, whole(&returned));
         let to_owner =
-            Report::too_big(scene.a, scene.b, quote(&returned, scene.owner(), scene.near(), octets));
+            Report::too_big(scene.a, scene.b, quote(&returned, scene.owner(), scene.near(), bytes));
         let named = |short, long| if size == "short" { short } else { long };
         rows.push(
             arrives(
@@ -35,7 +35,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         );
         let on_relay = Report::too_big(scene.elsewhere, scene.a, whole(&forwarded));
         let on_dialled =
-            Report::too_big(scene.a, scene.client, quote(&forwarded, scene.dialler(), scene.api(), octets));
+            Report::too_big(scene.a, scene.client, quote(&forwarded, scene.dialler(), scene.api(), bytes));
         rows.push(
             arrives(
                 named(
@@ -49,7 +49,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         );
         let at_owner = Report::too_big(scene.elsewhere, scene.a, whole(&answered));
         let given_back =
-            Report { quote: quote(&answered, scene.door(), scene.dialler(), octets), ..at_owner.clone() };
+            Report { quote: quote(&answered, scene.door(), scene.dialler(), bytes), ..at_owner.clone() };
         rows.push(
             arrives(
                 named(

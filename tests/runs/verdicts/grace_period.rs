@@ -16,7 +16,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         (world.settings.grace_until_s, world.settings.upgraded) = (until_s, 1);
         world
     };
-    let (world, settled) = (until(scene.now_s() + 1), until(scene.now_s()));
+    let (world, ended) = (until(scene.now_s() + 1), until(scene.now_s()));
     let mut fresh = world.clone();
     fresh.settings.upgraded = 0;
     let with = |socket: Socket| {
@@ -25,7 +25,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         world
     };
     let mut noted = world.clone();
-    noted.reserved.insert(scene.dialled(), Reservation { taken_s: 0, isn: ISN });
+    noted.reserved.insert(scene.dialled(), Reservation { reserved_s: 0, isn: ISN });
     let mut full = noted.clone();
     full.budget.established = LIMIT;
     let to_owner = Segment::new(scene.entry(), scene.door()).flags(ACK).stamps();
@@ -56,8 +56,10 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         .passes("local"),
         arrives("a client's RST", &world, scene.ack().flags(RST)).passes("local"),
         arrives("a controller's segment", &world, from_controller).passes("local"),
-        arrives("a last ACK that had no place takes one", &noted, scene.ack()).passes("local").then(renewed),
-        arrives("a last ACK that had no place, and all are taken: RST", &full, scene.ack())
+        arrives("a final ACK without a reservation takes one", &noted, scene.ack())
+            .passes("local")
+            .then(renewed),
+        arrives("a final ACK without a reservation, and all are taken: RST", &full, scene.ack())
             .answered("late", rst(&scene.ack(), scene.ack().ack, None))
             .then(|world| world.reserved.clear()),
         leaves("to a client, of no relay", &world, going.clone()).dropped("grace_period"),
@@ -72,11 +74,11 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         arrives("after none: a client's segment that no socket would take", &fresh, scene.ack())
             .passes("local"),
         leaves("after none: to a client, of no relay", &fresh, going.clone()),
-        arrives("settled: an entry's segment of no relay", &settled, to_owner.clone())
+        arrives("after it: an entry's segment of no relay", &ended, to_owner.clone())
             .answered("no_flow", rst(&to_owner, to_owner.ack, None)),
-        arrives("settled: an owner's answer to nothing", &settled, answer.clone())
+        arrives("after it: an owner's answer to nothing", &ended, answer.clone())
             .answered("no_flow", rst(&answer, answer.ack, None)),
-        arrives("settled: a client's segment", &settled, scene.ack()).passes("local"),
-        leaves("settled: to a client, of no relay", &settled, going),
+        arrives("after it: a client's segment", &ended, scene.ack()).passes("local"),
+        leaves("after it: to a client, of no relay", &ended, going),
     ]
 }

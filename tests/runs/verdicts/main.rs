@@ -2,8 +2,8 @@
 //!
 //! A row compares everything: code, interface, frame byte for byte, all counter changes, and all tables
 //! afterwards.
-#![allow(clippy::too_many_lines, reason = "a table is as long as it has rows")]
-#![allow(clippy::large_stack_arrays, reason = "of rows")]
+#![expect(clippy::too_many_lines, reason = "a table is as long as it has rows")]
+#![expect(clippy::large_stack_arrays, reason = "of rows")]
 
 mod entry;
 mod error;

@@ -12,7 +12,7 @@ use crate::scene::{CAME_IN, ISN, LIMIT, OLD, OUT, RELAY, Scene, TOWARDS, gone_by
 /// Served by A or by another controller, and the reason.
 pub fn picked(scene: &Scene) -> Vec<Row> {
     let (busy, idle, dialled) = (scene.busy(), scene.idle(), scene.dialled());
-    let place = |world: &mut World| scene.reserve(world, dialled);
+    let reserved = |world: &mut World| scene.reserve(world, dialled);
     let relay = |world: &mut World| {
         world.half_open.extend(scene.out(RELAY, (scene.b, 1), scene.now_s()));
         world.traffic[1].sent += 1;
@@ -40,7 +40,10 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
     let mut here = scene.out(RELAY, (scene.b, 1), scene.now_s());
     here[0].1.ifindex = CAME_IN;
     let mut rows = vec![
-        arrives("A has room: served here", &idle, scene.syn()).passes("chosen").also("arrived").then(place),
+        arrives("A has room: served here", &idle, scene.syn())
+            .passes("chosen")
+            .also("arrived")
+            .then(reserved),
         opened("A is busy, B is not: relayed with the client's address", &busy, &scene.syn(), scene.syn()),
         opened("relayed with one option", &busy, &no_time_stamps, no_time_stamps.clone()),
         opened(
@@ -82,7 +85,7 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
             .answered("full", rst(&bare, 0, Some(ISN + 1)))
             .also("arrived"),
         arrives(
-            "handshakes are capped: noted, decided at its last ACK",
+            "handshakes are capped: noted, decided at its final ACK",
             &with(&idle, &|world| world.settings.handshake_cap = 0),
             scene.syn(),
         )
@@ -90,7 +93,7 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
         .also("arrived")
         .also("unreserved")
         .then(|world| {
-            world.reserved.insert(dialled, Reservation { taken_s: 0, isn: ISN });
+            world.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN });
             world.budget.check_final_ack_until_s = scene.now_s() + CHECK_FINAL_ACK_S;
         }),
         arrives(
@@ -110,20 +113,20 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
         )
         .passes("flood")
         .also("arrived")
-        .then(place),
+        .then(reserved),
         arrives("a SYN with data is served here", &busy, scene.syn().payload(b"fast open"))
             .passes("fast_open")
-            .then(place),
+            .then(reserved),
     ];
     for (what, out_of_reach, change) in unfit() {
         let world = with(&busy, &|world| change(world, scene));
-        let row = arrives(what, &world, scene.syn()).passes("chosen").also("arrived").then(place);
+        let row = arrives(what, &world, scene.syn()).passes("chosen").also("arrived").then(reserved);
         // B takes clients but cannot be relayed to. The client is not refused, because A is its home, but
         // counts as recently refused for a while.
-        let spare = |world: &mut World| {
-            world.spared.insert(scene.dialler().ip().into(), world.now_ns);
+        let noted = |world: &mut World| {
+            world.recently_refused.insert(scene.dialler().ip().into(), world.now_ns);
         };
-        rows.push(if out_of_reach { row.then(spare) } else { row });
+        rows.push(if out_of_reach { row.then(noted) } else { row });
     }
     rows
 }
@@ -186,7 +189,7 @@ pub fn left_alone(scene: &Scene) -> Vec<Row> {
 /// The same SYN again, or another SYN on the same port.
 pub fn again(scene: &Scene) -> Vec<Row> {
     let dialled = scene.dialled();
-    let place = |world: &mut World| scene.reserve(world, dialled);
+    let reserved = |world: &mut World| scene.reserve(world, dialled);
     let beginning = scene.beginning(OLD);
     let [forward, back] = scene.out(OLD, (scene.b, 1), scene.then_s());
     let mut answered = scene.beginning(RELAY);
@@ -216,7 +219,7 @@ pub fn again(scene: &Scene) -> Vec<Row> {
         world.traffic[1].sent += 1;
     };
     let mut held = scene.idle();
-    place(&mut held);
+    reserved(&mut held);
     let live = scene.relaying();
     let ended = |state: [u8; 2]| {
         let mut world = scene.busy();
@@ -243,20 +246,20 @@ pub fn again(scene: &Scene) -> Vec<Row> {
             .also("repicked")
             .then(forget)
             .then(unanswered)
-            .then(place),
+            .then(reserved),
         arrives("the third in a row without an answer: B is unreachable for 30 s", &striking, scene.syn())
             .passes("chosen")
             .also("repicked")
             .then(forget)
             .then(unanswered)
-            .then(place)
+            .then(reserved)
             .then(|world| world.traffic[1].unreachable_until_ns = scene.now_ns + 30_000_000_000),
         arrives("the same, where B has answered another lately", &answering, scene.syn())
             .passes("chosen")
             .also("repicked")
             .then(forget)
             .then(unanswered)
-            .then(place),
+            .then(reserved),
         arrives("repeated without an answer: relayed to C", &with_c, scene.syn())
             .sent("opened", TOWARDS, to_c)
             .also("repicked")
@@ -275,10 +278,10 @@ pub fn again(scene: &Scene) -> Vec<Row> {
         .also("arrived")
         .then(forget)
         .then(|world| anew(world, ISN + 99)),
-        arrives("repeated, served here: keeps its place", &held, scene.syn()).passes("chosen"),
-        arrives("another SYN, served here: takes over the place", &held, other.clone())
+        arrives("repeated, served here: keeps its reservation", &held, scene.syn()).passes("chosen"),
+        arrives("another SYN, served here: takes over the reservation", &held, other.clone())
             .passes("chosen")
-            .then(|world| world.reserved.get_mut(&dialled).expect("a place").isn = ISN + 99),
+            .then(|world| world.reserved.get_mut(&dialled).expect("a reservation").isn = ISN + 99),
         arrives("on a live relay: the owner's stack decides", &live, other.clone())
             .sent("forwarded", TOWARDS, other.clone().between(scene.near(), scene.owner()))
             .then(|world| gone_by(world, dialled, None, 0)),
@@ -292,7 +295,7 @@ pub fn again(scene: &Scene) -> Vec<Row> {
         arrives("on a relay whose owner is dead: picked anew", &owner_gone, scene.syn())
             .passes("chosen")
             .also("arrived")
-            .then(place)
+            .then(reserved)
             .then(|world| world.live.clear()),
         arrives("on a relay that has lost its other half: picked anew", &half_gone, scene.syn())
             .sent("opened", TOWARDS, scene.relayed())
@@ -340,14 +343,14 @@ pub fn served(scene: &Scene) -> Vec<Row> {
         world.reserved.clear();
         world.budget.handshakes = [0; 4];
     };
-    let watched = |mut world: World| {
+    let checking = |mut world: World| {
         world.budget.check_final_ack_until_s = world.now_s() + 5;
         world
     };
-    let mut late = watched(world.clone());
-    late.reserved.insert(dialled, Reservation { taken_s: scene.then_s(), isn: ISN });
+    let mut late = checking(world.clone());
+    late.reserved.insert(dialled, Reservation { reserved_s: scene.then_s(), isn: ISN });
     let mut noted = late.clone();
-    noted.reserved.insert(dialled, Reservation { taken_s: 0, isn: ISN });
+    noted.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN });
     let full = |mut world: World| {
         world.budget.established = LIMIT;
         world
@@ -357,21 +360,28 @@ pub fn served(scene: &Scene) -> Vec<Row> {
     let abort = reset(ISN + 1).between(scene.dialler(), scene.api());
     vec![
         arrives("data of a connection served here", &world, scene.ack().payload(b"GET")).passes("local"),
-        arrives("a last ACK that nobody watches", &full(held.clone()), scene.ack()).passes("local"),
-        arrives("a last ACK whose place is fresh", &full(watched(held.clone())), scene.ack()).passes("local"),
-        arrives("a last ACK whose place has lapsed takes another", &late, scene.ack())
+        arrives("a final ACK that nothing checks", &full(held.clone()), scene.ack()).passes("local"),
+        arrives("a final ACK whose reservation is fresh", &full(checking(held.clone())), scene.ack())
+            .passes("local"),
+        arrives("a final ACK whose reservation has lapsed takes another", &late, scene.ack())
             .passes("local")
             .then(renewed),
-        arrives("a last ACK that had no place takes one", &noted, scene.ack()).passes("local").then(renewed),
-        arrives("a last ACK whose place has lapsed, and all are taken", &full(late.clone()), scene.ack())
+        arrives("a final ACK without a reservation takes one", &noted, scene.ack())
+            .passes("local")
+            .then(renewed),
+        arrives(
+            "a final ACK whose reservation has lapsed, and all are taken",
+            &full(late.clone()),
+            scene.ack(),
+        )
+        .answered("late", rst(&scene.ack(), scene.ack().ack, None))
+        .then(|world| world.reserved.clear()),
+        arrives("a final ACK without a reservation, and all are taken", &full(noted), scene.ack())
             .answered("late", rst(&scene.ack(), scene.ack().ack, None))
             .then(|world| world.reserved.clear()),
-        arrives("a last ACK that had no place, and all are taken", &full(noted), scene.ack())
-            .answered("late", rst(&scene.ack(), scene.ack().ack, None))
-            .then(|world| world.reserved.clear()),
-        arrives("an ACK of no handshake is not judged", &full(watched(world.clone())), scene.ack())
+        arrives("an ACK of no handshake is not judged", &full(checking(world.clone())), scene.ack())
             .passes("local"),
-        arrives("a RST in sequence gives the place back", &held, abort.clone())
+        arrives("a RST in sequence gives the reservation back", &held, abort.clone())
             .passes("local")
             .then(released),
         arrives("a RST out of sequence does not", &held, abort.clone().seq(ISN + 2)).passes("local"),

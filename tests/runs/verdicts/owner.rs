@@ -59,7 +59,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
         arrives("the same SYN again", &known, scene.incoming()).passes_as("restored", delivered.clone()),
         arrives("the same SYN again, the relay is live", &scene.owning(), scene.incoming())
             .passes_as("restored", delivered.clone()),
-        arrives("all places are taken: RST", &full, scene.incoming())
+        arrives("all reservations are taken: RST", &full, scene.incoming())
             .answered("relay_full", rst(&scene.incoming(), 0, Some(ISN + 1 + TRAILER)))
             .then(|world| world.traffic[1].received += 1),
         arrives("the client's port has a live relay", &with_live(old([0, 0])), scene.incoming())
@@ -103,7 +103,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
         .then(over)
         .then(accept),
         arrives(
-            "the entry's port had another client, live, and the SYN comes twice: one relay, one place",
+            "the entry's port had another client, live, and the SYN comes twice: one relay, one reservation",
             &with_live(others),
             scene.incoming(),
         )
@@ -112,7 +112,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
         .then(over)
         .then(accept),
         arrives(
-            "the entry's port had another client in its handshake, and the SYN comes twice: one relay, one place",
+            "the entry's port had another client in its handshake, and the SYN comes twice: one relay, one reservation",
             &half_open_other,
             scene.incoming(),
         )
@@ -172,10 +172,10 @@ pub fn refused(scene: &Scene) -> Vec<Row> {
         arrives("another version", &world, altered(2, 2)).dropped("bad_trailer"),
         arrives("a client of the other family", &world, relayed.clone().trailer(other_family))
             .dropped("bad_trailer"),
-        arrives("an octet too few", &world, carrying(&sealed[..31])).dropped("bad_trailer"),
-        arrives("an octet too many", &world, carrying(&[&sealed[..], &[0]].concat())).dropped("bad_trailer"),
+        arrives("a byte too few", &world, carrying(&sealed[..31])).dropped("bad_trailer"),
+        arrives("a byte too many", &world, carrying(&[&sealed[..], &[0]].concat())).dropped("bad_trailer"),
         arrives("garbage", &world, carrying(&[0x5a; 32])).dropped("bad_trailer"),
-        arrives("one octet", &world, carrying(b"x")).dropped("bad_trailer"),
+        arrives("one byte", &world, carrying(b"x")).dropped("bad_trailer"),
         arrives(
             "to somebody else's port of that number",
             &world,
@@ -202,7 +202,7 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
         world.live.extend(half_open);
     };
     let mut lapsed = answered.clone();
-    lapsed.reserved.insert(back_key, Reservation { taken_s: scene.then_s(), isn: ISN });
+    lapsed.reserved.insert(back_key, Reservation { reserved_s: scene.then_s(), isn: ISN });
     lapsed.budget.handshakes = [0; 4];
     let mut late = lapsed.clone();
     late.budget.established = LIMIT;
@@ -217,27 +217,27 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
     vec![
         row("data with time stamps", &live, &coming.clone().flags(PSH | ACK).payload(b"odd data!"), 0),
         row("data without options", &live, &plain.clone().payload(&[3; 1001]), 0),
-        row("a bare ACK, padded to 60 octets", &live, &plain.clone().padded(60), 0),
+        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60), 0),
         row("a broken checksum stays broken", &live, &coming.clone().broken(1), 0),
         row("FIN is noted", &live, &coming.clone().flags(FIN | ACK), Flow::FIN),
         row("RST is noted", &live, &coming.clone().flags(RST | ACK), Flow::RST),
         arrives("a SYN without an address on a live relay: the stack decides", &live, probe.clone())
             .passes_as("restored", probe.clone().between(scene.dialler(), scene.door()))
             .then(|world| gone_by(world, key, None, 0)),
-        row("the handshake's last ACK: the relay is live and keeps its place", &answered, &coming, 0)
+        row("the handshake's final ACK: the relay is live and keeps its reservation", &answered, &coming, 0)
             .also("completed")
             .then(promote),
         row("an ACK before the answer proves nothing", &accepting, &coming, 0),
-        row("a last ACK whose place has lapsed takes another", &lapsed, &coming, 0)
+        row("a final ACK whose reservation has lapsed takes another", &lapsed, &coming, 0)
             .also("completed")
             .then(promote)
             .then(|world| scene.reserve(world, back_key)),
-        arrives("a last ACK whose place has lapsed, and all are taken: RST", &late, coming.clone())
+        arrives("a final ACK whose reservation has lapsed, and all are taken: RST", &late, coming.clone())
             .answered("late", rst(&coming, ACKED, None))
             .then(|world| gone_by(world, key, Some(ACKED), 0))
             .then(|world| world.reserved.clear()),
         row(
-            "a RST in the handshake, in sequence, gives the place back",
+            "a RST in the handshake, in sequence, gives the reservation back",
             &accepting,
             &coming.clone().flags(RST | ACK),
             Flow::RST,

@@ -399,9 +399,9 @@ fn half_summed(frame: &mut [u8], complete: bool) {
     }
 }
 
-fn sum(octets: &[u8], start: u64) -> u16 {
+fn sum(bytes: &[u8], start: u64) -> u16 {
     let words =
-        octets.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from));
+        bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from));
     let mut sum = start + words.sum::<u64>();
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
@@ -436,8 +436,8 @@ pub fn hex(frame: &[u8]) -> String {
     let (ip, l4) = (ETHERNET.min(frame.len()), (ETHERNET + header).min(frame.len()));
     for part in [&frame[..ip], &frame[ip..l4], &frame[l4..]] {
         text.push_str("   ");
-        for octet in part {
-            let _ = write!(text, " {octet:02x}");
+        for byte in part {
+            let _ = write!(text, " {byte:02x}");
         }
         text.push('\n');
     }

@@ -31,10 +31,10 @@ pub fn steered(scene: &Scene) -> Vec<Row> {
         change(&mut world);
         world
     };
-    let spare = |world: &mut World| {
-        world.spared.insert(client, world.now_ns);
+    let noted = |world: &mut World| {
+        world.recently_refused.insert(client, world.now_ns);
     };
-    let place = |world: &mut World| scene.reserve(world, scene.dialled());
+    let reserved = |world: &mut World| scene.reserve(world, scene.dialled());
     let relay = |world: &mut World| {
         world.half_open.extend(scene.out(RELAY, (scene.b, 1), scene.now_s()));
         world.traffic[1].sent += 1;
@@ -42,31 +42,31 @@ pub fn steered(scene: &Scene) -> Vec<Row> {
     let refusing = world(&scene.busy(), Steer::Refuse, true);
     let at_home = world(&scene.busy(), Steer::Refuse, false);
     let out_of_reach: &dyn Fn(&mut World) = &|world| world.controllers[1].relay_out = Port::NONE;
-    let all_by_lot: &dyn Fn(&mut World) = &|world| world.settings.refuse_share = u32::MAX;
+    let all_at_random: &dyn Fn(&mut World) = &|world| world.settings.refuse_share = u32::MAX;
     let syn = || scene.syn();
     let refused = |what, world: &World| {
         arrives(what, world, syn())
             .answered("steered", rst(&syn(), 0, Some(ISN + 1)))
             .also("arrived")
-            .then(spare)
+            .then(noted)
     };
     let relayed = |what, world: &World| {
         arrives(what, world, syn()).sent("opened", TOWARDS, scene.relayed()).also("arrived").then(relay)
     };
     let served =
-        |what, world: &World| arrives(what, world, syn()).passes("chosen").also("arrived").then(place);
+        |what, world: &World| arrives(what, world, syn()).passes("chosen").also("arrived").then(reserved);
     vec![
         refused("B is to serve it: refused", &refusing),
         refused(
             "refused long ago: refused again",
             &with(&refusing, &|world| {
-                world.spared.insert(client, world.now_ns - LONG_AGO_NS);
+                world.recently_refused.insert(client, world.now_ns - LONG_AGO_NS);
             }),
         ),
-        relayed("refused lately: relayed", &with(&refusing, &spare)),
-        relayed("this is its home: relayed", &at_home).then(spare),
+        relayed("refused lately: relayed", &with(&refusing, &noted)),
+        relayed("this is its home: relayed", &at_home).then(noted),
         served("A has room: served, and not refused for a while", &world(&scene.idle(), Steer::Refuse, true))
-            .then(spare),
+            .then(noted),
         refused(
             "none can be relayed to: refused",
             &with(&world(&scene.busy(), Steer::Relay, true), out_of_reach),
@@ -75,14 +75,17 @@ pub fn steered(scene: &Scene) -> Vec<Row> {
             "none can be relayed to, and this is its home: served",
             &with(&world(&scene.busy(), Steer::Relay, false), out_of_reach),
         )
-        .then(spare),
+        .then(noted),
         served(
             "refused lately, and none can be relayed to: served",
-            &with(&with(&refusing, out_of_reach), &spare),
+            &with(&with(&refusing, out_of_reach), &noted),
         ),
         served("nothing is steered: served where it dialled", &world(&scene.busy(), Steer::Off, true)),
-        refused("by lot though A has room", &with(&world(&scene.idle(), Steer::Refuse, true), all_by_lot)),
-        served("by lot, but this is its home", &with(&at_home, all_by_lot)).then(spare),
+        refused(
+            "at random though A has room",
+            &with(&world(&scene.idle(), Steer::Refuse, true), all_at_random),
+        ),
+        served("at random, but this is its home", &with(&at_home, all_at_random)).then(noted),
     ]
 }
 
@@ -104,7 +107,7 @@ pub fn limited(scene: &Scene) -> Vec<Row> {
         let budget = world.clients.entry(client).or_insert(Budget { newest_s: now_s, ..Budget::default() });
         budget.handshakes[now_s as usize % 4] += 1;
     };
-    let place = |world: &mut World| scene.reserve(world, scene.dialled());
+    let reserved = |world: &mut World| scene.reserve(world, scene.dialled());
     let accept = |world: &mut World| {
         world.traffic[1].received += 1;
     };
@@ -112,12 +115,12 @@ pub fn limited(scene: &Scene) -> Vec<Row> {
         arrives("its first connection: served and counted", &limit(scene.idle(), 0), scene.syn())
             .passes("chosen")
             .also("arrived")
-            .then(place)
+            .then(reserved)
             .then(count),
         arrives("one below its limit: served", &limit(scene.idle(), 1), scene.syn())
             .passes("chosen")
             .also("arrived")
-            .then(place)
+            .then(reserved)
             .then(count),
         arrives("at its limit: refused", &limit(scene.idle(), 2), scene.syn())
             .answered("full", rst(&scene.syn(), 0, Some(ISN + 1)))
@@ -131,7 +134,7 @@ pub fn limited(scene: &Scene) -> Vec<Row> {
             "a RST ends its handshake: room again",
             &{
                 let mut world = limit(scene.idle(), 1);
-                place(&mut world);
+                reserved(&mut world);
                 count(&mut world);
                 world
             },

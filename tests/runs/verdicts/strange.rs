@@ -11,9 +11,9 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
     inactive.settings.active = 0;
     let (syn, data) = (scene.syn(), scene.ack().payload(b"data"));
     let l4 = ETHERNET + if scene.a.is_ipv4() { 20 } else { 40 };
-    let patched = |segment: &Segment, at: usize, octet: u8| {
+    let patched = |segment: &Segment, at: usize, byte: u8| {
         let mut frame = segment.frame();
-        frame[at] = octet;
+        frame[at] = byte;
         frame
     };
     let elsewhere = |port: u16| Segment::new(scene.dialler(), (scene.a, port).into());
@@ -35,7 +35,7 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         arrives("ARP", &world, arp),
         arrives("a tagged SYN", &world, with_vlan(&syn.frame(), 7)),
         arrives("tagged data of a relay", &world, with_vlan(&data.frame(), 7)),
-        arrives("a header of 16 octets", &world, patched(&data, l4 + 12, 0x40)),
+        arrives("a header of 16 bytes", &world, patched(&data, l4 + 12, 0x40)),
         arrives(
             "a header longer than the segment",
             &world,

@@ -107,7 +107,7 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
                     Traffic { sent: value.into(), strikes: u64::from(value % 5), ..Traffic::default() };
             }
             18 => {
-                let reservation = Reservation { taken_s: world.now_s().wrapping_sub(value % 8), isn: ISN };
+                let reservation = Reservation { reserved_s: world.now_s().wrapping_sub(value % 8), isn: ISN };
                 world.reserved.insert(scene.dialled(), reservation);
             }
             _ => {

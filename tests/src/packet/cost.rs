@@ -1,7 +1,7 @@
 //! The verifier's statistics about each program: the loader throws the verifier's log away on success, and a
 //! kernel before 5.16 gives the number of instructions nowhere else.
 
-#![allow(clippy::wildcard_enum_match_arm, reason = "of all kinds of programs and maps there are few here")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "of all kinds of programs and maps there are few here")]
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};

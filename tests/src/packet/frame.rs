@@ -3,7 +3,7 @@
 //! This module uses no code under test: lengths and checksums come from etherparse, the trailer's tag from
 //! the crate `siphasher`. An output packet is right if it equals, byte for byte, the frame built from its
 //! expected description.
-#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+#![expect(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
 use std::hash::Hasher as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -180,7 +180,7 @@ impl Segment {
         let mut tcp = TcpHeader::new(self.source.port(), self.destination.port(), self.seq, self.window);
         tcp.acknowledgment_number = self.ack;
         (tcp.fin, tcp.syn, tcp.rst, tcp.psh, tcp.ack) = (has(FIN), has(SYN), has(RST), has(PSH), has(ACK));
-        tcp.set_options_raw(&self.options).expect("options of at most 40 octets");
+        tcp.set_options_raw(&self.options).expect("options of at most 40 bytes");
         let right = match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 tcp.calc_checksum_ipv4_raw(from.octets(), to.octets(), &payload)
@@ -264,12 +264,12 @@ impl Report {
 }
 
 /// A quoted packet as seen by a router that knows only the translated connection: `original` with other ends
-/// and its original TCP checksum, cut to `octets` behind the IP header.
-pub fn quote(original: &Segment, source: SocketAddr, destination: SocketAddr, octets: usize) -> Vec<u8> {
+/// and its original TCP checksum, cut to `bytes` behind the IP header.
+pub fn quote(original: &Segment, source: SocketAddr, destination: SocketAddr, bytes: usize) -> Vec<u8> {
     let header = ip_header(source.ip());
     let mut packet = original.clone().between(source, destination).packet();
     packet[header + 16..header + 18].copy_from_slice(&original.packet()[header + 16..header + 18]);
-    packet.truncate(header + octets);
+    packet.truncate(header + bytes);
     packet
 }
 

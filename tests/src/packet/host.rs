@@ -1,5 +1,5 @@
 //! The decisions on the host: `Packet` over a vector, `Tables` over hash maps, and the stages called as in the kernel.
-#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+#![expect(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, HashSet};
@@ -38,7 +38,7 @@ pub struct World {
     /// Relays exchanged, by controller index.
     pub traffic: [Traffic; MAX_CONTROLLERS],
     /// Classes of prefixes.
-    pub members: Vec<(IpAddr, u32, AddressClass)>,
+    pub classes: Vec<(IpAddr, u32, AddressClass)>,
     /// Devices by interface index.
     pub devices: HashMap<u32, Device>,
     /// Live flows.
@@ -53,7 +53,7 @@ pub struct World {
     pub clients: HashMap<Address, Budget>,
     /// Times at which client addresses were refused in favour of another controller, or served although they
     /// might have been refused; boot clock, nanoseconds.
-    pub spared: HashMap<Address, u64>,
+    pub recently_refused: HashMap<Address, u64>,
     /// The stack's sockets; other tuples have none.
     pub sockets: HashMap<Tuple, Socket>,
     /// Sockets of the API by cookie.
@@ -76,14 +76,14 @@ impl World {
             settings: Settings::zeroed(),
             controllers: [Controller::zeroed(); MAX_CONTROLLERS],
             traffic: [Traffic::default(); MAX_CONTROLLERS],
-            members: Vec::new(),
+            classes: Vec::new(),
             devices: HashMap::new(),
             live: HashMap::new(),
             half_open: HashMap::new(),
             reserved: HashMap::new(),
             budget: Budget::default(),
             clients: HashMap::new(),
-            spared: HashMap::new(),
+            recently_refused: HashMap::new(),
             sockets: HashMap::new(),
             tracked: HashMap::new(),
             untrackable: false,
@@ -117,14 +117,20 @@ impl World {
                 .collect::<HashMap<_, _>>()
         };
         compare("clients", &clients(self), &clients(expected), address, &mut found);
-        let spared = |world: &Self| {
+        let recently_refused = |world: &Self| {
             world
-                .spared
+                .recently_refused
                 .iter()
                 .map(|(&client, at_ns)| (client, at_ns / 1_000_000_000))
                 .collect::<HashMap<_, _>>()
         };
-        compare("spared", &spared(self), &spared(expected), address, &mut found);
+        compare(
+            "recently_refused",
+            &recently_refused(self),
+            &recently_refused(expected),
+            address,
+            &mut found,
+        );
         if budget(self) != budget(expected) {
             found.push(format!("budget {:?}, not {:?}", budget(self), budget(expected)));
         }
@@ -264,7 +270,7 @@ pub struct Host {
     tracked: RefCell<HashMap<u64, Tracked>>,
     budget: RefCell<Budget>,
     clients: RefCell<HashMap<Address, Budget>>,
-    spared: RefCell<HashMap<Address, u64>>,
+    recently_refused: RefCell<HashMap<Address, u64>>,
     field: &'static RefCell<PickScratch>,
     /// All records that this host has made.
     slots: RefCell<Vec<Slot>>,
@@ -292,7 +298,7 @@ impl Host {
             tracked: RefCell::new(world.tracked.clone()),
             budget: RefCell::new(world.budget),
             clients: RefCell::new(world.clients.clone()),
-            spared: RefCell::new(world.spared.clone()),
+            recently_refused: RefCell::new(world.recently_refused.clone()),
             field,
             slots: RefCell::new(made),
             new_flows: Cell::default(),
@@ -314,7 +320,7 @@ impl Host {
             tracked: self.tracked.borrow().clone(),
             budget: *self.budget.borrow(),
             clients: self.clients.borrow().clone(),
-            spared: self.spared.borrow().clone(),
+            recently_refused: self.recently_refused.borrow().clone(),
             ..self.world.clone()
         }
     }
@@ -400,7 +406,7 @@ impl Tables for Host {
             differ.leading_zeros() >= prefix_length(prefix.0, prefix.1)
         };
         let longest =
-            self.world.members.iter().filter(matches).max_by_key(|prefix| prefix_length(prefix.0, prefix.1));
+            self.world.classes.iter().filter(matches).max_by_key(|prefix| prefix_length(prefix.0, prefix.1));
         longest.map_or(AddressClass::CLIENT, |prefix| prefix.2)
     }
 
@@ -484,11 +490,11 @@ impl Tables for Host {
     }
 
     fn recently_refused(&self, address: &Address) -> Option<u64> {
-        self.spared.borrow().get(address).copied()
+        self.recently_refused.borrow().get(address).copied()
     }
 
     fn note_refused(&self, address: &Address, now_ns: u64) {
-        self.spared.borrow_mut().insert(*address, now_ns);
+        self.recently_refused.borrow_mut().insert(*address, now_ns);
     }
 
     fn socket(&self, key: &Tuple, _family: Family) -> Socket {

@@ -109,17 +109,17 @@ impl Kernel {
         self.replace(map::HALF_OPEN, &world.half_open)?;
         self.replace(map::RESERVED, &world.reserved)?;
         self.replace(map::CLIENTS, &world.clients)?;
-        self.replace(map::RECENTLY_REFUSED, &world.spared)?;
+        self.replace(map::RECENTLY_REFUSED, &world.recently_refused)?;
         self.replace(map::DEVICES, &world.devices)?;
-        let mut members: LpmTrie<&mut MapData, [u8; 16], AddressClass> =
+        let mut classes: LpmTrie<&mut MapData, [u8; 16], AddressClass> =
             LpmTrie::try_from(self.map_mut(map::ADDRESSES)?)?;
-        let old: Vec<_> = members.keys().collect::<Result<_, _>>()?;
+        let old: Vec<_> = classes.keys().collect::<Result<_, _>>()?;
         for key in old {
-            members.remove(&key)?;
+            classes.remove(&key)?;
         }
-        for &(address, length, member) in &world.members {
+        for &(address, length, class) in &world.classes {
             let key = Key::new(prefix_length(address, length), bytemuck::cast(Address::from(address)));
-            members.insert(&key, member, 0)?;
+            classes.insert(&key, class, 0)?;
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Kernel {
             reserved: self.contents::<Tuple, Reservation>(map::RESERVED)?,
             budget: self.array(map::BUDGET)?.get(&0, 0)?,
             clients: self.contents(map::CLIENTS)?,
-            spared: self.contents(map::RECENTLY_REFUSED)?,
+            recently_refused: self.contents(map::RECENTLY_REFUSED)?,
             ..world.clone()
         })
     }

@@ -5,7 +5,7 @@
 //!  A as owner   B:41000 → A:17082       becomes   client:5555 → A:17082
 //! ```
 
-#![allow(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
+#![expect(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -189,7 +189,7 @@ impl Scene {
         world.controllers[1] = self.ready(self.b);
         let class = |class, index| AddressClass::new(class, index);
         let full = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
-        world.members = vec![
+        world.classes = vec![
             (self.a, full(self.a), class(Class::Own, 0)),
             (self.b, full(self.b), class(Class::Controller, 1)),
             (self.c, full(self.c), class(Class::Controller, 2)),
@@ -288,7 +288,7 @@ impl Scene {
 
     /// Takes a reservation for a handshake.
     pub fn reserve(&self, world: &mut World, key: Tuple) {
-        world.reserved.insert(key, Reservation { taken_s: self.now_s(), isn: ISN });
+        world.reserved.insert(key, Reservation { reserved_s: self.now_s(), isn: ISN });
         world.budget.handshakes[self.now_s() as usize % 4] += 1;
     }
 

@@ -124,7 +124,7 @@ impl Entry {
         if news {
             self.note(tick);
             let report = report(told);
-            self.view_base = self.history.settle(&report, told.received.into(), self.sent.into());
+            self.view_base = self.history.reconcile(&report, told.received.into(), self.sent.into());
         }
         news
     }

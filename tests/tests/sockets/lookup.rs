@@ -51,7 +51,7 @@ fn in_grace_period(world: &mut World) {
 fn reserves(key: Tuple) -> impl Fn(&mut World) {
     move |world| {
         let now_s = world.now_s();
-        world.reserved.insert(key, Reservation { taken_s: now_s, isn: 0 });
+        world.reserved.insert(key, Reservation { reserved_s: now_s, isn: 0 });
         world.budget.handshakes[now_s as usize % 4] += 1;
     }
 }
@@ -86,10 +86,10 @@ pub fn reserved(scene: &Scene) -> Vec<Row> {
     let relay_key = tuple(scene.dialler(), scene.door());
     let own_slot = if scene.a.is_ipv4() { LISTENER_V4 } else { LISTENER_V6 };
     let holding = |key| with(&scene.world(), |world| scene.reserve(world, key));
-    let noted = |taken_s| {
+    let noted = |reserved_s| {
         with(&scene.world(), |world| {
             full(world);
-            world.reserved.insert(scene.dialled(), Reservation { taken_s, isn: ISN });
+            world.reserved.insert(scene.dialled(), Reservation { reserved_s, isn: ISN });
         })
     };
     let listening = |slots: &[u32]| with(&holding(relay_key), |world| world.listeners.extend(slots));
@@ -208,7 +208,7 @@ pub fn unreserved(scene: &Scene) -> Vec<Row> {
             .refused()
             .counted("unreserved")
             .then(|world| {
-                world.reserved.insert(key, Reservation { taken_s: 0, isn: 0 });
+                world.reserved.insert(key, Reservation { reserved_s: 0, isn: 0 });
                 world.budget.check_final_ack_until_s = now_s + 130;
             }),
         looks_up("in the grace period: reserved", &with(&world, in_grace_period), dialled)

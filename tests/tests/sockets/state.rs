@@ -64,9 +64,9 @@ pub fn established(scene: &Scene) -> Vec<Row> {
             if client { world.budget.established += 1 } else { world.budget.exempt += 1 }
         }
     };
-    let with = |taken_s: u32, local: SocketAddr| {
+    let with = |reserved_s: u32, local: SocketAddr| {
         let mut world = world.clone();
-        world.reserved.insert(tuple(scene.dialler(), local), Reservation { taken_s, isn: ISN });
+        world.reserved.insert(tuple(scene.dialler(), local), Reservation { reserved_s, isn: ISN });
         world
     };
     let reserved = |local: SocketAddr| {
