@@ -7,8 +7,8 @@
 //! * **decisions**: pure functions over two traits of [`hooks`]: [`hooks::Packet`] (one frame) and
 //!   [`hooks::Tables`] (the maps, the clock, chance). No decision knows a program type.
 //!
-//! [`stages`] follows the way of a packet, [`policy`] the way of a count: a place is taken at the SYN
-//! and confirmed by the socket ([`policy::admission`]), reported to the other controllers, corrected by
+//! [`stages`] follows the way of a packet, [`policy`] the way of a count: a connection is
+//! reserved at the SYN and confirmed by the socket ([`policy::admission`]), reported to the other controllers, corrected by
 //! the connections that are on their way ([`policy::views`]), and compared at the next SYN
 //! ([`policy::pick`]). The agent alone decides about established connections: `policy::shed` says how
 //! many to close so that their clients go elsewhere, `policy::memory_guard` how many the memory can hold.

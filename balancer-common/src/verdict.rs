@@ -2,19 +2,17 @@
 
 use crate::stages::Stage;
 
-/// What a program decided. The last expression of every decision; the program turns it into its
-/// hook's code.
+/// A decision about a packet; the program turns it into the code of its hook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// On to the next program and the stack.
     Pass(PassReason),
-    /// Out of interface `.1`, next hop by the route there.
+    /// Out of the interface `.1`, to the next hop of the route there.
     Send(SendReason, u32),
-    /// Gone.
     Drop(DropReason),
     /// Decided by another stage.
     Next(Stage),
-    /// Answered with RST by [`Stage::Reset`].
+    /// Answered with RST, by [`Stage::Reset`].
     Reset(SendReason),
 }
 
@@ -26,14 +24,13 @@ macro_rules! counters {
         pub enum $enum { $($(#[$doc])* $name = $value,)* }
 
         impl $enum {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// Index of its counter.
             #[inline(always)]
             pub const fn index(self) -> u32 { self as u32 }
 
-            /// The one whose counter has this index.
+            /// The reason or event that is counted at `index`.
             #[inline(always)]
             pub const fn at(index: u32) -> Option<Self> {
                 match index { $($value => Some(Self::$name),)* _ => None }
@@ -62,13 +59,12 @@ macro_rules! counters {
     };
 }
 
-/// Slots of the counter map.
 pub const COUNTER_SLOTS: usize = 64;
 
 counters! {
-    /// Why a packet was passed on. Counted except for [`PassReason::Other`], which is no business of ours.
+    /// Why a packet was passed on. All but [`PassReason::Other`] are counted.
     PassReason from 0 {
-        /// Neither the API port nor a relay port of this host (not counted).
+        /// Neither the API port nor a relay port of this host.
         Other = 0,
         /// To the API port, of no relayed flow: a connection served here.
         Local = 1,
@@ -76,9 +72,9 @@ counters! {
         Exempt = 2,
         /// A client's SYN that this controller serves itself.
         Chosen = 3,
-        /// A client's SYN whose connection is open here.
+        /// A client's SYN on a connection that is open here.
         Sticky = 4,
-        /// A SYN with data, served here because the data's place is the address's.
+        /// A SYN with data, served here because a relay puts the client's address where the data is.
         FastOpen = 5,
         /// A SYN above the rate of new flows, served here without a record.
         Flood = 6,
@@ -107,7 +103,7 @@ counters! {
         OwnerDead = 21,
         /// RST: on a relay port, of no flow.
         NoFlow = 22,
-        /// RST: a handshake's last ACK found no room.
+        /// RST: a handshake's final ACK found no room.
         Late = 23,
         /// RST: a relayed SYN found no room here.
         RelayFull = 24,
@@ -117,16 +113,16 @@ counters! {
         IcmpToClient = 26,
         /// RST: the owner's answer to a SYN that was picked anew meanwhile.
         Superseded = 27,
-        /// RST: another controller is to serve this client, which finds it by itself.
+        /// RST: another controller should serve this client, which finds it by itself.
         Steered = 28,
     }
     /// Why a packet was dropped.
     DropReason from 32 {
         /// On a relay port, from an address that is no controller's.
         Stranger = 32,
-        /// A relayed SYN whose tag is wrong.
+        /// A relayed SYN with a wrong tag.
         BadTag = 33,
-        /// A relayed SYN whose trailer is none of ours.
+        /// A relayed SYN with an invalid trailer.
         BadTrailer = 34,
         /// A relayed SYN for a client's port that another live relay has.
         Conflict = 35,
@@ -136,12 +132,12 @@ counters! {
         Unwritable = 37,
         /// RST not sent: to a RST, or to a multicast or own address.
         NoAnswer = 38,
-        /// Of no relay or socket, right after the programs were put in the place of another version's: its sender repeats it.
+        /// Of no relay or socket, right after the programs replaced another version's: the sender repeats it.
         GracePeriod = 39,
     }
-    /// What happened besides.
+    /// Counted besides the reasons.
     Event from 48 {
-        /// A relayed SYN repeated without an answer: picked anew. Subset of what is opened or chosen.
+        /// A relayed SYN repeated without an answer: picked anew. A subset of opened and chosen.
         Repicked = 48,
         /// A handshake at a relay was completed.
         Completed = 49,
@@ -151,7 +147,7 @@ counters! {
         Refused = 51,
         /// Socket look-ups on a relay port that no listener could take.
         NoListener = 52,
-        /// Handshakes without a place, to be decided at their last ACK.
+        /// Handshakes without a reservation: their final ACK decides.
         Unreserved = 53,
         /// Established sockets that could not be tracked.
         Untracked = 54,

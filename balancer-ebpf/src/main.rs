@@ -1,14 +1,13 @@
 //! The balancer in the kernel.
 //!
-//! Every decision lives in `balancer-common`. `tc.rs` and `xdp.rs` hold the entry points at the two packet hooks,
+//! `balancer-common` decides; this crate reads and acts. `tc.rs` and `xdp.rs` hold the entry points at the two packet hooks,
 //! `sockets.rs` the two programs that see sockets, `frame` the only packet pointers, `tables.rs` the look-ups and
 //! `maps.rs` the maps.
 #![no_std]
 #![no_main]
-#![allow(internal_features, reason = "core offers no atomic addition on bpf but the intrinsic")]
-#![allow(clippy::needless_pass_by_value, reason = "the macros hand contexts over by value")]
+#![expect(internal_features, reason = "core offers no atomic addition on bpf but the intrinsic")]
+#![expect(clippy::needless_pass_by_value, reason = "the macros hand contexts over by value")]
 #![feature(asm_experimental_arch, core_intrinsics)]
-#![allow(missing_docs, reason = "the macros' own items have none")]
 
 mod frame;
 mod handover;

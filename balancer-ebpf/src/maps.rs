@@ -1,4 +1,4 @@
-//! The maps, defined from the table in `balancer_common::records::maps`, and what goes with some of them.
+//! The maps, from the table in `balancer_common::records::maps`, and helpers for some of them.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -42,7 +42,7 @@ pub fn has_listener(family: Family) -> bool {
     (matches!(family, Family::V4) && has(LISTENER_V4)) || has(LISTENER_V6)
 }
 
-/// Counts on this CPU.
+/// Counts, on this CPU.
 #[inline(always)]
 pub fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
@@ -51,7 +51,7 @@ pub fn count(index: u32) {
     }
 }
 
-/// Says why the reset stage, which is called next, is to answer.
+/// Tells the reset stage, which is called next, its reason.
 #[inline(always)]
 pub fn note_reset_reason(why: SendReason) {
     if let Some(slot) = RESET_REASON.get_ptr_mut(0) {

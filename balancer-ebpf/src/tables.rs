@@ -43,26 +43,26 @@ impl Maps {
         Self { ctx: ctx.as_ptr() }
     }
 
-    /// What the stack has for a segment that arrives with `key`, `admit` aside; null or to be released.
+    /// Asks the stack for the socket of a segment that arrives with `key`, `admit` aside: null, or the caller's to release.
     #[inline(always)]
     fn look_up(&self, key: &Tuple, family: Family) -> *mut bpf_sock {
         let Some(probing) = in_place(maps::PROBING.get_ptr_mut(0)) else { return core::ptr::null_mut() };
         // The tuple as it arrives: source first (kernel `struct bpf_sock_tuple`).
         let v4 = (key.remote.v4(), key.local.v4(), key.remote_port, key.local_port);
         let mut words = [v4.0, v4.1, u32::from(v4.2.ne()) | u32::from(v4.3.ne()) << 16, 0, 0, 0, 0, 0, 0];
-        let mut octets = 12;
+        let mut length = 12;
         if family == Family::V6 {
             let (remote, local) = (key.remote.words(), key.local.words());
             words = [
                 remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], words[2],
             ];
-            octets = 36;
+            length = 36;
         }
         *probing = 1;
         // SAFETY: the tuple is as long as the helper is told.
         let socket = unsafe {
             let tuple = words.as_mut_ptr().cast::<bpf_sock_tuple>();
-            bpf_skc_lookup_tcp(self.ctx, tuple, octets, BPF_F_CURRENT_NETNS as u64, 0)
+            bpf_skc_lookup_tcp(self.ctx, tuple, length, BPF_F_CURRENT_NETNS as u64, 0)
         };
         *probing = 0;
         socket
@@ -71,8 +71,8 @@ impl Maps {
 
 /// A value in a map, in place.
 ///
-/// Other CPUs may hold the same one. The records are built for it: each field is written whole, and
-/// no decision relies on two of them having been written together.
+/// Other CPUs may hold the same one. The records allow for that: each field is written whole, and no decision relies on two
+/// fields having been written together.
 #[inline(always)]
 fn in_place<T>(pointer: Option<*mut T>) -> Option<&'static mut T> {
     // SAFETY: a map's value outlives the program run, which is RCU-protected.
@@ -82,8 +82,8 @@ fn in_place<T>(pointer: Option<*mut T>) -> Option<&'static mut T> {
 /// Runs `change` on a budget in a map, under its lock.
 #[inline(always)]
 fn locked<R>(budget: *mut Budget, change: impl FnOnce(&mut Budget) -> R) -> R {
-    // SAFETY: a map's value, ours alone between lock and unlock; `change` is inlined and calls no
-    // helper, or the verifier refuses the program.
+    // SAFETY: a map's value, exclusive between lock and unlock; `change` is inlined and calls no helper, or the verifier
+    // refuses the program.
     unsafe {
         let lock = (&raw mut (*budget).lock).cast();
         bpf_spin_lock(lock);
@@ -177,7 +177,7 @@ impl Tables for Maps {
     fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
         let mut budget = maps::CLIENTS.get_ptr_mut(address);
         if budget.is_none() {
-            // Fails where another CPU has just made it, which is as good.
+            // Fails if another CPU has just made it, which is fine.
             let _: Result<(), i32> = maps::CLIENTS.insert(address, Budget::default(), u64::from(BPF_NOEXIST));
             budget = maps::CLIENTS.get_ptr_mut(address);
         }
@@ -274,7 +274,7 @@ impl Tables for Maps {
         // No client's port is 0, so this finds no connection.
         let socket = self.look_up(&Tuple { remote_port: Port::NONE, local_port: port, ..*key }, family);
         if !socket.is_null() {
-            // SAFETY: as above; fails where the socket takes no packet from here, and the look-up refuses it then.
+            // SAFETY: as above. Fails if the socket takes no packet from here; then the look-up refuses it.
             unsafe {
                 if (*socket).state == LISTEN {
                     bpf_sk_assign(self.ctx, socket.cast(), 0);
@@ -321,8 +321,7 @@ impl Tables for Maps {
     }
 }
 
-/// Adds one, whatever other CPUs do. The old value is not asked for: kernel 5.10 has no fetching
-/// atomics.
+/// Adds one atomically. It does not ask for the old value: kernel 5.10 has no fetching atomics.
 #[inline(always)]
 fn add(counter: *mut u64) {
     // SAFETY: an aligned field of a map's value.

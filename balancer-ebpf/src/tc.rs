@@ -1,4 +1,4 @@
-//! Entry points at the TC hooks, and the one place where a verdict becomes a TC action.
+//! Entry points at the TC hooks; [`act`] alone turns a verdict into a TC action.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -44,7 +44,6 @@ pub fn egress(ctx: TcContext) -> i32 {
     act(&ctx, egress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx)))
 }
 
-/// What a verdict does at a TC hook.
 #[inline(always)]
 fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
@@ -70,7 +69,7 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
     }
 }
 
-/// Out of an interface, to the next hop that a route there gives.
+/// Out of an interface, to the next hop of the route there.
 #[inline(always)]
 fn send(ifindex: u32) -> i32 {
     // SAFETY: no parameters: the next hop is looked up from the packet.

@@ -1,7 +1,7 @@
 //! Native XDP: an entry's packets before there is a socket buffer. The same decisions as at the TC hook, and their actions.
 //!
-//! What arrives at relay ports, and ICMP errors, are left to `ingress`; so is a frame that this host does not know the way
-//! of, or that has to leave by another interface: it goes up with a [`Handover`].
+//! Packets to relay ports and ICMP errors are left to `ingress`. So is a frame without a known next hop, or one that must leave
+//! by another interface: it goes up with a [`Handover`].
 
 use aya_ebpf::{
     bindings::{
@@ -22,7 +22,7 @@ use balancer_common::{
 
 use crate::{frame::xdp::Frame, handover::Handover, maps, tables::Maps};
 
-/// Every frame that arrives on an API-facing interface whose driver runs programs.
+/// Every frame that arrives on an API-facing interface with XDP in its driver.
 #[xdp]
 pub fn ingress_xdp(ctx: XdpContext) -> u32 {
     let (mut frame, tables) = (Frame::new(&ctx), Maps::new(&ctx));
@@ -46,7 +46,6 @@ macro_rules! programs {
 }
 for_each_stage!(programs);
 
-/// What a verdict does at the XDP hook.
 #[inline(always)]
 fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     let mut frame = Frame::new(ctx);
@@ -79,10 +78,10 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     }
 }
 
-/// Up to `ingress`, which does what is left.
+/// Up to `ingress`, for the last step.
 #[inline(always)]
 fn up(frame: &mut Frame, handover: &Handover) -> u32 {
-    // Without room it could not have come so far.
+    // There is room: `ingress_xdp` passes frames without it.
     if frame.hand_over(handover).is_some() { XDP_PASS } else { XDP_DROP }
 }
 

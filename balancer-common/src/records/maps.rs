@@ -1,7 +1,7 @@
 //! The table of maps: each map in the kernel is one row of [`for_each_map!`](crate::for_each_map).
 //!
-//! From it derive the definitions in the programs, the pins and the check of their shapes in the agent, what an upgrade
-//! carries over, and the lists of the tests.
+//! The definitions in the programs, the pins and the check of their shapes in the agent, the lists of an upgrade and those
+//! of the tests derive from it.
 
 /// Calls a macro with all rows: documentation, name, the type that the programs see (`aya_ebpf::btf_maps`; key, value,
 /// capacity and flags are its parameters), and the [`Lifetime`]. An upgrade copies in the order of the rows: HALF_OPEN
@@ -26,14 +26,13 @@ macro_rules! for_each_map {
             COUNTERS: PerCpuArray<u64, COUNTER_SLOTS>, Rebuilt;
             /// Network devices by interface index. The agent writes it; clamping and `admit` read it.
             DEVICES: HashMap<u32, Device, 1_024, ON_DEMAND>, Rebuilt;
-            /// Flows whose handshake is not complete; the oldest give way, so that a flood pushes out no live flow.
-            /// The programs write it, the agent collects what is over.
+            /// Flows before the end of their handshake; the oldest give way, so that a flood pushes out no live flow.
+            /// The programs write it, the agent removes those that are over.
             HALF_OPEN: LruHashMap<Tuple, Flow, 32_768>, Followed;
             /// The API's listeners, in the slots `LISTENER_V4` and `LISTENER_V6`. `track` and the agent write it; `admit`
             /// gives relayed connections to them.
             LISTENERS: SockMap<2>, Rebuilt;
-            /// Flows whose handshake is complete: two records a relayed connection, at its entry and again at its
-            /// owner. The programs write it, the agent collects what is over.
+            /// Flows after their handshake: two records a relayed connection, at its entry and again at its owner. The programs write it, the agent removes those that are over.
             LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND>, Followed;
             /// New flows on this CPU: the second in the high half, their number in the low one. For the flood guard.
             NEW_FLOWS: PerCpuArray<u64, 1>, Scratch;
@@ -96,7 +95,7 @@ pub const LISTENER_V4: u32 = 0;
 /// Slot of LISTENERS for a listener of IPv6; a dual-stack one, which takes IPv4 as well, is here only.
 pub const LISTENER_V6: u32 = 1;
 
-/// How long the records of a map last.
+/// How long a map lasts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Lifetime {
     /// Not pinned: room for one run of the programs.
@@ -113,7 +112,7 @@ pub enum Lifetime {
 /// A row of the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Map {
-    /// The name, in the object and as a pin.
+    /// Its name in the object and as a pin.
     pub name: &'static str,
     /// Bytes of a key.
     pub key: usize,
@@ -121,7 +120,6 @@ pub struct Map {
     pub value: usize,
     /// Most records.
     pub capacity: usize,
-    /// How long its records last.
     pub lifetime: Lifetime,
 }
 

@@ -18,37 +18,33 @@ pub use settings::{AddressClass, Class, Device, Settings, Steer};
 /// Changes whenever a map's key, value or meaning does. Pins live in a directory of this name, so
 /// that an agent never takes over maps that it would misread. It copies flows, controllers and settings of another
 /// layout (the agent's `datapath/upgrade.rs`), so that relayed connections outlive an upgrade. For that, [`Tuple`]
-/// stays as it is, and [`Flow`], [`Controller`] and [`Settings`] grow at their ends only, by fields whose zero stands for
-/// what was so before.
+/// stays as it is, and [`Flow`], [`Controller`] and [`Settings`] grow at their ends only, by fields in which zero stands for
+/// the behaviour from before.
 pub const LAYOUT: &str = if cfg!(feature = "other-layout") { OTHER_LAYOUT } else { "v2" };
 /// The layout that the feature `other-layout` has, for the runs that upgrade: never a released one.
 pub const OTHER_LAYOUT: &str = "v3";
 
 /// Controllers in a cluster at most: the bound of every loop over them.
 pub const MAX_CONTROLLERS: usize = 16;
+
 #[cfg(feature = "user")]
-mod pod {
-    // SAFETY: all are repr(C), Copy, 'static, without padding (asserted beside each definition)
-    // and valid for any bytes.
-    unsafe impl aya::Pod for super::Budget {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for crate::wire::Address {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Controller {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Traffic {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Flow {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Tuple {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Settings {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Device {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::AddressClass {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Reservation {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Tracked {}
+macro_rules! pod {
+    ($($record:ty),+) => {
+        // SAFETY: repr(C), Copy, 'static, without padding (asserted beside each definition), and valid for any bytes.
+        $(unsafe impl aya::Pod for $record {})+
+    };
 }
+#[cfg(feature = "user")]
+pod!(
+    crate::wire::Address,
+    AddressClass,
+    Budget,
+    Controller,
+    Device,
+    Flow,
+    Reservation,
+    Settings,
+    Tracked,
+    Traffic,
+    Tuple
+);

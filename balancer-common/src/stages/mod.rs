@@ -1,10 +1,11 @@
-//! The decisions about one packet, a file each.
+//! The decisions about one packet or one socket, a file each.
 //!
 //! ```text
 //! entry   ingress → client_syn → choose → commit → relay_syn → (wire)
 //! owner   ingress → owner_syn → restore → (stack)
 //! both    ingress → flow: a segment of a relayed connection; icmp: an error about one; reset: the answer to a
 //!         segment without a home.  egress: the owner's stack answers.
+//! sockets socket_lookup: may a connection begin?  socket_state: it has begun, or ended.
 //! ```
 //!
 //! `ingress` and `egress` are programs at a hook. The stages behind `ingress` are programs of their own, which it calls, so
@@ -29,20 +30,19 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Calls a macro with all stages: documentation, name and number (the slot in the maps STAGES and STAGES_XDP), the module
-/// whose `decide` decides, how much of the frame it reads, the TC program, and the XDP program if the stage is part of an
-/// entry's way.
+/// Calls a macro with all stages. A row is: documentation; name and number, the slot in the maps STAGES and STAGES_XDP; the
+/// module with its `decide`; how much of the frame it reads; the TC program; and the XDP program, if an entry needs the stage.
 #[macro_export]
 macro_rules! for_each_stage {
     ($callback:ident) => {
         $callback! {
             /// A SYN to the API port.
             ClientSyn = 0, client_syn, with_headers, tc_client_syn, xdp_client_syn;
-            /// A new client: which controller is to serve it?
+            /// A new client: which controller should serve it?
             Choose = 1, choose, with_headers, tc_choose, xdp_choose;
-            /// A new client whose controller is picked.
+            /// A new client, after the pick.
             Commit = 2, commit, with_headers, tc_commit, xdp_commit;
-            /// A SYN that is to be relayed.
+            /// A SYN to relay.
             RelaySyn = 3, relay_syn, with_headers, tc_relay_syn, xdp_relay_syn;
             /// A SYN to a relay port.
             OwnerSyn = 4, owner_syn, with_headers, tc_owner_syn;
@@ -69,7 +69,6 @@ macro_rules! list {
         }
 
         impl Stage {
-            /// All of them.
             pub const ALL: [Self; [$($number),+].len()] = [$(Self::$stage),+];
 
             /// Name of its program at the TC hook.
@@ -86,7 +85,6 @@ macro_rules! list {
                 }
             }
 
-            /// Decides for a packet that `ingress` has called it for.
             pub fn decide<P: Packet, T: Tables>(self, packet: &mut P, tables: &T) -> Verdict {
                 match self {
                     $(Self::$stage => $module::decide(packet, tables),)+

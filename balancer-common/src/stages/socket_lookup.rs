@@ -17,7 +17,7 @@ use crate::{
 pub struct Lookup {
     /// IP protocol.
     pub protocol: u32,
-    /// The segment's IP.
+    /// IPv4 or IPv6.
     pub family: Family,
     /// The far end's address and this host's as IPv4 words, for [`Family::V4`].
     pub v4: [u32; 2],
@@ -46,11 +46,11 @@ impl Lookup {
 /// The verdict on a look-up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// The kernel looks on.
+    /// The kernel's own look-up goes on.
     Pass,
     /// As if there were no listener: the kernel answers with RST.
     Drop,
-    /// To the API's listener, in the first of these slots of the map LISTENERS that holds one; dropped if neither does.
+    /// The API's listener takes it: the first of [`slots`] that holds one. If neither does, it is dropped.
     ToListener,
 }
 
@@ -84,18 +84,18 @@ pub fn decide<T: Tables>(tables: &T, lookup: &Lookup) -> Answer {
 /// `ingress` decides about the SYNs that arrive where it is attached. A segment that comes without its decision is most
 /// likely a stray one, which must take no reservation, except while final ACKs are checked, where it may be a SYN
 /// cookie's, and in the grace period, where another `ingress`, or none, may have let it in. It may also be a SYN that
-/// `ingress` does not read, or whose port it does not know: one with IP options, or one that the host's own NAT sends here.
+/// `ingress` does not parse or does not know the port of: one with IP options, or one that the host's own NAT sends here.
 #[inline(always)]
 fn admits<T: Tables>(tables: &T, settings: &Settings, ifindex: u32, key: &Tuple, relayed: bool) -> bool {
-    // Where the interface is not known, device 0 stands for all. Nor does `ingress` decide for an address of this host
-    // that is not the controller's.
+    // Where the kernel does not tell the interface, device 0 stands for all. `ingress` does not decide about addresses of
+    // this host that are not the controller's.
     let has_ingress = tables.device(ifindex).is_some_and(|device| device.has_ingress != 0)
         && tables.class_of(&key.local).is(Class::Own);
     let now_s = tables.now_s();
-    let settled = !settings.in_grace_period(now_s);
-    if settled && relayed {
+    let in_grace_period = settings.in_grace_period(now_s);
+    if !in_grace_period && relayed {
         false
-    } else if settled && has_ingress && !tables.checks_final_ack(now_s) {
+    } else if !in_grace_period && has_ingress && !tables.checks_final_ack(now_s) {
         admission::has_room(tables, settings)
     } else {
         admission::admit_lookup(tables, settings, key)

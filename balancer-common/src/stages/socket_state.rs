@@ -21,16 +21,14 @@ pub enum Operation {
     Listen,
     /// A handshake that the other end began is complete.
     Established,
-    /// A socket whose changes were asked for ([`Tables::track`]) enters this state.
+    /// A tracked socket ([`Tables::track`]) enters this state.
     State(u32),
-    /// Any other.
     Other,
 }
 
-/// What is left to do.
+/// The rest, for the program to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
-    /// Nothing.
     Done,
     /// jujud listens: the socket goes into the map LISTENERS, so that relayed connections go to it.
     NoteListener,
@@ -88,7 +86,7 @@ fn changed<T: Tables, E: SocketEvent>(tables: &T, settings: &Settings, event: &E
     }
     let cookie = event.cookie();
     let Some(tracked) = tables.tracked(cookie) else { return };
-    // A seeded one that an older version's program had marked is not in this one's count: the agent sees to it.
+    // Seeded, and marked by the programs of an older version: these programs do not count it, the agent does.
     if tracked.seeded != 0 || !tables.untrack(cookie) {
         return;
     }

@@ -43,12 +43,6 @@ impl Address {
     pub const fn is_v4(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
     }
-
-    /// Whether it is unspecified. (One word suffices: neither ::x nor 0.0.0.0/8 are ever used.)
-    #[inline(always)]
-    pub const fn is_unspecified(&self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
-    }
 }
 
 impl From<IpAddr> for Address {

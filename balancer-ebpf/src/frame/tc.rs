@@ -21,7 +21,6 @@ const HEADERS: u32 = 74;
 /// Ethernet, IPv6 and ICMPv6 headers, and the IPv6 header and ports that an error quotes.
 const QUOTE: u32 = 106;
 
-/// The frame that a TC program was called for.
 pub struct Frame {
     skb: *mut __sk_buff,
 }
@@ -40,12 +39,12 @@ impl Frame {
     }
 
     #[inline(always)]
-    fn reaching(ctx: &TcContext, octets: u32) -> Self {
+    fn reaching(ctx: &TcContext, bytes: u32) -> Self {
         let skb = ctx.skb.skb;
         // SAFETY: the context is valid for the program's whole run.
         unsafe {
             let linear = (*skb).data_end.wrapping_sub((*skb).data);
-            let wanted = if (*skb).len < octets { (*skb).len } else { octets };
+            let wanted = if (*skb).len < bytes { (*skb).len } else { bytes };
             if linear < wanted {
                 bpf_skb_pull_data(skb, wanted);
             }
@@ -79,7 +78,7 @@ impl Packet for Frame {
     fn tagged(&self) -> bool {
         // SAFETY: the context is valid for the program's whole run.
         let (present, tag) = unsafe { ((*self.skb).vlan_present, (*self.skb).vlan_tci) };
-        // A tag of VLAN 0 tells a priority only (IEEE 802.1Q, 9.6): the frame is this device's own.
+        // A tag of VLAN 0 holds a priority only (IEEE 802.1Q, 9.6): the frame is this device's own.
         present != 0 && tag & VLAN != 0
     }
 
@@ -92,7 +91,7 @@ impl Packet for Frame {
     #[inline(always)]
     fn read_anywhere<T: Pod>(&self, at: usize) -> Option<T> {
         let mut value = T::zeroed();
-        // SAFETY: the helper checks the bounds and fills `size_of::<T>()` octets.
+        // SAFETY: the helper checks the bounds and fills `size_of::<T>()` bytes.
         let read = unsafe {
             bpf_skb_load_bytes(self.skb.cast(), at as u32, (&raw mut value).cast(), size_of::<T>() as u32)
         };
@@ -107,7 +106,7 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn write_anywhere<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
-        // SAFETY: the helper checks the bounds and reads `size_of::<T>()` octets.
+        // SAFETY: the helper checks the bounds and reads `size_of::<T>()` bytes.
         let written = unsafe {
             bpf_skb_store_bytes(
                 self.skb,
@@ -136,9 +135,9 @@ impl Packet for Frame {
                 if bpf_l4_csum_replace(self.skb, at as u32, 0, pseudo, flags) != 0 {
                     return None;
                 }
-                // Where the device has summed up the frame, the helper takes the change off that sum: right for
-                // IPv4, whose header has a checksum that changes with the addresses. IPv6's has none. (A flag
-                // says so from Linux 6.16 on.) Fails where there is no such sum.
+                // If the device has summed up the frame, the helper takes the change off that sum. That is right for
+                // IPv4: its header has a checksum, which changes with the addresses. IPv6 has none, so the sum gets
+                // the change back. (From Linux 6.16 on there is a flag for it.) Fails if there is no such sum.
                 if matches!(family, Family::V6) {
                     bpf_csum_update(self.skb, change.pseudo.wsum());
                 }

@@ -1,7 +1,7 @@
-//! A frame in its driver's buffer: nothing of it is anywhere else, and its checksums are whole.
+//! A frame in its driver's buffer: all of it is there, and its checksums are whole.
 //!
-//! Helpers that read and write at any offset came with Linux 5.18; offsets that only the frame tells are bounded here
-//! instead, as every kernel's verifier wants them.
+//! Helpers that read and write at any offset came with Linux 5.18. So offsets that depend on the frame are bounded here, as
+//! the verifier of every kernel demands.
 
 use core::arch::asm;
 
@@ -18,13 +18,11 @@ use bytemuck::Pod;
 
 use crate::handover::Handover;
 
-/// The frame that an XDP program was called for.
 pub struct Frame {
     context: *mut xdp_md,
 }
 
 impl Frame {
-    /// The frame as it is.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self { context: ctx.ctx }
@@ -74,8 +72,8 @@ impl Frame {
             return None;
         }
         let (mut pointer, mut at) = (data, at);
-        // Written out: LLVM would add the offset to something else than what it compares with the end, and the verifier
-        // knows the bounds of what was compared only.
+        // Written out: LLVM would add the offset to another register than the one that it compares with the end, and the
+        // verifier learns the bounds of the compared register only.
         // SAFETY: two instructions on two registers.
         unsafe {
             asm!(
@@ -101,7 +99,7 @@ impl Packet for Frame {
     #[inline(always)]
     fn len(&self) -> u32 {
         let (data, mut end) = self.bounds();
-        // Written out: LLVM would subtract 32-bit words, which the verifier refuses of pointers.
+        // Written out: LLVM would subtract 32-bit words, and the verifier refuses that for pointers.
         // SAFETY: one instruction on two registers.
         unsafe {
             asm!("{end} -= {data}", end = inout(reg) end, data = in(reg) data, options(pure, nomem, nostack));
@@ -115,7 +113,7 @@ impl Packet for Frame {
         unsafe { (*self.context).ingress_ifindex }
     }
 
-    /// A tag is still in the frame, whose type is then the tag's; the agent attaches to no device that takes it off.
+    /// A tag is still in the frame, so that its EtherType is the tag's; the agent attaches to no device that takes tags off.
     #[inline(always)]
     fn tagged(&self) -> bool {
         false

@@ -45,9 +45,6 @@ pub struct Maps {
 
 impl Maps {
     /// Takes the maps out of a loaded object.
-    ///
-    /// # Errors
-    /// A map is missing or of another type.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut map =
             |name: &'static str| ebpf.take_map(name).with_context(|| format!("the object lacks map {name}"));
@@ -68,74 +65,47 @@ impl Maps {
     }
 
     /// The budget as of now; fields of different moments may meet.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn budget(&self) -> Result<Budget> {
         self.budget.get(&0, 0).context("failed to read the budget")
     }
 
     /// The settings in force.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn settings(&self) -> Result<Settings> {
         self.settings.get(&0, 0).context("failed to read the settings")
     }
 
     /// Puts settings in force.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
         self.settings.set(0, settings, 0).context("failed to write the settings")
     }
 
     /// The controller in a slot.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn controller(&self, slot: usize) -> Result<Controller> {
         self.controllers.get(&(slot as u32), 0).context("failed to read a controller")
     }
 
     /// Replaces the controller in a slot.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn set_controller(&mut self, slot: usize, controller: &Controller) -> Result<()> {
         self.controllers.set(slot as u32, controller, 0).context("failed to write a controller")
     }
 
     /// All slots.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn controllers(&self) -> Result<Vec<Controller>> {
         (0..MAX_CONTROLLERS).map(|slot| self.controller(slot)).collect()
     }
 
     /// What has been exchanged with the controller in a slot.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn traffic(&self, slot: usize) -> Result<Traffic> {
         self.traffic.get(&(slot as u32), 0).context("failed to read what was exchanged with a controller")
     }
 
     /// The counter at `index`, summed over the CPUs.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn counter(&self, index: u32) -> Result<u64> {
         let per_cpu = self.counters.get(&index, 0).context("failed to read a counter")?;
         Ok(per_cpu.iter().sum())
     }
 
     /// Every counter.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn counters(&self) -> Result<Counters> {
         let mut counters = Counters::new();
         for (index, name) in verdict::names().into_iter().enumerate().filter(|(_, name)| !name.is_empty()) {
@@ -145,9 +115,6 @@ impl Maps {
     }
 
     /// Gives every prefix in `wanted` its class, and no other any.
-    ///
-    /// # Errors
-    /// The kernel refused, or there are too many.
     pub fn set_address_classes(&mut self, wanted: &[(IpAddr, u8, AddressClass)]) -> Result<()> {
         let mut keys = Vec::with_capacity(wanted.len());
         for &(address, bits, member) in wanted {
@@ -167,9 +134,6 @@ impl Maps {
     }
 
     /// Describes the devices of this host, and no others.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn set_devices(&mut self, wanted: &[(u32, Device)]) -> Result<()> {
         for (index, device) in wanted {
             self.devices.insert(index, device, 0).context("failed to describe a device")?;
@@ -182,9 +146,6 @@ impl Maps {
     }
 
     /// Gives relayed connections to this listener.
-    ///
-    /// # Errors
-    /// It is no listening TCP socket any more.
     pub fn set_listener(&mut self, listener: &Listener) -> Result<()> {
         let slot = match listener.family {
             Family::V4 => LISTENER_V4,
@@ -194,9 +155,6 @@ impl Maps {
     }
 
     /// Counts connections by client address: `wanted` where there is a limit for each, else none.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn set_clients(&mut self, wanted: &std::collections::HashMap<IpAddr, u32>) -> Result<()> {
         let known: Vec<Address> = self.clients.keys().collect::<Result<_, MapError>>()?;
         for address in known {
@@ -210,9 +168,6 @@ impl Maps {
     }
 
     /// Forgets client addresses that have no connection and no handshake at boot second `now_s`.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn forget_idle_clients(&mut self, now_s: u32) -> Result<()> {
         let known: Vec<(Address, Budget)> = self.clients.iter().collect::<Result<_, MapError>>()?;
         for (address, mut budget) in known {
@@ -225,25 +180,16 @@ impl Maps {
     }
 
     /// Sees to it that a client is not refused for another controller's sake for a while from `now_ns` on (boot clock).
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn note_refused(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
         self.recently_refused.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
     }
 
     /// All counted sockets by cookie.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn tracked(&self) -> Result<std::collections::HashMap<u64, Tracked>> {
         self.tracked.iter().collect::<Result<_, MapError>>().context("failed to read the counted sockets")
     }
 
     /// Counts a socket that the programs did not see.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub fn track(&mut self, cookie: u64, tracked: Tracked) -> Result<()> {
         self.tracked.insert(cookie, tracked, 0).context("failed to note a socket")
     }

@@ -121,9 +121,6 @@ pub enum PreviousDataPath {
 
 impl DataPath {
     /// Loads programs and maps, taking over those pinned under `pins`; attaches nothing.
-    ///
-    /// # Errors
-    /// No BPF file system, maps of another shape, or a program that the kernel refuses.
     pub fn load(pins: &Path, hook: TcHook) -> Result<Self> {
         prepare(pins)?;
         let layout = pins.join(LAYOUT);
@@ -193,17 +190,11 @@ impl DataPath {
 
     /// Brings what was copied from another version's data path up to date: what its programs open from here on until they
     /// are replaced is unknown to the new ones for as long.
-    ///
-    /// # Errors
-    /// Its relays cannot be taken over.
     pub fn continue_upgrade(&mut self) -> Result<()> {
         self.older.iter_mut().try_for_each(|older| older.copy_flows(&self.layout))
     }
 
     /// Lets go of another version's data path, once everything is attached.
-    ///
-    /// # Errors
-    /// Its relays cannot be taken over.
     pub fn finish_upgrade(&mut self) -> Result<()> {
         for older in std::mem::take(&mut self.older) {
             let name = older.name();
@@ -214,18 +205,12 @@ impl DataPath {
     }
 
     /// Starts forwarding the programs' log messages to this process's log.
-    ///
-    /// # Errors
-    /// The ring buffer cannot be read.
     pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
         Ok(aya_log::EbpfLogger::init(&mut self.ebpf)?)
     }
 
     /// Attaches `track` to the cgroup `root` and `admit` to this network namespace, or puts these in
     /// the place of an earlier agent's.
-    ///
-    /// # Errors
-    /// Says which program could not be attached where.
     pub fn attach_sockets(&mut self, root: &Path) -> Result<()> {
         let pin = self.layout.join("links/track");
         let program: &mut SockOps = self.ebpf.program_mut("track").context("no program track")?.try_into()?;
@@ -256,9 +241,6 @@ impl DataPath {
     }
 
     /// Attaches `ingress` to an API-facing interface, unless it is.
-    ///
-    /// # Errors
-    /// Names the interface and the hook.
     pub fn attach_ingress(&mut self, name: &str, index: u32) -> Result<()> {
         let tc = self.attach("ingress", name, index, TcAttachType::Ingress)?;
         let without_xdp = Some("not attached yet".into());
@@ -300,9 +282,6 @@ impl DataPath {
     }
 
     /// Attaches `egress` to any interface, unless it is.
-    ///
-    /// # Errors
-    /// Names the interface and the hook.
     pub fn attach_egress(&mut self, name: &str, index: u32) -> Result<()> {
         if self.egresses.get(&index).is_some_and(|known| known == name) {
             return Ok(());
@@ -378,9 +357,6 @@ impl DataPath {
 }
 
 /// Makes the maps and gives every program to the kernel's verifier; `set` says where maps are pinned.
-///
-/// # Errors
-/// Names what the kernel refuses.
 pub fn load_object(kernel: &Kernel, set: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -392,9 +368,6 @@ pub fn load_object(kernel: &Kernel, set: impl FnOnce(&mut EbpfLoader<'_>)) -> Re
 }
 
 /// Gives every program to the kernel's verifier.
-///
-/// # Errors
-/// Names the program that the kernel refuses.
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     for (name, program) in ebpf.programs_mut() {
         let name = name.to_owned();
@@ -416,9 +389,6 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
 
 /// Puts the loaded programs that `ingress` and `ingress_xdp` call into their slots. They stay there while the maps are
 /// pinned or the handles live: the kernel empties a program array once nobody in user space holds it.
-///
-/// # Errors
-/// The object lacks a map or a program, or the kernel refused.
 pub fn place_stages(ebpf: &mut Ebpf) -> Result<[ProgramArray<MapData>; 2]> {
     let mut place = |map: &str, program_of: fn(Stage) -> Option<&'static str>| -> Result<_> {
         let stages = ebpf.take_map(map).with_context(|| format!("the object lacks the map {map}"))?;
@@ -446,9 +416,6 @@ pub fn hook_of_this_kernel(interface: &str) -> TcHook {
 
 /// Removes programs, maps and links that an agent with these `pins` left, and clsact filters on
 /// `interfaces`. Relayed connections end. Returns whether there was anything.
-///
-/// # Errors
-/// Something is left that cannot be removed.
 pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     let mut found = pins.exists();
     layouts(pins).for_each(|layout| let_in(&layout));
