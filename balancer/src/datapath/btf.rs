@@ -14,7 +14,7 @@ const HEAD: usize = 12;
 
 /// The kernel's types.
 pub struct Btf {
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     types: (usize, usize),
     strings: (usize, usize),
 }
@@ -25,8 +25,8 @@ impl Btf {
         Self::parse(fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?)
     }
 
-    fn parse(octets: Vec<u8>) -> Result<Self> {
-        let mut btf = Self { octets, types: (0, 0), strings: (0, 0) };
+    fn parse(bytes: Vec<u8>) -> Result<Self> {
+        let mut btf = Self { bytes, types: (0, 0), strings: (0, 0) };
         if btf.word(0)? & 0xffff != u32::from(MAGIC) {
             bail!("{PATH} has an unknown format or byte order");
         }
@@ -62,12 +62,12 @@ impl Btf {
     }
 
     fn word(&self, at: usize) -> Result<u32> {
-        let word = self.octets.get(at..at + 4).and_then(|octets| octets.try_into().ok());
+        let word = self.bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         Ok(u32::from_ne_bytes(word.with_context(|| format!("{PATH} ends early"))?))
     }
 
     fn is_named(&self, name: u32, wanted: &str) -> bool {
-        let strings = self.octets.get(self.strings.0..self.strings.1).unwrap_or_default();
+        let strings = self.bytes.get(self.strings.0..self.strings.1).unwrap_or_default();
         let rest = strings.get(name as usize..).and_then(|rest| rest.strip_prefix(wanted.as_bytes()));
         rest.is_some_and(|rest| rest.first() == Some(&0))
     }

@@ -94,7 +94,7 @@ impl Maps {
         (0..MAX_CONTROLLERS).map(|slot| self.controller(slot)).collect()
     }
 
-    /// What has been exchanged with the controller in a slot.
+    /// The connections exchanged with the controller in a slot.
     pub fn traffic(&self, slot: usize) -> Result<Traffic> {
         self.traffic.get(&(slot as u32), 0).context("failed to read what was exchanged with a controller")
     }

@@ -29,7 +29,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use balancer_common::records::{Flow, Lifetime, MAPS, Settings, map};
 
-use super::{layouts, records::Records};
+use super::{
+    pins::{layouts, remove_layout},
+    records::Records,
+};
 
 type Copies = HashMap<Vec<u8>, Vec<u8>>;
 
@@ -53,7 +56,7 @@ impl Older {
             if was_active(&layout)? {
                 at_work.push(Self { layout, copied: HashMap::new(), adopted: Vec::new() });
             } else {
-                super::remove_layout(&layout);
+                remove_layout(&layout);
             }
         }
         Ok(at_work)
@@ -98,7 +101,7 @@ impl Older {
     /// path. Returns the number of flow records that went on.
     pub fn finish(mut self, layout: &Path) -> Result<usize> {
         self.copy_flows(layout)?;
-        super::remove_layout(&self.layout);
+        remove_layout(&self.layout);
         Ok(self.copied.values().map(HashMap::len).sum())
     }
 

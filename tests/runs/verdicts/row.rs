@@ -1,8 +1,9 @@
 //! A row: a packet, its expected verdict and every expected change, proved on the host and in the kernel.
 
+mod prove;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::records::{Flow, Tuple};
@@ -10,9 +11,14 @@ use balancer_common::stages::ingress::is_for_entry;
 use balancer_common::wire::Port;
 use tests::packet::frame::{self, ETHERNET, Segment, ip_header, source_port, verify};
 use tests::packet::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
-use tests::packet::kernel::{Kernel, Left, RanXdp, apart, boot_clock_ns, sockets};
+use tests::packet::kernel::{Kernel, Left, RanXdp, boot_clock_ns, sockets};
 
-use crate::scene::{CAME_IN, RELAY, Scene};
+use crate::scene::{CAME_IN, RELAY};
+
+pub use self::prove::{ANY_TIME, prove};
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 /// A packet, the state before it, and everything that it must cause.
 #[derive(Clone)]
@@ -281,134 +287,6 @@ struct Found {
     decided_s: u64,
 }
 
-/// In nanoseconds.
-const SECOND: u64 = 1_000_000_000;
-
-/// Proves rows, for both families.
-pub fn prove(rows: impl Fn(&Scene) -> Vec<Row> + Sync) -> Result<()> {
-    let faults: Vec<_> = [Scene::v4 as fn(u64) -> Scene, Scene::v6]
-        .into_iter()
-        .map(|scene| faults(scene, &rows))
-        .collect::<Result<_>>()?;
-    let faults = faults.concat();
-    ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    Ok(())
-}
-
-/// A time for scenes of which only the names and numbers matter.
-pub const ANY_TIME: u64 = 1_000_000_000_000;
-
-/// Programs and maps, used for one row after another: loading takes an emulated processor seconds.
-static LOADED: Mutex<Option<Kernel>> = Mutex::new(None);
-
-fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
-    let addresses = scene(ANY_TIME).addresses();
-    apart(&addresses, || {
-        let most = rows(&scene(ANY_TIME)).iter().map(|row| 2 * row.before.live.len()).max().unwrap_or(0);
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = loaded.take().filter(|kernel| kernel.room() >= most);
-        let kernel = loaded.insert(known.map_or_else(|| Kernel::load(most), Ok)?);
-        let xdp = kernel.run_xdp(&[0; 64], CAME_IN)?.is_some();
-        ensure!(
-            xdp || kernel_is_before(5, 14)?,
-            "this kernel can run XDP programs on a frame of an interface"
-        );
-        let mut faults = Vec::new();
-        for index in 0..rows(&scene(ANY_TIME)).len() {
-            let at = |now_ns| rows(&scene(now_ns)).swap_remove(index);
-            let (row, ran) = within_a_second(at, |row| row.in_kernel(kernel))?;
-            let by_xdp = (xdp && row.hook == Hook::Ingress)
-                .then(|| within_a_second(|now_ns| at(now_ns).before_ingress(), |row| row.by_xdp(kernel)))
-                .transpose()?;
-            let mut note = |place: &str, faulty: Vec<String>| {
-                let family = scene(ANY_TIME).name;
-                faults.extend(
-                    faulty.into_iter().map(|fault| format!("{family}, {place}: {}: {fault}", row.what)),
-                );
-            };
-            note("host", row.check(&row.on_host()));
-            if let Some((row, ran)) = by_xdp {
-                match ran {
-                    Ok(ran) => note("kernel, XDP", row.check(&ran)),
-                    Err(error) => note("kernel, XDP", vec![format!("{error:#}")]),
-                }
-            }
-            note("host, checksum left to a device", offloaded(&row));
-            match ran {
-                Ok(ran) => note("kernel", row.check(&ran)),
-                Err(error) => note("kernel", vec![format!("{error:#}")]),
-            }
-        }
-        Ok(faults)
-    })
-}
-
-/// Repeats the row that `at` makes for the present moment until its packet is decided in the same second:
-/// records are exact to the second.
-fn within_a_second(
-    at: impl Fn(u64) -> Row,
-    mut run: impl FnMut(&Row) -> Result<Ran>,
-) -> Result<(Row, Result<Ran>)> {
-    loop {
-        let now_ns = boot_clock_ns()?;
-        let row = at(now_ns);
-        let ran = run(&row);
-        if ran.as_ref().is_ok_and(|ran| ran.found.decided_s != now_ns / SECOND) {
-            continue;
-        }
-        return Ok((row, ran));
-    }
-}
-
-/// The same row with a TCP checksum that a device completes: once completed, the frame must equal the row's.
-fn offloaded(row: &Row) -> Vec<String> {
-    if matches!(row.out, Out::Unchanged) || verify(&row.frame).is_err() || source_port(&row.frame).is_none() {
-        return Vec::new();
-    }
-    let mut frame = Frame::new(&row.frame, CAME_IN);
-    frame.partial = true;
-    half_summed(&mut frame.bytes, false);
-    let host = Host::new(&row.before);
-    host::run(row.hook, &mut frame, &host);
-    half_summed(&mut frame.bytes, true);
-    let expected = row.expected_frame(RELAY);
-    if frame.bytes == expected {
-        Vec::new()
-    } else {
-        vec![format!("the frame is\n{}not\n{}", hex(&frame.bytes), hex(&expected))]
-    }
-}
-
-/// Turns the TCP checksum into the pseudo header's sum, or completes it as a device does (kernel
-/// `skb_checksum_help`).
-fn half_summed(frame: &mut [u8], complete: bool) {
-    let header = if frame[12..14] == [0x08, 0x00] { 20 } else { 40 };
-    let addresses = ETHERNET + if header == 20 { 12 } else { 8 };
-    let tcp = ETHERNET + header;
-    let length = if header == 20 {
-        usize::from(u16::from_be_bytes([frame[16], frame[17]])) - header
-    } else {
-        usize::from(u16::from_be_bytes([frame[18], frame[19]]))
-    };
-    if complete {
-        let sum = !sum(&frame[tcp..tcp + length], 0);
-        frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
-    } else {
-        let pseudo = sum(&frame[addresses..tcp], length as u64 + 6);
-        frame[tcp + 16..tcp + 18].copy_from_slice(&pseudo.to_be_bytes());
-    }
-}
-
-fn sum(bytes: &[u8], start: u64) -> u16 {
-    let words =
-        bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from));
-    let mut sum = start + words.sum::<u64>();
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
-}
-
 /// `world` with the relay source port that the run drew.
 fn with_port(world: &World, port: u16) -> World {
     if port == RELAY {
@@ -452,14 +330,4 @@ pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
         .seq(seq)
         .ack(ack.unwrap_or(0))
         .hops(64)
-}
-
-/// Whether the running kernel is older than `major.minor`.
-fn kernel_is_before(major: u32, minor: u32) -> Result<bool> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split('.').map(str::parse::<u32>);
-    let (Some(Ok(found)), Some(Ok(second))) = (numbers.next(), numbers.next()) else {
-        anyhow::bail!("the kernel calls itself {release}")
-    };
-    Ok((found, second) < (major, minor))
 }
