@@ -131,9 +131,6 @@ impl<W: Write> Screen<W> {
     }
 
     /// A line that stays.
-    ///
-    /// # Errors
-    /// When nobody reads any more.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
         self.drawn = 0;
         writeln!(self.out, "{text}")?;
@@ -141,9 +138,6 @@ impl<W: Write> Screen<W> {
     }
 
     /// Counts that may change before the step ends; shown on a terminal only.
-    ///
-    /// # Errors
-    /// When nobody reads any more.
     pub fn live(&mut self, counts: &[usize]) -> io::Result<()> {
         if !self.terminal {
             return Ok(());
@@ -162,9 +156,6 @@ impl<W: Write> Screen<W> {
     }
 
     /// Counts at the end of a step.
-    ///
-    /// # Errors
-    /// When nobody reads any more.
     pub fn settled(&mut self, counts: &[usize]) -> io::Result<()> {
         if self.terminal {
             return self.live(counts);

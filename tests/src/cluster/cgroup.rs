@@ -30,9 +30,6 @@ enum Version {
 impl Cgroup {
     /// Makes `<prefix><name>` at the root of the hierarchy, with `bytes` of memory and no swap; `prefix` is
     /// [`crate::network::topology::Net::prefix`].
-    ///
-    /// # Errors
-    /// When this machine has no memory controller, or it may not be used.
     pub fn new(prefix: &str, name: &str, bytes: u64) -> Result<Self> {
         let Some((root, version)) = roots().into_iter().next() else {
             bail!("no memory cgroups here: neither version 1 nor version 2 has the controller");
@@ -55,17 +52,11 @@ impl Cgroup {
     }
 
     /// Moves a process in. What it has allocated before is not counted.
-    ///
-    /// # Errors
-    /// When it has ended.
     pub fn add(&self, pid: u32) -> Result<()> {
         write(&self.directory.join("cgroup.procs"), &pid.to_string())
     }
 
     /// Memory charged to it, page cache included, in bytes.
-    ///
-    /// # Errors
-    /// When it cannot be read.
     pub fn used(&self) -> Result<u64> {
         let file = match self.version {
             Version::One => "memory.usage_in_bytes",
@@ -75,9 +66,6 @@ impl Cgroup {
     }
 
     /// Processes in it that the kernel has killed because its memory was out.
-    ///
-    /// # Errors
-    /// When it cannot be read.
     pub fn oom_kills(&self) -> Result<u64> {
         let file = self.directory.join(match self.version {
             Version::One => "memory.oom_control",

@@ -108,9 +108,6 @@ pub fn binary() -> PathBuf {
 }
 
 /// Mounts bpffs at its usual place if it is missing there; whether it was.
-///
-/// # Errors
-/// When it cannot be mounted.
 pub fn mount_bpffs() -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("failed to read the mounts")?;
     let mounted = |line: &str| {
@@ -158,9 +155,6 @@ impl Daemon {
     /// Writes `NAME.toml` into `directory` and starts the daemon `name` in `namespace`; ready when it returns.
     /// Pins and control socket get paths of their own unless `config` has some; the pins' name begins with the
     /// namespace's.
-    ///
-    /// # Errors
-    /// When it is not ready within 20 s, with the end of its log.
     pub fn start(namespace: &Namespace, name: &str, directory: &Path, config: Config) -> Result<Self> {
         let mut daemon = Self::prepare(namespace, name, directory, config)?;
         daemon.run()?;
@@ -168,9 +162,6 @@ impl Daemon {
     }
 
     /// [`Daemon::start`] without starting.
-    ///
-    /// # Errors
-    /// When bpffs cannot be mounted or the file cannot be written.
     pub fn prepare(namespace: &Namespace, name: &str, directory: &Path, mut config: Config) -> Result<Self> {
         mount_bpffs()?;
         let pins = Path::new(BPFFS).join(namespace.name());
@@ -203,26 +194,17 @@ impl Daemon {
     }
 
     /// Writes the configuration anew, from [`Daemon::config`].
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write_config(&self) -> Result<()> {
         self.write_config_text(&toml::to_string(&self.config).context("configuration is no TOML")?)
     }
 
     /// Writes any text as configuration, also a wrong one.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write_config_text(&self, text: &str) -> Result<()> {
         let path = self.config_path();
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
     }
 
     /// Starts it and waits for the line containing `ready` on its log.
-    ///
-    /// # Errors
-    /// When it ends or is not ready within 20 s, with the end of its log.
     pub fn run(&mut self) -> Result<()> {
         let from = self.log_lines().len();
         self.spawn()?;
@@ -230,9 +212,6 @@ impl Daemon {
     }
 
     /// Starts it without waiting.
-    ///
-    /// # Errors
-    /// When the binary cannot be started.
     pub fn spawn(&mut self) -> Result<()> {
         if !self.binary.is_file() {
             bail!("no {}: build it by `cargo xtask build`, or set BALANCER_BIN", self.binary.display());
@@ -260,9 +239,6 @@ impl Daemon {
     }
 
     /// The process, for its id and memory.
-    ///
-    /// # Errors
-    /// When it was not started or has been stopped.
     pub fn process(&mut self) -> Result<&mut Process> {
         let name = &self.name;
         self.process.as_mut().with_context(|| format!("balancer {name} is not running"))
@@ -274,9 +250,6 @@ impl Daemon {
     }
 
     /// Waits for a log line containing `text`, among those from number `from` on (0 for all).
-    ///
-    /// # Errors
-    /// When none comes within `deadline` or the daemon ends, with the end of its log.
     pub fn await_log(&mut self, from: usize, text: &str, deadline: Duration) -> Result<()> {
         let what = format!("{text:?} on the log of balancer {}", self.name);
         // What is said of jujud's and of peers' states holds the same words.
@@ -306,18 +279,12 @@ impl Daemon {
     }
 
     /// `balancer status --json`.
-    ///
-    /// # Errors
-    /// When it fails or prints no JSON.
     pub fn status(&self) -> Result<Value> {
         let text = run(&mut self.command(&["status", "--json"]))?;
         serde_json::from_str(&text).with_context(|| format!("balancer status said {text}"))
     }
 
     /// A `balancer` command of this configuration, run to its end: exit code, standard output, standard error.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn cli(&self, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
         let output = self.command(arguments).output().context("failed to start balancer")?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -330,9 +297,6 @@ impl Daemon {
     }
 
     /// Ends it by SIGTERM and awaits the end; its data path stays.
-    ///
-    /// # Errors
-    /// When it does not run, or not end, or ends with an error.
     pub fn sigterm(&mut self) -> Result<()> {
         let process = self.process()?;
         process.signal(Signal::SIGTERM)?;
@@ -345,17 +309,11 @@ impl Daemon {
     }
 
     /// Sends SIGHUP: it reads its configuration again.
-    ///
-    /// # Errors
-    /// When it does not run.
     pub fn hup(&mut self) -> Result<()> {
         self.process()?.signal(Signal::SIGHUP)
     }
 
     /// Writes its configuration and waits until it has read it again.
-    ///
-    /// # Errors
-    /// When it does not run, or does not take it in time.
     pub fn reload(&mut self) -> Result<()> {
         self.write_config()?;
         let from = self.log_lines().len();
@@ -364,9 +322,6 @@ impl Daemon {
     }
 
     /// Ends it by SIGTERM if it runs, and starts it again.
-    ///
-    /// # Errors
-    /// When it does not end or is not ready in time.
     pub fn restart(&mut self) -> Result<()> {
         if self.is_running() {
             self.sigterm()?;
@@ -375,17 +330,11 @@ impl Daemon {
     }
 
     /// `balancer uninstall`: removes the data path.
-    ///
-    /// # Errors
-    /// When it fails.
     pub fn uninstall(&self) -> Result<()> {
         run(&mut self.command(&["uninstall"])).map(drop)
     }
 
     /// Records of relayed connections in its maps: live ones and handshakes, both directions of each.
-    ///
-    /// # Errors
-    /// When the maps are not pinned or cannot be read.
     pub fn flows(&self) -> Result<Vec<(Tuple, Flow)>> {
         let flows = [map::LIVE, map::HALF_OPEN].map(|name| records(&self.pins, name));
         flows.into_iter().collect::<Result<Vec<_>>>().map(|flows| flows.concat())
@@ -397,9 +346,6 @@ impl Daemon {
     }
 
     /// What its maps hold, octets, as the kernel accounts for it.
-    ///
-    /// # Errors
-    /// When they are not pinned, or the kernel does not say.
     pub fn map_memory(&self) -> Result<u64> {
         let mut sum = 0;
         for pin in self.pinned("maps")? {
@@ -414,9 +360,6 @@ impl Daemon {
     }
 
     /// Its programs' links, by the kernel's numbers.
-    ///
-    /// # Errors
-    /// When they are not pinned or cannot be read.
     pub fn links(&self) -> Result<BTreeSet<u32>> {
         let number = |pin| Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.id());
         self.pinned("links")?.into_iter().map(number).collect()
@@ -453,9 +396,6 @@ impl Drop for Daemon {
 }
 
 /// How many records there are in each table, pinned under `pins`, that is to be empty when nobody is connected.
-///
-/// # Errors
-/// When the maps are not pinned or cannot be read.
 pub fn tables(pins: &Path) -> Result<BTreeMap<String, usize>> {
     let mut tables = BTreeMap::new();
     for name in [map::LIVE, map::HALF_OPEN] {

@@ -16,22 +16,13 @@ pub trait Controllers {
     const SOON: Duration;
 
     /// Client connections of each as its kernel has them: established, and closed by the client alone.
-    ///
-    /// # Errors
-    /// When ss fails.
     fn counts(&self) -> Result<Vec<usize>>;
 
     /// `balancer status --json` of each; nothing of one that is down.
-    ///
-    /// # Errors
-    /// When one does not answer that should.
     fn statuses(&self) -> Result<Vec<Value>>;
 }
 
 /// What a status says of the controller called `name`.
-///
-/// # Errors
-/// When it says nothing of it.
 pub fn seen<'a>(status: &'a Value, name: &str) -> Result<&'a Value> {
     let controllers = status["controllers"].as_array().context("status lists controllers")?;
     let one = controllers.iter().find(|one| one["name"] == name);
@@ -39,9 +30,6 @@ pub fn seen<'a>(status: &'a Value, name: &str) -> Result<&'a Value> {
 }
 
 /// Each balancer's own count; 0 of one that is down.
-///
-/// # Errors
-/// When one does not answer.
 pub fn counted(cluster: &impl Controllers) -> Result<Vec<usize>> {
     let own = |status: &Value| {
         if status.is_null() {
@@ -55,9 +43,6 @@ pub fn counted(cluster: &impl Controllers) -> Result<Vec<usize>> {
 }
 
 /// Waits until `total` connections are open and each balancer's count is what ss shows; gives the counts.
-///
-/// # Errors
-/// When that is not so in time, with what was.
 pub fn exact<C: Controllers>(cluster: &C, what: &str, total: usize) -> Result<Vec<usize>> {
     let started = Instant::now();
     let counts = eventually(C::SOON, what, || {
@@ -74,9 +59,6 @@ pub fn exact<C: Controllers>(cluster: &C, what: &str, total: usize) -> Result<Ve
 }
 
 /// No balancer has ever found its count to differ from its kernel's.
-///
-/// # Errors
-/// When one has.
 pub fn no_drift(cluster: &impl Controllers) -> Result<()> {
     for status in cluster.statuses()?.iter().filter(|status| !status.is_null()) {
         ensure!(status["drift"] == 0, "no drift: {status}");
@@ -85,9 +67,6 @@ pub fn no_drift(cluster: &impl Controllers) -> Result<()> {
 }
 
 /// Waits until the controller of number `from` takes the one called `name` for `state`.
-///
-/// # Errors
-/// When it does not, with what it takes it for.
 pub fn await_state<C: Controllers>(cluster: &C, from: usize, name: &str, state: &str) -> Result<()> {
     eventually(C::SOON, &format!("{name} {state}"), || {
         let statuses = cluster.statuses().map_err(|error| format!("{error:#}"))?;
@@ -98,9 +77,6 @@ pub fn await_state<C: Controllers>(cluster: &C, from: usize, name: &str, state: 
 }
 
 /// Waits until every connection open now has had `rounds` more echoes, on average.
-///
-/// # Errors
-/// When it has not within half a minute.
 pub fn await_echoes(fleet: &mut Fleet<impl Lines>, rounds: u64) -> Result<Stats> {
     let before = fleet.stats()?;
     let wanted = before.echoes + before.open * rounds;
@@ -111,18 +87,12 @@ pub fn await_echoes(fleet: &mut Fleet<impl Lines>, rounds: u64) -> Result<Stats>
 }
 
 /// All are open and none was ever lost or hurt.
-///
-/// # Errors
-/// When one was.
 pub fn unbroken(stats: &Stats, open: u64) -> Result<()> {
     ensure!((stats.lost, stats.data_errors, stats.open) == (0, 0, open), "none is to break: {stats:?}");
     Ok(())
 }
 
 /// No client that dialled has noticed anything.
-///
-/// # Errors
-/// When one has.
 pub fn unharmed(dialled: &Dialled, count: usize) -> Result<()> {
     ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
     ensure!(dialled.wrong_peer == 0, "the owner is to see the client's address: {dialled:?}");

@@ -146,9 +146,6 @@ pub struct Cluster {
 
 impl Cluster {
     /// Builds the network, starts servers, then balancers, then the fleet.
-    ///
-    /// # Errors
-    /// When a part does not come up; the others are removed.
     pub fn start(options: ClusterOptions) -> Result<Self> {
         let mut net = Net::new(&options.tag)
             .controllers(options.controllers)
@@ -189,9 +186,6 @@ impl Cluster {
     }
 
     /// Waits until every balancer sees every controller as ready, and knows where to relay to.
-    ///
-    /// # Errors
-    /// When one does not, with its last status.
     pub fn await_settled(&self) -> Result<()> {
         eventually(SETTLE, "every controller ready for every balancer", || {
             for daemon in &self.daemons {
@@ -219,18 +213,12 @@ impl Cluster {
     }
 
     /// Dials the first controller, all clients at once, and sees to it that none notices anything.
-    ///
-    /// # Errors
-    /// When one does.
     pub fn dial(&mut self, id: &str, kind: Kind, count: usize) -> Result<Dialled> {
         self.dial_paced(id, kind, count, 0.0)
     }
 
     /// [`Cluster::dial`] at `rate` a second. A pick provides for what comes in within the next 400 ms at the present
     /// rate, so that uneven counts are evened out by a stream of clients and not by a burst shorter than that.
-    ///
-    /// # Errors
-    /// When a client notices anything.
     pub fn dial_paced(&mut self, id: &str, kind: Kind, count: usize, rate: f64) -> Result<Dialled> {
         let mut dial = Dial::new(id, kind, count, &[self.address(0)]);
         (dial.concurrency, dial.rate) = (100, rate);
@@ -250,27 +238,18 @@ impl Cluster {
 
     /// Client connections of each controller as the kernel has them: sockets in `ESTABLISHED` or `CLOSE_WAIT` on the
     /// API port and the relay ports, those of controllers and of `lo` left out.
-    ///
-    /// # Errors
-    /// When ss fails.
     pub fn counts(&self) -> Result<Vec<usize>> {
         let count = |host| Ok(Self::sockets(host)?.iter().filter(|row| !self.is_exempt(row)).count());
         self.net.controllers.iter().map(count).collect()
     }
 
     /// Connections of each controller that [`Cluster::counts`] leaves out.
-    ///
-    /// # Errors
-    /// When ss fails.
     pub fn exempt_counts(&self) -> Result<Vec<usize>> {
         let count = |host| Ok(Self::sockets(host)?.iter().filter(|row| self.is_exempt(row)).count());
         self.net.controllers.iter().map(count).collect()
     }
 
     /// Waits until [`Cluster::counts`] satisfies `wanted`, and gives it.
-    ///
-    /// # Errors
-    /// When it does not within `deadline`, with the last counts.
     pub fn await_counts(
         &self,
         deadline: Duration,
@@ -286,9 +265,6 @@ impl Cluster {
 
     /// Lets every server close `count` connections by FIN, as soon as each knows which of its own its kernel has ended:
     /// before, it could choose some of those.
-    ///
-    /// # Errors
-    /// When one does not know in time, with what it has; or has fewer.
     pub fn close_at_servers(&self, count: usize) -> Result<()> {
         eventually(Self::SOON, "servers know what has ended", || {
             let kernel = self.counts().map_err(|error| format!("{error:#}"))?;
@@ -305,18 +281,12 @@ impl Cluster {
     }
 
     /// What the firewall of each controller, then of each client host, has counted; nothing without firewalls.
-    ///
-    /// # Errors
-    /// When nft fails.
     pub fn firewalls(&self) -> Result<Vec<firewall::Counted>> {
         let hosts = self.net.controllers.iter().chain(&self.net.clients).filter(|_| self.options.nft);
         hosts.map(|host| firewall::counted(&host.namespace)).collect()
     }
 
     /// Sees to it that no host's connection tracking has met a packet that it calls invalid.
-    ///
-    /// # Errors
-    /// When one has.
     pub fn ensure_valid(&self) -> Result<()> {
         let counted = self.firewalls()?;
         if counted.iter().any(|one| one.invalid != 0) {
@@ -335,9 +305,6 @@ impl Cluster {
     }
 
     /// Starts a balancer on every controller of a cluster that was started without.
-    ///
-    /// # Errors
-    /// When one is not ready in time.
     pub fn start_balancers(&mut self) -> Result<()> {
         self.daemons = start_daemons(&self.net, &self.directory.0, &self.options)?;
         Ok(())
@@ -349,9 +316,6 @@ impl Cluster {
     }
 
     /// Starts the stand-in server of controller `index` anew; its connections are gone.
-    ///
-    /// # Errors
-    /// When it does not come up.
     pub fn restart_server(&mut self, index: usize) -> Result<()> {
         self.servers[index].kill9();
         let host = &self.net.controllers[index];

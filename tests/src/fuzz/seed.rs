@@ -3,9 +3,6 @@
 use std::path::Path;
 
 /// The bytes of a seed's file: of `NAME.hex` what its digits say, `#` beginning a comment; of others the text itself.
-///
-/// # Errors
-/// Says which word is not of two digits.
 pub fn seed(name: &str, text: &str) -> Result<Vec<u8>, String> {
     if Path::new(name).extension().is_none_or(|extension| extension != "hex") {
         return Ok(text.as_bytes().to_vec());

@@ -57,9 +57,6 @@ pub struct AgentConf {
 impl AgentConf {
     /// The file of machine (or controller) `number` below `juju`, the host's own directory of Juju's; its own is made,
     /// the file not written yet.
-    ///
-    /// # Errors
-    /// When the directory cannot be made.
     pub fn new(juju: &Path, number: usize, format: Format, secrets: &Secrets) -> Result<Self> {
         let conf = Self { juju: juju.to_owned(), number, format, secrets: secrets.clone() };
         let directory = conf.directory();
@@ -84,9 +81,6 @@ impl AgentConf {
     }
 
     /// Writes the file, or writes it anew as Juju does: another file, renamed over it.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write(&self, addresses: &[SocketAddr]) -> Result<()> {
         let (path, new) = (self.path(), self.directory().join("agent.conf.new"));
         let write = || -> std::io::Result<()> {

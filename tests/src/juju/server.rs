@@ -309,9 +309,6 @@ impl Drop for Entry {
 }
 
 /// Serves until the process ends; `ready` gets the port once clients can connect.
-///
-/// # Errors
-/// When an address cannot be bound or no certificate can be made.
 pub async fn run(options: Options, ready: impl FnOnce(u16)) -> Result<()> {
     let identity = match &options.identity {
         Some(directory) => Identity::of(directory)?,
@@ -627,9 +624,6 @@ where
 }
 
 /// Sends `bytes` of pseudo-random data in binary messages and returns their digest.
-///
-/// # Errors
-/// When the connection breaks.
 pub async fn send_noise<S>(socket: &mut WebSocketStream<S>, bytes: u64) -> Result<String>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -54,9 +54,6 @@ pub struct StandIn {
 impl StandIn {
     /// Starts a server called `name` on `[::]` in `namespace`, and awaits its listening; its control socket is in
     /// `directory`, and the TLS identity that all servers there share.
-    ///
-    /// # Errors
-    /// When it does not listen within 10 s.
     pub fn start(
         namespace: &Namespace,
         name: &str,
@@ -102,49 +99,31 @@ impl StandIn {
     }
 
     /// Counts of the server.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn stats(&self) -> Result<Stats> {
         self.ask(&Command::Stats)
     }
 
     /// Peer and local address of each open connection.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn peers(&self) -> Result<Vec<(SocketAddr, SocketAddr)>> {
         self.ask(&Command::Peers)
     }
 
     /// Lets `/health` answer 200 (true) or 503.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn set_health(&self, ok: bool) -> Result<()> {
         self.ask::<serde_json::Value>(&Command::Health { ok }).map(drop)
     }
 
     /// Lets it take `bytes` more memory, for good.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn grow(&self, bytes: usize) -> Result<()> {
         self.ask::<serde_json::Value>(&Command::Grow { bytes }).map(drop)
     }
 
     /// Limits agents' logins as Juju does, from here on.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn limit_logins(&self) -> Result<()> {
         self.ask::<serde_json::Value>(&Command::LimitLogins { on: true }).map(drop)
     }
 
     /// Closes up to `count` connections by FIN, the server first; returns how many.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn close(&self, count: usize) -> Result<usize> {
         let answer: serde_json::Value = self.ask(&Command::Close { count })?;
         let closed = answer["closed"].as_u64().with_context(|| format!("a number in {answer}"))?;
@@ -152,9 +131,6 @@ impl StandIn {
     }
 
     /// Tells administrators from here on of these addresses of controllers; of none by default.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn set_addresses(&self, addresses: &[SocketAddr]) -> Result<()> {
         self.ask::<serde_json::Value>(&Command::Addresses { addresses: addresses.to_vec() }).map(drop)
     }
@@ -165,9 +141,6 @@ impl StandIn {
     }
 
     /// Ends it by SIGTERM and awaits the end.
-    ///
-    /// # Errors
-    /// When it still runs after 10 s.
     pub fn sigterm(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait(ANSWER).map(drop)

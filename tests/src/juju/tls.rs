@@ -27,9 +27,6 @@ pub struct Identity {
 
 impl Identity {
     /// Makes an authority and a certificate.
-    ///
-    /// # Errors
-    /// When no key or certificate can be made.
     pub fn make() -> Result<Self> {
         let make = || {
             let mut authority = CertificateParams::default();
@@ -49,9 +46,6 @@ impl Identity {
     }
 
     /// The one in `directory`, made there by whoever asks first.
-    ///
-    /// # Errors
-    /// When a file cannot be read or written.
     pub fn of(directory: &Path) -> Result<Self> {
         let [authority, certificate, key] = Self::files(directory);
         if !authority.exists() {
@@ -80,9 +74,6 @@ impl Identity {
 }
 
 /// A server with this identity. No session tickets: clients of the fixtures never resume.
-///
-/// # Errors
-/// When the identity is none.
 pub fn server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let certificate =
         CertificateDer::from_pem_slice(identity.certificate.as_bytes()).context("no certificate")?;
@@ -98,9 +89,6 @@ pub fn server(identity: &Identity) -> Result<Arc<ServerConfig>> {
 }
 
 /// A client that accepts every certificate: stand-in servers sign their own.
-///
-/// # Errors
-/// When the provider supports no TLS version.
 pub fn client() -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))

@@ -48,9 +48,6 @@ pub struct Recipe {
 
 impl Recipe {
     /// The one that `cargo xtask` made.
-    ///
-    /// # Errors
-    /// When it made none.
     pub fn find() -> Result<Self> {
         let path = std::env::var_os(RECIPE).with_context(|| {
             format!("no {RECIPE}: `cargo xtask machines` runs this, with a kernel to boot")
@@ -75,9 +72,6 @@ impl Machine {
     /// Boots the machine `name` with a card of hardware address 52:54:00:77:00:`number` on `switch`;
     /// [`Machine::await_ready`] waits for it. Its sockets are in `directory`. It ends with the calling thread, which is to
     /// be the run's.
-    ///
-    /// # Errors
-    /// When QEMU does not start.
     pub fn boot(recipe: &Recipe, directory: &Path, switch: &Switch, name: &str, number: u8) -> Result<Self> {
         let socket = |port: &str| directory.join(format!("{name}.{port}"));
         let console = recipe.logs.join(format!("machine-{name}.log"));
@@ -107,9 +101,6 @@ impl Machine {
     }
 
     /// Waits until it takes orders.
-    ///
-    /// # Errors
-    /// When it does not come up, with what its console said last.
     pub fn await_ready(&self) -> Result<()> {
         let line = self.orders().read_line(BOOT);
         let line = line.with_context(|| format!("machine {}: {}", self.name, last(&self.console)))?;
@@ -129,9 +120,6 @@ impl Machine {
     }
 
     /// The port that a fleet inside talks by.
-    ///
-    /// # Errors
-    /// When QEMU has ended.
     pub fn fleet_port(&self) -> Result<Port> {
         Port::connect(
             &format!("{}.{FLEET}", self.name),
@@ -141,9 +129,6 @@ impl Machine {
     }
 
     /// Has an order carried out; gives the answer.
-    ///
-    /// # Errors
-    /// When it could not be, or the machine does not answer.
     pub fn order<T: DeserializeOwned>(&self, order: &Order) -> Result<T> {
         let ask = || -> Result<Value> {
             let mut orders = self.orders();
@@ -159,9 +144,6 @@ impl Machine {
     }
 
     /// Runs a command line (split at white space) to its end inside; gives its standard output.
-    ///
-    /// # Errors
-    /// When it fails, with what it printed.
     pub fn exec(&self, line: &str) -> Result<String> {
         let command = line.split_whitespace().map(str::to_owned).collect();
         let ran: Ran = self.order(&Order::Run { command })?;
@@ -172,9 +154,6 @@ impl Machine {
     }
 
     /// Holds the machine (true), as if its host had stopped, or lets it go on.
-    ///
-    /// # Errors
-    /// When QEMU has ended.
     pub fn pause(&self, pause: bool) -> Result<()> {
         let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
         kill(Pid::from_raw(self.qemu.0.id().cast_signed()), signal)

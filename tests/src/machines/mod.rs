@@ -63,9 +63,6 @@ pub struct Machines {
 impl Machines {
     /// Boots the machines and starts everything in them; `seed` says which frames the switch will lose when it is told
     /// to lose some.
-    ///
-    /// # Errors
-    /// When a part does not come up; the others are removed.
     pub fn start(seed: u64) -> Result<Self> {
         let recipe = Recipe::find()?;
         let directory = tempfile::Builder::new().prefix(&format!("{PREFIX}machines-")).tempdir();
@@ -98,9 +95,6 @@ impl Machines {
     }
 
     /// Waits until every balancer that runs sees every controller as ready, and knows where to relay to.
-    ///
-    /// # Errors
-    /// When one does not, with its last status.
     pub fn await_settled(&self) -> Result<()> {
         let settled = eventually(SETTLE, "every controller ready for every balancer", || {
             for status in self.statuses().map_err(|error| format!("{error:#}"))? {
@@ -120,9 +114,6 @@ impl Machines {
     }
 
     /// The machine of controller `index`.
-    ///
-    /// # Errors
-    /// When it is down.
     pub fn controller(&self, index: usize) -> Result<&Machine> {
         self.controllers[index].as_ref().with_context(|| format!("machine {} is down", NAMES[index]))
     }
@@ -133,9 +124,6 @@ impl Machines {
     }
 
     /// Boots the machine of controller `index` again.
-    ///
-    /// # Errors
-    /// When it does not come up.
     pub fn boot(&mut self, index: usize) -> Result<()> {
         let name = NAMES[index];
         let machine = Machine::boot(&self.recipe, self.directory.path(), &self.switch, name, number(name))?;
@@ -145,9 +133,6 @@ impl Machines {
     }
 
     /// Ends the agent of controller `index` by `signal`, and starts it again; `binary` is the one to start.
-    ///
-    /// # Errors
-    /// When it does not run, or not start.
     pub fn restart_agent(&self, index: usize, signal: Signal, binary: &str) -> Result<()> {
         let machine = self.controller(index)?;
         let name = "balancer".to_owned();
@@ -157,25 +142,16 @@ impl Machines {
     }
 
     /// What the agent of controller `index` has logged.
-    ///
-    /// # Errors
-    /// When the machine is down.
     pub fn log(&self, index: usize) -> Result<String> {
         self.controller(index)?.order(&Order::Read { path: LOG.into() })
     }
 
     /// Sets the wall clock of controller `index`.
-    ///
-    /// # Errors
-    /// When the machine refuses.
     pub fn step_clock(&self, index: usize, by_ms: i64) -> Result<()> {
         self.controller(index)?.order::<Value>(&Order::StepClock { by_ms }).map(drop)
     }
 
     /// Number of records in each table of controller `index` that is to be empty when nobody is connected.
-    ///
-    /// # Errors
-    /// When they cannot be read.
     pub fn tables(&self, index: usize) -> Result<BTreeMap<String, usize>> {
         self.controller(index)?.order(&Order::Tables { pins: PINS.into() })
     }

@@ -98,9 +98,6 @@ pub struct Ran {
 }
 
 /// Takes orders until there is nobody any more who gives them.
-///
-/// # Errors
-/// When this machine has no port for them.
 pub fn obey() -> Result<()> {
     let mut port = open_port(PORT)?;
     let orders = BufReader::new(port.try_clone().context("failed to clone a port")?);

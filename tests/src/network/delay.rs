@@ -31,9 +31,6 @@ pub struct Delay {
 
 impl Delay {
     /// Delays each line, a pair of device names in `namespace`, by `each_way`.
-    ///
-    /// # Errors
-    /// When the process does not start.
     pub fn start(namespace: &Namespace, each_way: Duration, lines: &[(String, String)]) -> Result<Self> {
         let mut arguments = vec![format!("--microseconds={}", each_way.as_micros())];
         arguments.extend(lines.iter().map(|(near, far)| format!("--line={near},{far}")));
@@ -47,9 +44,6 @@ impl Delay {
 }
 
 /// Forwards between `near` and `far` both ways from here on, on threads that end with the process.
-///
-/// # Errors
-/// When a device does not exist or packet sockets are not allowed.
 pub fn forward(near: &str, far: &str, each_way: Duration) -> Result<()> {
     let (near, far) = (packet_socket(near)?, packet_socket(far)?);
     for (from, to) in [(&near, &far), (&far, &near)] {
@@ -86,9 +80,6 @@ fn send(to: &Socket, waiting: &Receiver<(Instant, Vec<u8>)>) {
 }
 
 /// A socket for the frames that arrive at `device` (which is promiscuous) and for sending there.
-///
-/// # Errors
-/// When there is no such device, or without CAP_NET_RAW.
 pub fn packet_socket(device: &str) -> Result<Socket> {
     let doing = || format!("failed to open a packet socket on {device}");
     let every = (libc::ETH_P_ALL as u16).to_be();

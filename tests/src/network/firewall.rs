@@ -36,9 +36,6 @@ table inet balancer_deny {
 /// Adds a default-deny input chain with conntrack that lets in what the balancer's documentation asks for:
 /// established and related flows, `lo`, ICMP, the API port, the relay ports and peer sync. What connection tracking
 /// calls invalid is dropped before all else.
-///
-/// # Errors
-/// When nft refuses.
 pub fn default_deny(namespace: &Namespace) -> Result<()> {
     apply(namespace, DEFAULT_DENY)
 }
@@ -55,9 +52,6 @@ pub struct Counted {
 }
 
 /// Reads the counters of a namespace that has [`default_deny`].
-///
-/// # Errors
-/// When nft refuses, also when there is no such chain.
 pub fn counted(namespace: &Namespace) -> Result<Counted> {
     let text = namespace.exec("nft list counters table inet balancer_deny")?;
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -73,18 +67,12 @@ pub fn counted(namespace: &Namespace) -> Result<Counted> {
 
 /// TCP packets that the chain of [`default_deny`] has found invalid, 64 of them at most, as nft lists them: source and
 /// destination port, flags, sequence number and acknowledgement.
-///
-/// # Errors
-/// When nft refuses, also when there is no such chain.
 pub fn invalids(namespace: &Namespace) -> Result<String> {
     let text = namespace.exec("nft list set inet balancer_deny invalids")?;
     Ok(text.split_once("elements = ").map_or("none of TCP", |(_, listed)| listed).trim().to_owned())
 }
 
 /// Drops TCP to `ports` (such as `17080-17095`) before any other rule can accept it.
-///
-/// # Errors
-/// When nft refuses.
 pub fn drop_ports(namespace: &Namespace, ports: &str) -> Result<()> {
     apply(
         namespace,
@@ -97,17 +85,11 @@ pub fn drop_ports(namespace: &Namespace, ports: &str) -> Result<()> {
 }
 
 /// Ends [`drop_ports`].
-///
-/// # Errors
-/// When nft refuses, also when nothing was dropped.
 pub fn allow_ports(namespace: &Namespace) -> Result<()> {
     apply(namespace, "delete table inet balancer_block")
 }
 
 /// Removes every rule of the namespace.
-///
-/// # Errors
-/// When nft refuses.
 pub fn remove(namespace: &Namespace) -> Result<()> {
     apply(namespace, "flush ruleset")
 }

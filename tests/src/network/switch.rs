@@ -83,9 +83,6 @@ impl Shared {
 impl Switch {
     /// Starts one with a port for each of `names`, numbered in their order; its sockets are in `directory`. Which frames
     /// are lost follows from `seed`.
-    ///
-    /// # Errors
-    /// When a socket cannot be made.
     pub fn start(directory: &Path, names: &[&str], seed: u64) -> Result<Self> {
         let mut ports = Vec::new();
         for name in names {

@@ -56,9 +56,6 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes the namespace `name`, with `lo` up.
-    ///
-    /// # Errors
-    /// When it exists already or may not be made.
     pub fn create(name: &str) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", name]))?;
         let namespace = Self { name: name.to_owned() };
@@ -84,9 +81,6 @@ impl Namespace {
     }
 
     /// Runs a command line (split at white space) to its end inside; gives its standard output.
-    ///
-    /// # Errors
-    /// When it fails, with what it printed.
     pub fn exec(&self, line: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let mut command = self.command(words.next().context("empty command line")?);
@@ -94,9 +88,6 @@ impl Namespace {
     }
 
     /// Runs `ip` commands, one a line, without the word `ip`.
-    ///
-    /// # Errors
-    /// When one fails; the others before it are done.
     pub fn ip(&self, script: &str) -> Result<()> {
         let mut child = Command::new("ip")
             .args(["-n", &self.name, "-batch", "-"])
@@ -113,9 +104,6 @@ impl Namespace {
     }
 
     /// Calls `work` on a thread inside the namespace; sockets opened there stay in it.
-    ///
-    /// # Errors
-    /// When the namespace cannot be entered.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let path = self.path();
         let file =
@@ -130,34 +118,22 @@ impl Namespace {
     }
 
     /// Sets a value below /proc/sys, such as `net/ipv4/ip_forward`.
-    ///
-    /// # Errors
-    /// When there is no such key.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.enter(|| std::fs::write(format!("/proc/sys/{key}"), value))?
             .with_context(|| format!("failed to set {key} to {value} in {}", self.name))
     }
 
     /// Switches offloads, such as `tx off tso off`; features that a device has not are passed over.
-    ///
-    /// # Errors
-    /// When ethtool refuses.
     pub fn offloads(&self, interface: &str, switches: &str) -> Result<()> {
         self.exec(&format!("ethtool -K {interface} {switches}")).map(drop)
     }
 
     /// Sockets of `ss -Htan`, IPv4 addresses unmapped.
-    ///
-    /// # Errors
-    /// When ss fails.
     pub fn sockets(&self) -> Result<Vec<TcpSocketRow>> {
         Ok(parse_ss(&self.exec("ss -Htan")?))
     }
 
     /// Sockets in `ESTABLISHED` or `CLOSE_WAIT` whose local port `wanted` accepts.
-    ///
-    /// # Errors
-    /// When ss fails.
     pub fn established(&self, wanted: impl Fn(u16) -> bool) -> Result<Vec<TcpSocketRow>> {
         let rows = parse_ss(&self.exec("ss -Htan state established state close-wait")?);
         Ok(rows.into_iter().filter(|row| wanted(row.local.port())).collect())
@@ -232,9 +208,6 @@ impl Host {
 
     /// Lets every frame from and to the host vanish (true), as if its power were cut; the host itself notices
     /// nothing, its interface stays up.
-    ///
-    /// # Errors
-    /// When the bridge refuses.
     pub fn silence(&self, silent: bool) -> Result<()> {
         // `ip link set … type bridge_slave state` is accepted without effect; `bridge` has one.
         let state = if silent { "disabled" } else { "forwarding" };
@@ -248,25 +221,16 @@ impl Host {
     }
 
     /// Sets `eth0` up or down.
-    ///
-    /// # Errors
-    /// When ip refuses.
     pub fn link(&self, up: bool) -> Result<()> {
         self.namespace.ip(&format!("link set eth0 {}", if up { "up" } else { "down" }))
     }
 
     /// Switches offloads of `eth0`, such as `tx off`, `gro on`.
-    ///
-    /// # Errors
-    /// When ethtool refuses.
     pub fn offloads(&self, switches: &str) -> Result<()> {
         self.namespace.offloads("eth0", switches)
     }
 
     /// Number of sockets in `ESTABLISHED` or `CLOSE_WAIT` whose local port `wanted` accepts.
-    ///
-    /// # Errors
-    /// When ss fails.
     pub fn ss_established(&self, wanted: impl Fn(u16) -> bool) -> Result<usize> {
         Ok(self.namespace.established(wanted)?.len())
     }
@@ -329,9 +293,6 @@ impl NetBuilder {
     }
 
     /// Builds it.
-    ///
-    /// # Errors
-    /// When a step fails; what was built is removed.
     pub fn build(self) -> Result<Net> {
         if !nix::unistd::geteuid().is_root() {
             bail!("namespaces need root: run this as root");
@@ -493,9 +454,6 @@ impl Net {
 
     /// Has every host compute checksums itself and forward, and every port of the switch have an XDP program, without
     /// which a veth does not take the frames that a program at its other end sends.
-    ///
-    /// # Errors
-    /// When a host, the switch or the kernel refuses.
     pub fn make_xdp_sound(&mut self) -> Result<()> {
         for host in self.controllers.iter().chain(&self.clients) {
             host.offloads("tx off")?;
@@ -524,17 +482,11 @@ impl Net {
     }
 
     /// Removes interface `eth<interface>` of controller `index`, as if the card were pulled.
-    ///
-    /// # Errors
-    /// When ip refuses.
     pub fn unplug(&self, index: usize, interface: usize) -> Result<()> {
         self.controllers[index].namespace.ip(&format!("link del eth{interface}"))
     }
 
     /// Puts an interface back that [`Net::unplug`] has removed, with the addresses that it had.
-    ///
-    /// # Errors
-    /// When ip refuses, or an address does not come up.
     pub fn plug_again(&self, index: usize, interface: usize) -> Result<()> {
         let host = &self.controllers[index];
         let (device, bridge) = (format!("eth{interface}"), format!("br{interface}"));
@@ -678,9 +630,6 @@ fn set_address(host: &Namespace, device: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Re
 }
 
 /// Runs a command to its end; gives its standard output.
-///
-/// # Errors
-/// When it fails, with what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("failed to start {command:?}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -707,9 +656,6 @@ pub fn cleanup_all(prefix: &str) {
 }
 
 /// Removes on SIGINT and SIGTERM what this process has built, then exits with 130.
-///
-/// # Errors
-/// When the signals cannot be listened for.
 pub fn cleanup_on_signals() -> Result<()> {
     static ONCE: Once = Once::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -10,9 +10,6 @@ use anyhow::{Result, bail};
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Calls `probe` until it gives `Ok`, at least once and for at most `deadline`.
-///
-/// # Errors
-/// Names `what`, the deadline and the last state that `probe` reported.
 pub fn eventually<T, S: Debug>(
     deadline: Duration,
     what: &str,
@@ -31,9 +28,6 @@ pub fn eventually<T, S: Debug>(
 }
 
 /// [`eventually`] for asynchronous probes; a probe that hangs is cut off at the deadline as well.
-///
-/// # Errors
-/// Names `what`, the deadline and the last state that `probe` reported.
 pub async fn eventually_async<T, S: Debug, F>(
     deadline: Duration,
     what: &str,

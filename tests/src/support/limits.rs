@@ -6,9 +6,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the limit of open files to the kernel's ceiling, or as far as the hard limit where root may not raise
 /// that (in a container, say); gives the limit.
-///
-/// # Errors
-/// When the limit can be neither read nor set.
 pub fn raise_open_files() -> Result<u64> {
     let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open").context("failed to read fs.nr_open")?;
     let ceiling: u64 = ceiling.trim().parse().context("fs.nr_open is no number")?;

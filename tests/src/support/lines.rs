@@ -13,15 +13,9 @@ use crate::support::eventually::eventually;
 /// Whoever is talked to in lines.
 pub trait Lines {
     /// Sends one line.
-    ///
-    /// # Errors
-    /// When it has ended.
     fn write_line(&mut self, line: &str) -> Result<()>;
 
     /// The next line that it sent, awaited for at most `deadline`.
-    ///
-    /// # Errors
-    /// When none comes or it has ended.
     fn read_line(&mut self, deadline: Duration) -> Result<String>;
 }
 
@@ -48,9 +42,6 @@ pub struct Port {
 
 impl Port {
     /// Connects to the socket at `path`, once it is there.
-    ///
-    /// # Errors
-    /// When it is not within `deadline`.
     pub fn connect(name: &str, path: &Path, deadline: Duration) -> Result<Self> {
         let stream = eventually(deadline, &format!("port {name}"), || {
             UnixStream::connect(path).map_err(|error| error.to_string())

@@ -27,9 +27,6 @@ pub struct Process {
 impl Process {
     /// Starts `program` in `namespace` by `nsenter --net`, which unlike `ip netns exec` leaves /sys as it is and
     /// puts the program in its own place, so that the process id is the program's.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn spawn<A: AsRef<OsStr>>(
         namespace: &Namespace,
         program: &std::path::Path,
@@ -41,9 +38,6 @@ impl Process {
     }
 
     /// Starts a prepared command; its standard error goes where this process's goes unless set otherwise.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn start(mut command: Command, name: String) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -62,9 +56,6 @@ impl Process {
     }
 
     /// Sends a signal.
-    ///
-    /// # Errors
-    /// When it has ended and was reaped.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             bail!("{} has ended with {status}, it cannot get {signal}", self.name);
@@ -74,17 +65,11 @@ impl Process {
     }
 
     /// How it ended, if it has.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("failed to wait for {}", self.name))
     }
 
     /// Awaits its end for at most `deadline`.
-    ///
-    /// # Errors
-    /// When it is still running then.
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let Self { name, child, .. } = self;
         eventually(deadline, &format!("end of {name}"), || match child.try_wait() {
@@ -95,9 +80,6 @@ impl Process {
     }
 
     /// Resident memory in bytes.
-    ///
-    /// # Errors
-    /// When it has ended.
     pub fn resident_bytes(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;
@@ -138,9 +120,6 @@ impl Lines for Process {
 
 /// Path of a fixture's binary: `$BALANCER_FIXTURES/NAME`, or beside the running executable, or one directory up
 /// (test executables live in `target/*/deps`).
-///
-/// # Errors
-/// When it was not built; says how.
 pub fn fixture(name: &str) -> Result<PathBuf> {
     let mut places: Vec<PathBuf> =
         std::env::var_os("BALANCER_FIXTURES").map(PathBuf::from).into_iter().collect();

@@ -310,9 +310,6 @@ pub struct Fleet<Line = Process> {
 
 impl Fleet {
     /// Starts a fleet in `namespace`.
-    ///
-    /// # Errors
-    /// When it does not come up.
     pub fn start(namespace: &Namespace) -> Result<Self> {
         Self::behind(Process::spawn(namespace, &fixture("fleet")?, [""; 0])?)
     }
@@ -330,9 +327,6 @@ impl Fleet {
 
 impl<Line: Lines> Fleet<Line> {
     /// The fleet that has just been started behind `line`.
-    ///
-    /// # Errors
-    /// When it does not come up.
     pub fn behind(line: Line) -> Result<Self> {
         let mut fleet = Self { line, pending: VecDeque::new() };
         fleet.expect(ANSWER, |event| matches!(event, Event::Ready).then_some(()))?;
@@ -340,17 +334,11 @@ impl<Line: Lines> Fleet<Line> {
     }
 
     /// Sends a command.
-    ///
-    /// # Errors
-    /// When the fleet has ended.
     pub fn send(&mut self, command: &Command) -> Result<()> {
         self.line.write_line(&serde_json::to_string(command)?)
     }
 
     /// The first event for which `wanted` gives a value, awaited for at most `deadline`; others stay for later.
-    ///
-    /// # Errors
-    /// When it does not come, or the fleet did not understand a command.
     pub fn expect<T>(&mut self, deadline: Duration, wanted: impl Fn(&Event) -> Option<T>) -> Result<T> {
         let end = std::time::Instant::now() + deadline;
         let seen = self.pending.iter().enumerate().find_map(|(index, event)| Some((index, wanted(event)?)));
@@ -373,9 +361,6 @@ impl<Line: Lines> Fleet<Line> {
     }
 
     /// Dials and awaits the outcomes.
-    ///
-    /// # Errors
-    /// When not all outcomes are there in the time that the dial's own limits allow.
     pub fn dial(&mut self, dial: &Dial) -> Result<Dialled> {
         self.start_dial(dial)?;
         #[allow(clippy::cast_precision_loss, reason = "client numbers are far below 2^52")]
@@ -388,17 +373,11 @@ impl<Line: Lines> Fleet<Line> {
     }
 
     /// Dials without waiting; [`Fleet::dialled`] awaits the outcomes.
-    ///
-    /// # Errors
-    /// When the fleet has ended.
     pub fn start_dial(&mut self, dial: &Dial) -> Result<()> {
         self.send(&Command::Dial(dial.clone()))
     }
 
     /// Outcomes of the dial called `id`.
-    ///
-    /// # Errors
-    /// When they are not there within `deadline`.
     pub fn dialled(&mut self, id: &str, deadline: Duration) -> Result<Dialled> {
         self.expect(deadline, |event| {
             if let Event::Dialled(dialled) = event
@@ -412,35 +391,23 @@ impl<Line: Lines> Fleet<Line> {
     }
 
     /// State of the fleet.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn stats(&mut self) -> Result<Stats> {
         self.send(&Command::Stats)?;
         self.expect(ANSWER, |event| if let Event::Stats(stats) = event { Some(stats.clone()) } else { None })
     }
 
     /// Ends up to `count` clients, oldest first, and awaits that; returns how many.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn close(&mut self, count: usize, how: How) -> Result<usize> {
         self.send(&Command::Close { count, how })?;
         self.expect(ANSWER, |event| if let Event::Closed { count } = event { Some(*count) } else { None })
     }
 
     /// Makes every open connection send an echo at this interval and check the answer; zero ends it.
-    ///
-    /// # Errors
-    /// When the fleet has ended.
     pub fn traffic(&mut self, interval: Duration) -> Result<()> {
         self.send(&Command::Traffic { interval_ms: interval.as_millis() as u64 })
     }
 
     /// Moves `bytes` each way over one connection.
-    ///
-    /// # Errors
-    /// When it does not answer, or a digest is wrong, or the connection broke.
     pub fn bulk(&mut self, address: SocketAddr, bytes: u64, deadline: Duration) -> Result<BulkDone> {
         let id = format!("bulk-{address}");
         let timeout_ms = deadline.as_millis() as u64;
@@ -460,9 +427,6 @@ impl<Line: Lines> Fleet<Line> {
     }
 
     /// One HTTPS GET.
-    ///
-    /// # Errors
-    /// When the fleet does not answer; a server that does not is status 0.
     pub fn get(&mut self, address: SocketAddr, path: &str) -> Result<Got> {
         let id = format!("get-{address}{path}");
         self.send(&Command::Get(Get { id: id.clone(), address, path: path.to_owned() }))?;

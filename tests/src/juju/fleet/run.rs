@@ -170,9 +170,6 @@ impl Drop for WaitingGuard {
 }
 
 /// Runs a fleet until its standard input ends or `quit` comes.
-///
-/// # Errors
-/// When TLS cannot be set up.
 pub async fn run() -> Result<()> {
     let hub = Arc::new(Hub::new()?);
     let (sender, mut commands) = mpsc::unbounded_channel();

@@ -78,9 +78,6 @@ pub struct Libjuju {
 }
 
 /// The interpreter that has the library: `$BALANCER_LIBJUJU`, or what `cargo xtask test` made in this workspace.
-///
-/// # Errors
-/// When it was not installed; says how.
 pub fn interpreter() -> Result<PathBuf> {
     let installed = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/libjuju/bin/python");
     let path = std::env::var_os("BALANCER_LIBJUJU").map_or_else(installed, PathBuf::from);
@@ -95,9 +92,6 @@ pub fn interpreter() -> Result<PathBuf> {
 
 impl Libjuju {
     /// Starts a client in `namespace` and awaits its connection to `endpoint`; it trusts the `authority` in a file.
-    ///
-    /// # Errors
-    /// When the library is missing, or cannot connect.
     pub fn connect(namespace: &Namespace, endpoint: SocketAddr, authority: &Path) -> Result<(Self, Timed)> {
         // Isolated: neither the user's modules nor the user's proxies.
         let mut command = namespace.command(interpreter()?);
@@ -111,9 +105,6 @@ impl Libjuju {
     }
 
     /// Lets it make requests for so long, at least one of each kind. An error as well when the connection breaks.
-    ///
-    /// # Errors
-    /// When one is not answered, or the connection breaks.
     pub fn ping(&mut self, time: Duration) -> Result<Pinged> {
         self.process.write_line(&json!({ "cmd": "ping", "seconds": time.as_secs_f64() }).to_string())?;
         let event = self.next(time + ANSWER)?;
@@ -122,9 +113,6 @@ impl Libjuju {
     }
 
     /// Awaits that the library notices a break and connects again by itself.
-    ///
-    /// # Errors
-    /// When it does not within `deadline`, or gives up.
     pub fn reconnected(&mut self, deadline: Duration) -> Result<Timed> {
         let end = std::time::Instant::now() + deadline;
         let event = self.next(deadline)?;
@@ -137,9 +125,6 @@ impl Libjuju {
     }
 
     /// Ends the connection and the process.
-    ///
-    /// # Errors
-    /// When it still runs after 20 s, or fails.
     pub fn quit(mut self) -> Result<()> {
         self.process.write_line(&json!({ "cmd": "quit" }).to_string())?;
         let status = self.process.wait(ANSWER)?;
