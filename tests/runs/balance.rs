@@ -2,13 +2,10 @@
 //! the kernel's. Every host has a default-deny firewall with connection tracking unless a run says otherwise.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
+use tests::cluster::status::own;
 use tests::cluster::{Cluster, ClusterOptions, is_even};
-use tests::juju::fleet::{Dial, Kind};
-
-const DEADLINE: Duration = Duration::from_secs(10);
+use tests::juju::fleet::Kind;
 
 /// Number of clients: fewer in a virtual machine, as its processor may be emulated.
 fn clients() -> usize {
@@ -20,23 +17,14 @@ fn spread(options: ClusterOptions) -> Result<()> {
     let (controllers, clients) = (options.controllers, clients());
     let hook = options.hook.clone();
     let mut cluster = Cluster::start(options)?;
-    let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
-    dial.concurrency = 100;
-    let dialled = cluster.fleet.dial(&dial)?;
-    ensure!(dialled.ok == clients, "every client gets in: {dialled:?}");
-    ensure!(dialled.failed_attempts == 0, "no client sees an error: {dialled:?}");
-    ensure!(dialled.wrong_peer == 0, "accept() returns every client's own address and port: {dialled:?}");
-    let counts = cluster
-        .await_counts(DEADLINE, "all established", |counts| counts.iter().sum::<usize>() == clients)?;
+    let dialled = cluster.dial("all", Kind::Single, clients)?;
+    let counts = cluster.await_total("all established", clients)?;
     println!("{controllers} controllers: {counts:?} in {} ms", dialled.elapsed_ms);
     ensure!(is_even(&counts), "each count is within 5 % or 13 of the mean: {counts:?}");
     for (daemon, count) in cluster.daemons.iter().zip(&counts) {
         let status = daemon.status()?;
-        let name = status["controller"].as_str().unwrap_or_default().to_owned();
-        let own =
-            status["controllers"].as_array().into_iter().flatten().find(|one| one["name"] == name.as_str());
-        let counted = own.and_then(|own| own["connections"].as_u64());
-        ensure!(counted == Some(*count as u64), "status of {name} says {counted:?}, ss says {count}");
+        let own = own(&status)?;
+        ensure!(own["connections"] == *count, "ss says {count}, the status {own}");
         ensure!(status["drift"] == 0, "no drift: {status}");
         let hooks = status["hooks"].as_object().into_iter().flatten();
         let as_asked = hooks.filter(|(_, used)| hook.as_ref().is_none_or(|hook| *used == hook)).count();

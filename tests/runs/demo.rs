@@ -44,7 +44,8 @@ fn is_gone(tag: &str) -> Result<()> {
     // Killed processes stay visible for a moment.
     eventually(Duration::from_secs(3), "nothing left behind", || {
         let left = things(tag);
-        if left.is_empty() { Ok(()) } else { Err(left) }
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
     })
 }
 
@@ -120,8 +121,7 @@ fn a_signal_in_any_phase_leaves_nothing_behind() -> Result<()> {
         ("3. b is killed", Signal::SIGINT),
     ] {
         let mut child = cut_off("dmint", text, signal)?;
-        let status =
-            eventually(DEADLINE, "end of the demo", || child.try_wait().ok().flatten().ok_or("running"))?;
+        let status = eventually(DEADLINE, "end of the demo", || child.try_wait()?.context("running"))?;
         ensure!(status.code() == Some(130), "{status} at {text:?}");
         is_gone("dmint").with_context(|| format!("{signal} at {text:?}"))?;
     }

@@ -2,19 +2,25 @@
 
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use tests::cluster::daemon::{Config, Daemon, Paths, binary};
+use serde_json::Value;
+use tests::cluster::config::Config;
+use tests::cluster::daemon::{Daemon, binary};
+use tests::cluster::status::controllers;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions};
 use tests::juju::agent_conf::{AgentConf, Format, Secrets};
-use tests::juju::fleet::{Dial, Kind};
-use tests::juju::stand_in::{StandIn, StandInOptions};
-use tests::support::eventually::eventually;
+use tests::juju::fleet::Kind;
+use tests::juju::server::Options;
+use tests::juju::stand_in::StandIn;
+use tests::network::net::Host;
+use tests::support::eventually::{SOON, wait_for};
 use tests::support::lines::Lines as _;
-use tests::support::process::Process;
+use tests::support::process::{Process, run};
 
 const CLIENTS: usize = 60;
 
@@ -35,15 +41,13 @@ fn start(
         let own = index..=index;
         conf.write(&listing(&cluster, if index < listed { 0..=listed - 1 } else { own }))?;
         cluster.servers[index].kill9();
-        let options = StandInOptions {
-            port: API_PORT,
-            introspection: Some(conf.introspection()),
-            ..StandInOptions::default()
-        };
-        cluster.servers[index] = StandIn::start(&host.namespace, &host.name, &directory, &options)?;
-        let paths = Paths { juju: Some(conf.juju().to_owned()), ..Paths::default() };
-        let config = Config { paths, ..Config::default() };
-        cluster.daemons.push(Daemon::start(&host.namespace, &host.name, &directory, config)?);
+        let options = Options { introspection: Some(conf.introspection()), ..Options::default() };
+        cluster.servers[index] = StandIn::start(&host.namespace, &host.name, &directory, options)?;
+        let mut config = Config::default();
+        config.paths.juju = Some(conf.juju().to_owned());
+        let mut daemon = Daemon::prepare(&host.namespace, &host.name, &directory, config)?;
+        daemon.run()?;
+        cluster.daemons.push(daemon);
         confs.push(conf);
     }
     for daemon in &cluster.daemons[..listed] {
@@ -54,45 +58,33 @@ fn start(
 
 /// Every address of the controllers in `range`, as Juju lists them.
 fn listing(cluster: &Cluster, range: std::ops::RangeInclusive<usize>) -> Vec<SocketAddr> {
-    let hosts = &cluster.net.controllers[range];
-    hosts
-        .iter()
-        .flat_map(tests::network::topology::Host::addresses)
-        .map(|address| SocketAddr::new(address, API_PORT))
-        .collect()
+    let addresses = cluster.net.controllers[range].iter().flat_map(Host::addresses);
+    addresses.map(|address| SocketAddr::new(address, API_PORT)).collect()
 }
 
 /// Waits until a balancer knows exactly the controllers `wanted`, each as ready and with all its addresses.
 fn await_controllers(daemon: &Daemon, cluster: &Cluster, wanted: &[usize]) -> Result<()> {
-    let addresses = |index: &usize| {
-        let mut addresses: Vec<String> =
-            cluster.net.controllers[*index].addresses().iter().map(ToString::to_string).collect();
-        addresses.sort();
-        addresses
+    type Addresses = BTreeSet<String>;
+    let addresses = |&index: &usize| -> Addresses {
+        cluster.net.controllers[index].addresses().iter().map(ToString::to_string).collect()
     };
-    let mut wanted: Vec<_> = wanted.iter().map(addresses).collect();
-    wanted.sort();
-    eventually(Duration::from_secs(10), "the controllers, each with its addresses", || {
-        let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-        let known = status["controllers"].as_array().into_iter().flatten().map(|one| {
-            let addresses = one["addresses"].as_array().into_iter().flatten();
-            let mut addresses: Vec<_> =
-                addresses.filter_map(|address| Some(address.as_str()?.to_owned())).collect();
-            addresses.sort();
-            (one["state"] == "ready" && one["relay"] != "none").then_some(addresses)
-        });
-        let mut known: Vec<_> = known.collect::<Option<_>>().ok_or_else(|| status.to_string())?;
-        known.sort();
-        if known == wanted { Ok(()) } else { Err(status.to_string()) }
-    })
+    let wanted: BTreeSet<_> = wanted.iter().map(addresses).collect();
+    let known = |one: &Value| -> Addresses {
+        let addresses = one["addresses"].as_array().into_iter().flatten();
+        addresses.filter_map(|address| Some(address.as_str()?.to_owned())).collect()
+    };
+    let is_ready = |one: &Value| one["state"] == "ready" && one["relay"] != "none";
+    let are_known = |status: &Value| {
+        controllers(status).all(is_ready) && controllers(status).map(known).collect::<BTreeSet<_>>() == wanted
+    };
+    daemon.await_status("the controllers, each with its addresses", are_known).map(drop)
 }
 
 fn shares_clients_without_configuration(tag: &str, format: Format, field: &str) -> Result<()> {
     let secrets = Secrets::fresh();
     let (mut cluster, confs) = start(tag, (3, 3), format, &secrets)?;
-    let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &cluster.addresses()[..1]))?;
-    ensure!(dialled.ok == CLIENTS, "every client gets in: {dialled:?}");
-    cluster.await_counts(Duration::from_secs(10), "every controller has clients", |counts| {
+    cluster.dial("all", Kind::Single, CLIENTS)?;
+    cluster.await_counts(SOON, "every controller has clients", |counts| {
         counts.iter().sum::<usize>() >= CLIENTS && counts.iter().all(|&count| count > 0)
     })?;
 
@@ -106,12 +98,9 @@ fn shares_clients_without_configuration(tag: &str, format: Format, field: &str) 
         for expected in [&counted, &path, &format!("from {field} in {path}"), &"API port 17070".to_owned()] {
             ensure!(check.contains(expected.as_str()), "{expected} in {check}");
         }
-        eventually(Duration::from_secs(15), "jujud's count in the status", || {
-            let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-            let found = status["jujud_connections"]["api"].as_u64() == Some(api);
-            if found { Ok(()) } else { Err(status.to_string()) }
-        })?;
-        let (_, status, _) = daemon.cli(&["status"])?;
+        let known = || Ok(daemon.status()?["jujud_connections"]["api"].as_u64());
+        wait_for(Duration::from_secs(15), "jujud's count in the status", known, |&known| known == Some(api))?;
+        let status = daemon.operate(&["status"])?;
         ensure!(status.contains(&counted), "{counted} in {status}");
         let said = [check, errors, status, daemon.status()?.to_string(), daemon.log_lines().join("\n")];
         ensure!(!said.iter().any(|text| secrets.are_in(text)), "a secret was shown: {said:?}");
@@ -132,8 +121,7 @@ fn three_controllers_of_juju_4_need_no_configuration() -> Result<()> {
 #[test]
 fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
     let (mut cluster, confs) = start("jjre", (4, 3), Format::V2_9, &Secrets::fresh())?;
-    let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, 1_500, &[cluster.address(0)]))?;
-    ensure!(dialled.ok == 1_500, "{dialled:?}");
+    cluster.dial("all", Kind::Single, 1_500)?;
     let before = cluster.counts()?;
     let relayed = before[1] + before[2];
     ensure!(relayed >= 900, "most are relayed: {before:?}");
@@ -148,8 +136,7 @@ fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
     for index in [0, 1, 3] {
         await_controllers(&cluster.daemons[index], &cluster, &[0, 1, 3])?;
     }
-    let newcomers = cluster.fleet.dial(&Dial::new("new", Kind::Single, 300, &[cluster.address(0)]))?;
-    ensure!(newcomers.ok == 300, "{newcomers:?}");
+    cluster.dial("new", Kind::Single, 300)?;
     let after = cluster.counts()?;
     let stats = cluster.fleet.stats()?;
     println!("{before:?}, then {after:?}; {} lost with the third controller", stats.lost);
@@ -159,15 +146,8 @@ fn controllers_come_and_go_as_juju_rewrites_the_file() -> Result<()> {
         stats.lost <= before[2] as u64 && stats.data_errors == 0,
         "only clients of the third controller are lost: {stats:?}"
     );
-    let heard = stats.echoes;
-    eventually(Duration::from_secs(10), "two echoes from each client", || {
-        let stats = cluster.fleet.stats().map_err(|error| format!("{error:#}"))?;
-        if stats.echoes >= heard + 2 * 1_000 {
-            Ok(())
-        } else {
-            Err(format!("{} after {heard}", stats.echoes))
-        }
-    })?;
+    let wanted = stats.echoes + 2 * 1_000;
+    cluster.fleet.await_stats(SOON, "two echoes from each client", |stats| stats.echoes >= wanted)?;
 
     // An unreadable file changes nothing.
     let path = confs[0].path();
@@ -205,25 +185,20 @@ fn the_agent_runs_on_defaults_without_a_configuration_file() -> Result<()> {
     // Run the commands as an operator on that host would.
     let pid = agent.pid().to_string();
     let ask = |arguments: &[&str]| -> Result<String> {
-        let mut command = std::process::Command::new("nsenter");
-        let output =
-            command.args(["--target", &pid, "--net", "--mount"]).arg(binary()).args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
-        Ok(said)
+        let inside = ["--target", &pid, "--net", "--mount"];
+        run(std::process::Command::new("nsenter").args(inside).arg(binary()).args(arguments))
     };
-    let dialled = cluster.fleet.dial(&Dial::new("all", Kind::Single, 20, &[cluster.address(0)]))?;
-    ensure!(dialled.ok == 20, "{dialled:?}");
+    cluster.dial("all", Kind::Single, 20)?;
     let status = ask(&["status"])?;
     ensure!(status.contains("API port 17070 on eth0"), "{status}");
-    let json: serde_json::Value = serde_json::from_str(&ask(&["status", "--json"])?)?;
+    let json: Value = serde_json::from_str(&ask(&["status", "--json"])?)?;
     ensure!(json["controllers"][0]["connections"] == 20, "{json}");
     ensure!(
         ask(&["check"])?.contains("/var/lib/juju/agents/machine-0/agent.conf"),
         "check names the agent.conf that it found"
     );
     agent.signal(Signal::SIGTERM)?;
-    let ended = agent.wait(Duration::from_secs(10))?;
+    let ended = agent.wait(SOON)?;
     ensure!(ended.success(), "{ended}");
     Ok(())
 }

@@ -5,15 +5,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::cluster::status::controllers;
 use tests::cluster::{Cluster, ClusterOptions, RELAY_PORTS};
-use tests::juju::fleet::{Dial, Kind};
+use tests::juju::fleet::Kind;
 use tests::juju::libjuju::{Libjuju, Served};
 use tests::juju::tls::Identity;
-use tests::network::topology::TcpSocketRow;
-use tests::support::eventually::eventually;
+use tests::network::sockets::TcpSocketRow;
+use tests::support::eventually::{SOON, wait_for};
 
-/// Deadline for a state to appear, with room for a busy machine.
-const SOON: Duration = Duration::from_secs(10);
 /// Long enough for two of the library's own pings and a websocket ping.
 const STAY: Duration = Duration::from_secs(22);
 /// Index of the controller that has all the clients.
@@ -26,17 +25,12 @@ fn one_full() -> Result<Cluster> {
     const CLIENTS: usize = 200;
     let options = ClusterOptions { balancer: false, clients: 2, ..ClusterOptions::new("ljreal") };
     let mut cluster = Cluster::start(options)?;
-    let filled = cluster.fleet.dial(&Dial::new("fill", Kind::Single, CLIENTS, &[cluster.address(FULL)]))?;
-    ensure!(filled.ok == CLIENTS, "a is filled before there are balancers: {filled:?}");
+    cluster.dial("fill", Kind::Single, CLIENTS)?;
     cluster.start_balancers()?;
     cluster.await_settled()?;
     for daemon in &cluster.daemons {
-        eventually(SOON, "every balancer knows the count of a", || {
-            let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-            let counts: Vec<_> = status["controllers"].as_array().into_iter().flatten().collect();
-            let counts: Vec<_> = counts.iter().map(|one| one["connections"].as_u64()).collect();
-            let known = [CLIENTS as u64, 0, 0].map(Some);
-            if counts == known { Ok(()) } else { Err(format!("{counts:?}")) }
+        daemon.await_status("every balancer knows the count of a", |status| {
+            controllers(status).map(|one| &one["connections"]).eq([CLIENTS, 0, 0])
         })?;
     }
     Ok(cluster)
@@ -49,20 +43,13 @@ fn relays(cluster: &Cluster) -> Result<(u64, u64)> {
     counts.0.zip(counts.1).with_context(|| format!("relays in {status}"))
 }
 
-/// The client's only connection, as its own host shows it.
-fn dialled(cluster: &Cluster) -> Result<TcpSocketRow, String> {
-    let sockets = cluster.net.clients[CLIENT_HOST].namespace.established(|_| true);
-    match sockets.map_err(|error| format!("{error:#}"))?.as_slice() {
-        [one] => Ok(one.clone()),
-        others => Err(format!("{others:?}")),
-    }
-}
-
 /// Checks that another controller than the full one serves the client under its real address, and that the full one
 /// counts the relay; returns the owner's index and socket.
 fn ensure_relayed(cluster: &Cluster, served: &Served, opened: u64) -> Result<(usize, TcpSocketRow)> {
     let full = cluster.address(FULL);
-    let client = eventually(SOON, "one connection of the client's host", || dialled(cluster))?;
+    let sockets = || cluster.net.clients[CLIENT_HOST].namespace.established(|_| true);
+    let client =
+        wait_for(SOON, "one connection of the client's host", sockets, |all| all.len() == 1)?.remove(0);
     ensure!(served.endpoint == full && client.peer == full, "the client dialled a: {served:?}, {client:?}");
     ensure!(served.peer.peer == client.local, "the server sees {client:?} as it is: {served:?}");
     let owner = cluster.net.controllers.iter().position(|host| host.name == served.peer.server);
@@ -71,11 +58,9 @@ fn ensure_relayed(cluster: &Cluster, served: &Served, opened: u64) -> Result<(us
     ensure!(owner != FULL && RELAY_PORTS.contains(&local.port()), "another controller serves: {served:?}");
     let peers = cluster.servers[owner].peers()?;
     ensure!(peers.contains(&(client.local, local)), "{client:?} among the owner's peers {peers:?}");
-    eventually(SOON, "a counts the relay", || match relays(cluster) {
-        // Closed relays stay in the count for a while.
-        Ok((out, all)) if (1..=opened).contains(&out) && all == opened => Ok(()),
-        other => Err(format!("{other:?}, expected {opened} opened")),
-    })?;
+    // Closed relays stay in the count for a while.
+    let counted = |&(out, all): &(u64, u64)| (1..=opened).contains(&out) && all == opened;
+    wait_for(SOON, "a counts the relay", || relays(cluster), counted)?;
     Ok((owner, TcpSocketRow { state: String::new(), local, peer: client.local }))
 }
 
@@ -107,15 +92,14 @@ fn the_real_python_libjuju_is_relayed_stays_and_comes_back_after_a_shed() -> Res
         );
 
         let started = Instant::now();
-        let (code, said, error) = cluster.daemons[owner].cli(&["drain", "--within", "1s"])?;
-        ensure!(code == Some(0), "{said}{error}");
+        cluster.daemons[owner].operate(&["drain", "--within", "1s"])?;
         let back = client.reconnected(SOON)?;
         let away = started.elapsed();
         opened += 1;
         ensure!(back.served.peer.peer != socket.peer, "a new connection: {back:?}");
         let (another, _) = ensure_relayed(&cluster, &back.served, opened)?;
         ensure!(another != owner, "the draining controller does not serve it again: {back:?}");
-        cluster.daemons[owner].cli(&["resume"])?;
+        cluster.daemons[owner].operate(&["resume"])?;
         let after = client.ping(Duration::from_secs(1))?;
         ensure!(after.served.peer == back.served.peer, "the connection stays: {back:?}, then {after:?}");
         println!(

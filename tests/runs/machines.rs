@@ -6,7 +6,6 @@
 //! even, and no record is left when all clients have gone. `cargo xtask machines` boots the machines.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
-use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,12 +14,14 @@ use balancer_common::records::{LAYOUT, OTHER_LAYOUT};
 use nix::sys::signal::Signal;
 use tests::cluster::is_even;
 use tests::cluster::judge::{
-    Controllers as _, await_echoes, await_state, exact, no_drift, seen, unbroken, unharmed,
+    Controllers as _, await_echoes, await_empty, await_resets, await_state, exact, lost_only, no_drift,
+    unbroken,
 };
-use tests::juju::fleet::{Dial, Dialled, How, Kind, Stats};
+use tests::cluster::status::own;
+use tests::juju::fleet::{Dial, Dialled, How, Kind};
 use tests::machines::{Machines, NAMES};
 use tests::network::switch::Conditions;
-use tests::support::eventually::eventually;
+use tests::support::eventually::wait_for;
 use tests::support::noise::Noise;
 
 /// Clients at the start, a third at each controller.
@@ -31,16 +32,17 @@ const NEWCOMERS: usize = 90;
 const PER_SECOND: f64 = 15.0;
 /// Connect timeout of a client.
 const PATIENCE_MS: u64 = 30_000;
+/// Relayed connections to a controller that is gone are reset within this.
+const RESETS: Duration = Duration::from_secs(20);
 const BINARY: &str = "/fixtures/balancer";
 /// Another version, with maps of another layout and longer records.
 const OTHER: &str = "/fixtures/balancer-other";
 
 /// Dials controller a.
 fn dial(machines: &mut Machines, id: &str, count: usize) -> Result<Dialled> {
-    let mut dial = Dial::new(id, Kind::Single, count, &[machines.address(0)]);
-    (dial.rate, dial.concurrency, dial.timeout_ms) = (PER_SECOND, 20, PATIENCE_MS);
-    let dialled = machines.fleet.dial(&dial)?;
-    unharmed(&dialled, count)?;
+    let dial = Dial::new(id, Kind::Single, count, &[machines.address(0)]);
+    let dial = Dial { rate: PER_SECOND, concurrency: 20, timeout_ms: PATIENCE_MS, ..dial };
+    let dialled = machines.fleet.dial_unharmed(&dial)?;
     println!("{id}: {:?}", dialled.by_server);
     Ok(dialled)
 }
@@ -59,18 +61,6 @@ fn filled(seed: u64) -> Result<(Machines, Vec<usize>)> {
     Ok((machines, counts))
 }
 
-/// Waits until the `relayed` connections to one controller are reset, and checks that no other is.
-fn await_resets(machines: &mut Machines, relayed: usize) -> Result<Stats> {
-    let since = Instant::now();
-    let stats = eventually(Duration::from_secs(20), "resets", || match machines.fleet.stats() {
-        Ok(stats) if stats.reset >= relayed as u64 => Ok(stats),
-        other => Err(format!("{other:?}")),
-    })?;
-    println!("{relayed} were reset after {} ms", since.elapsed().as_millis());
-    ensure!((stats.reset, stats.lost) == (relayed as u64, relayed as u64), "only those are reset: {stats:?}");
-    Ok(stats)
-}
-
 /// Checks that new clients make the counts even, that exactly `lost` connections were lost, and that no record is
 /// left when all clients have gone.
 fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
@@ -80,29 +70,12 @@ fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
     let counts = exact(&machines, "with new clients", before + NEWCOMERS)?;
     ensure!(is_even(&counts), "new clients make the counts even: {counts:?}");
     let stats = await_echoes(&mut machines.fleet, 1)?;
-    ensure!(
-        (stats.lost, stats.data_errors, stats.open) == (lost as u64, 0, (before + NEWCOMERS) as u64),
-        "only those are lost: {stats:?}"
-    );
+    lost_only(&stats, lost as u64, (before + NEWCOMERS) as u64)?;
     no_drift(&machines)?;
 
     machines.fleet.close(before + NEWCOMERS, How::Fin)?;
-    exact(&machines, "all closed", 0)?;
-    let since = Instant::now();
-    eventually(Duration::from_mins(1), "no record left", || {
-        let mut left = BTreeMap::new();
-        for (index, name) in NAMES.iter().enumerate() {
-            let tables = machines.tables(index).map_err(|error| format!("{error:#}"))?;
-            left.extend(
-                tables
-                    .into_iter()
-                    .filter(|(_, records)| *records > 0)
-                    .map(|(table, records)| (format!("{name}: {table}"), records)),
-            );
-        }
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    })?;
-    println!("no record left after {:.1} s; {:?}", since.elapsed().as_secs_f64(), machines.switch.frames());
+    await_empty(&machines, Duration::from_mins(1))?;
+    println!("{:?}", machines.switch.frames());
     no_drift(&machines)
 }
 
@@ -110,31 +83,31 @@ fn ends_well(mut machines: Machines, before: usize, lost: usize) -> Result<()> {
 fn a_controller_is_cut_off_and_comes_back() -> Result<()> {
     let (mut machines, counts) = filled(1)?;
     machines.switch.set(|conditions| conditions.cut = vec![2]);
-    let stats = await_resets(&mut machines, counts[2])?;
+    await_resets(&mut machines.fleet, RESETS, counts[2] as u64)?;
     await_state(&machines, 0, "c", "absent")?;
     await_state(&machines, 1, "c", "absent")?;
     await_state(&machines, 2, "a", "absent")?;
     let newcomers = dial(&mut machines, "without c", 30)?;
-    ensure!(!newcomers.by_server.contains_key("c"), "c is not picked: {newcomers:?}");
+    ensure!(newcomers.at("c") == 0, "c is not picked: {newcomers:?}");
 
     machines.switch.set(|conditions| conditions.cut = Vec::new());
     let healed = Instant::now();
     machines.await_settled()?;
     println!("all controllers ready {} ms after the cut was healed", healed.elapsed().as_millis());
-    ends_well(machines, CLIENTS - counts[2] + 30, stats.lost as usize)
+    ends_well(machines, CLIENTS - counts[2] + 30, counts[2])
 }
 
 #[test]
 fn a_controllers_machine_is_killed_and_boots_again() -> Result<()> {
     let (mut machines, counts) = filled(2)?;
     machines.kill(1);
-    let stats = await_resets(&mut machines, counts[1])?;
+    await_resets(&mut machines.fleet, RESETS, counts[1] as u64)?;
     await_state(&machines, 0, "b", "absent")?;
     let newcomers = dial(&mut machines, "without b", 30)?;
-    ensure!(!newcomers.by_server.contains_key("b"), "b is not picked: {newcomers:?}");
+    ensure!(newcomers.at("b") == 0, "b is not picked: {newcomers:?}");
 
     machines.boot(1)?;
-    ends_well(machines, CLIENTS - counts[1] + 30, stats.lost as usize)
+    ends_well(machines, CLIENTS - counts[1] + 30, counts[1])
 }
 
 #[test]
@@ -143,10 +116,10 @@ fn a_controllers_machine_is_paused_for_five_seconds() -> Result<()> {
     machines.controller(2)?.pause(true)?;
     let held = Instant::now();
     // Its clients are reset during the pause, as the others cannot know that it will resume.
-    let stats = await_resets(&mut machines, counts[2])?;
+    await_resets(&mut machines.fleet, RESETS, counts[2] as u64)?;
     sleep(Duration::from_secs(5).saturating_sub(held.elapsed()));
     machines.controller(2)?.pause(false)?;
-    ends_well(machines, CLIENTS - counts[2], stats.lost as usize)
+    ends_well(machines, CLIENTS - counts[2], counts[2])
 }
 
 #[test]
@@ -208,8 +181,7 @@ fn agents_are_killed_every_second_under_load() -> Result<()> {
     unbroken(&await_echoes(&mut machines.fleet, 1)?, open as u64)?;
     machines.await_settled()?;
     for status in machines.statuses()? {
-        let name = status["controller"].as_str().unwrap_or_default();
-        ensure!(seen(&status, name)?["relay"] == "self", "{status}");
+        ensure!(own(&status)?["relay"] == "self", "{status}");
     }
     ends_well(machines, open, 0)
 }
@@ -225,10 +197,8 @@ fn agents_are_upgraded_one_after_another_and_back() -> Result<()> {
             dial(&mut machines, &format!("{name} leaves {from}"), AT_A_TIME)?;
             open += AT_A_TIME;
             let wanted = format!("took over from the data path of version {from}");
-            let log = eventually(Duration::from_secs(30), &wanted, || match machines.log(index) {
-                Ok(log) if log.contains(&wanted) => Ok(log),
-                other => Err(format!("{other:?}")),
-            })?;
+            let log = || machines.log(index);
+            let log = wait_for(Duration::from_secs(30), &wanted, log, |log| log.contains(&wanted))?;
             println!("{}", log.lines().rfind(|line| line.contains(&wanted)).unwrap_or_default());
             unbroken(&await_echoes(&mut machines.fleet, 1)?, open as u64)?;
         }

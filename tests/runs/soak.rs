@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::cluster::daemon::tables;
-use tests::cluster::judge::{counted, no_drift};
+use tests::cluster::judge::{await_empty, counted, no_drift};
 use tests::cluster::{Cluster, ClusterOptions};
 use tests::juju::fleet::{Dial, How, Kind};
 use tests::support::eventually::eventually;
@@ -100,7 +99,7 @@ impl Course {
                 self.cluster.daemons[index].kill9();
                 self.cluster.daemons[index].run()?;
             }
-            Step::RestartAgent => self.cluster.daemons[index].restart()?,
+            Step::RestartAgent => drop(self.cluster.daemons[index].restart()?),
             Step::SilenceHost => {
                 self.cluster.net.controllers[index].silence(true)?;
                 std::thread::sleep(Duration::from_millis(self.noise.below(4000) as u64));
@@ -123,15 +122,12 @@ impl Course {
         // A client that lost its relay with the entry notices when it next sends, and TCP may retransmit that late.
         let settled = Instant::now();
         let lost = eventually(SETTLE, &format!("the kernel's counts after {step:?}"), || {
-            let kernel = cluster.counts().map_err(|error| format!("{error:#}"))?;
-            let own = counted(cluster).map_err(|error| format!("{error:#}"))?;
-            let stats = cluster.fleet.stats().map_err(|error| format!("{error:#}"))?;
+            let (kernel, own, stats) = (cluster.counts()?, counted(cluster)?, cluster.fleet.stats()?);
             let heard = step != Step::SilenceHost || (settled.elapsed() > ECHO && stats.waiting == 0);
-            if heard && kernel == own && kernel.iter().sum::<usize>() as u64 == stats.open {
-                Ok(stats.lost)
-            } else {
-                Err(format!("ss {kernel:?}, status {own:?}, clients {}, {} wait", stats.open, stats.waiting))
-            }
+            let is_exact = kernel == own && kernel.iter().sum::<usize>() as u64 == stats.open;
+            let (open, waiting) = (stats.open, stats.waiting);
+            ensure!(heard && is_exact, "ss {kernel:?}, status {own:?}, clients {open}, {waiting} wait");
+            Ok(stats.lost)
         })?;
         let lost = lost - std::mem::replace(before, lost);
         let is_fault = matches!(step, Step::SilenceHost | Step::RestartServer);
@@ -152,7 +148,7 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
     let seed = given("BALANCER_SOAK_SEED")?.unwrap_or_else(|| Noise::fresh().next() >> 32);
     println!("seed {seed}, {} s", length.as_secs());
     // Shedding would end connections too; the policy runs cover it.
-    let policy = toml::Table::from_iter([("rebalance".to_owned(), "off".into())]);
+    let policy = toml::toml! { rebalance = "off" };
     let cluster = Cluster::start(ClusterOptions { policy, ..ClusterOptions::new("soak") })?;
     let (noise, done) = (Noise::new(seed), BTreeMap::new());
     let mut course = Course { cluster, noise, dials: 0, done, lost: 0 };
@@ -192,19 +188,6 @@ fn churn_restarts_and_faults_leave_nothing_behind() -> Result<()> {
     let cluster = &mut course.cluster;
     let clients = cluster.fleet.stats()?.clients;
     cluster.fleet.close(clients, How::Fin)?;
-    let since = Instant::now();
-    eventually(EMPTY, "no connection and no record left", || {
-        let counts = cluster.counts().map_err(|error| format!("{error:#}"))?;
-        let left = cluster.daemons.iter().map(|daemon| tables(daemon.pins()));
-        let left = left.collect::<Result<Vec<_>>>().map_err(|error| format!("{error:#}"))?;
-        let records: usize = left.iter().flat_map(BTreeMap::values).sum();
-        if records + counts.iter().sum::<usize>() == 0 {
-            Ok(())
-        } else {
-            Err(format!("{counts:?}, {left:?}"))
-        }
-    })
-    .with_context(|| format!("seed {seed}"))?;
-    println!("empty after {:.1} s", since.elapsed().as_secs_f64());
+    await_empty(cluster, EMPTY).with_context(|| format!("seed {seed}"))?;
     no_drift(cluster)
 }

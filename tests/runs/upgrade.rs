@@ -10,14 +10,12 @@ use aya::Pod;
 use aya::maps::{Array, MapData};
 use balancer_common::records::{Controller, LAYOUT, MAX_CONTROLLERS, OTHER_LAYOUT, Settings, map};
 use serde_json::Value;
-use tests::cluster::daemon::{Daemon, tables};
-use tests::cluster::judge::{await_echoes, exact, no_drift, unbroken, unharmed};
+use tests::cluster::daemon::Daemon;
+use tests::cluster::judge::{await_echoes, await_empty, exact, no_drift, unbroken, unharmed};
 use tests::cluster::{Cluster, ClusterOptions, is_even};
 use tests::juju::fleet::{Dial, How, Kind};
-use tests::support::eventually::eventually;
+use tests::support::eventually::{SOON, wait_for};
 
-/// Time limit for a change to take effect, on a busy machine too.
-const SOON: Duration = Duration::from_secs(10);
 const LIMIT: u64 = 4321;
 
 /// The relays of each balancer.
@@ -37,10 +35,7 @@ fn talking(tag: &str, clients: usize) -> Result<(Cluster, Vec<usize>, Vec<Value>
 
 /// Waits until the relays are again `relayed`.
 fn await_relays(cluster: &Cluster, relayed: &[Value]) -> Result<()> {
-    eventually(SOON, "the same relays", || match relays(cluster) {
-        Ok(found) if found == relayed => Ok(()),
-        other => Err(format!("{other:?}, not {relayed:?}")),
-    })
+    wait_for(SOON, "the same relays", || relays(cluster), |found| found == relayed).map(drop)
 }
 
 /// Pins an array of `records` zeroes as a map of the layout called `layout`.
@@ -53,9 +48,7 @@ fn pin_zeroes<V: Pod>(daemon: &Daemon, layout: &str, name: &str, records: usize)
 
 /// Sets [`LIMIT`] as an operator does.
 fn set_limit(daemon: &Daemon) -> Result<()> {
-    let (code, _, errors) = daemon.cli(&["limit", &LIMIT.to_string()])?;
-    ensure!(code == Some(0), "{errors}");
-    Ok(())
+    daemon.operate(&["limit", &LIMIT.to_string()]).map(drop)
 }
 
 /// Checks that the operator's limit is still in force.
@@ -72,12 +65,9 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
     for index in 0..3 {
         let daemon = &mut cluster.daemons[index];
         let links = daemon.links()?;
-        let from = daemon.log_lines().len();
-        change(daemon)?;
-        let lines = daemon.log_lines();
-        let took =
-            lines[from..].iter().find(|line| line.contains("took over from the data path of version v0"));
-        println!("{index}: {}", took.with_context(|| format!("{lines:?}"))?);
+        let log = change(daemon)?;
+        let took = log.lines().find(|line| line.contains("took over from the data path of version v0"));
+        println!("{index}: {}", took.with_context(|| log.clone())?);
         ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
         ensure!(daemon.links()? == links, "the same links run other programs");
         let stats = await_echoes(&mut cluster.fleet, 4)?;
@@ -93,17 +83,7 @@ fn agents_of_another_layout_take_relays_counts_and_settings_over() -> Result<()>
     ensure!(is_even(&counts), "newcomers are balanced: {counts:?}");
     unbroken(&await_echoes(&mut cluster.fleet, 2)?, 1200)?;
     cluster.fleet.close(1200, How::Fin)?;
-    exact(&cluster, "all closed", 0)?;
-    eventually(Duration::from_mins(1), "no record left", || {
-        let left =
-            cluster.daemons.iter().map(|daemon| tables(daemon.pins()).map_err(|error| format!("{error:#}")));
-        let left = left.collect::<Result<Vec<_>, _>>()?;
-        if left.iter().flat_map(|tables| tables.values()).all(|&records| records == 0) {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        }
-    })?;
+    await_empty(&cluster, Duration::from_mins(1))?;
     no_drift(&cluster)
 }
 
@@ -149,9 +129,7 @@ fn maps_that_were_never_filled_are_nothing_to_go_on_from() -> Result<()> {
     daemon.kill9();
     pin_zeroes::<Settings>(daemon, "v0", map::SETTINGS, 1)?;
     pin_zeroes::<Controller>(daemon, "v0", map::CONTROLLERS, MAX_CONTROLLERS)?;
-    let from = daemon.log_lines().len();
-    daemon.run()?;
-    let log = daemon.log_lines()[from..].join("\n");
+    let log = daemon.run()?;
     ensure!(log.contains("client connections go on") && !log.contains("took over"), "{log}");
     ensure!(!daemon.pins().join("v0").exists(), "nothing of the other version is left");
     ensure_limit(daemon)?;
@@ -170,16 +148,14 @@ fn an_agent_that_was_ended_before_it_filled_its_maps_leaves_a_first_start() -> R
     daemon.sigterm()?;
     daemon.uninstall()?;
     pin_zeroes::<Settings>(daemon, LAYOUT, map::SETTINGS, 1)?;
-    let from = daemon.log_lines().len();
-    daemon.run()?;
-    let log = daemon.log_lines()[from..].join("\n");
+    let log = daemon.run()?;
     ensure!(log.contains("300 client connections were there before"), "{log}");
     exact(&cluster, "older", 300)?;
     no_drift(&cluster)
 }
 
 /// Pretends that the running version is another one, and starts this version.
-fn change(daemon: &mut Daemon) -> Result<()> {
+fn change(daemon: &mut Daemon) -> Result<String> {
     daemon.kill9();
     fs::rename(daemon.pins().join(LAYOUT), daemon.pins().join("v0"))?;
     daemon.run()

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{Xdp, XdpMode};
-use serde_json::{Value, json};
+use serde_json::json;
+use tests::cluster::judge::{exact, unharmed};
+use tests::cluster::status::{controllers, counter};
 use tests::cluster::{Cluster, ClusterOptions, is_even};
-use tests::juju::fleet::{Dial, Dialled, Kind};
+use tests::juju::fleet::{Dial, Kind};
 use tests::packet::kernel::load;
-use tests::support::eventually::eventually;
+use tests::support::eventually::SOON;
 
-/// Time limit for a change to take effect, on a busy machine too.
-const SOON: Duration = Duration::from_secs(10);
 /// Time limit for bulk data that does not stall, on a busy machine too.
 const BULK: Duration = Duration::from_mins(1);
 
@@ -24,16 +24,6 @@ fn is_emulated() -> bool {
 
 fn with_xdp(tag: &str) -> ClusterOptions {
     ClusterOptions { xdp: true, ..ClusterOptions::new(tag) }
-}
-
-fn ensure_clean(dialled: &Dialled, count: usize) -> Result<()> {
-    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client is to see an error: {dialled:?}");
-    ensure!(dialled.wrong_peer == 0, "the owner is to see the client's address: {dialled:?}");
-    Ok(())
-}
-
-fn counter(status: &Value, name: &str) -> Result<u64> {
-    status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
 }
 
 /// Frames that the driver of controller `index` has sent back out because a program said so.
@@ -56,32 +46,17 @@ fn the_driver_relays_and_the_counts_are_those_of_tc() -> Result<()> {
             let hook = status["hooks"]["eth0"].as_str().unwrap_or_default();
             ensure!(hook.starts_with("xdp+") && status["without_xdp"] == json!({}), "{status}");
         }
-        let mut dial = Dial::new("all", Kind::Single, clients, &[cluster.address(0)]);
-        dial.concurrency = 100;
-        ensure_clean(&cluster.fleet.dial(&dial)?, clients)?;
-        let counts =
-            cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == clients)?;
+        cluster.dial("all", Kind::Single, clients)?;
+        let counts = exact(&cluster, "all there", clients)?;
         ensure!(is_even(&counts), "within 5 % of the mean or 13: {counts:?}");
-        for (daemon, count) in cluster.daemons.iter().zip(&counts) {
-            eventually(SOON, "the kernel's own count", || {
-                let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-                let here = status["controllers"].as_array().into_iter().flatten();
-                let here = here.filter(|one| one["name"] == status["controller"]);
-                let known: u64 = here.filter_map(|one| one["connections"].as_u64()).sum();
-                if known == *count as u64 { Ok(()) } else { Err(format!("{known}, not {count}")) }
-            })?;
-        }
 
         // From now on b gets every new client.
         for index in [0, 2] {
             cluster.servers[index].set_health(false)?;
         }
-        eventually(SOON, "only b is ready", || {
-            let status = cluster.daemons[0].status().map_err(|error| format!("{error:#}"))?;
-            let controllers = status["controllers"].as_array().into_iter().flatten();
-            let ready: Vec<_> =
-                controllers.filter(|one| one["state"] == "ready").map(|one| &one["name"]).collect();
-            if ready == ["b"] { Ok(()) } else { Err(format!("{ready:?}")) }
+        cluster.daemons[0].await_status("only b is ready", |status| {
+            let ready = controllers(status).filter(|one| one["state"] == "ready");
+            ready.map(|one| &one["name"]).eq(["b"])
         })?;
         let (driver, before) = (sent_by_driver(&cluster, 0)?, cluster.daemons[0].status()?);
         let mut sent = 0;
@@ -113,9 +88,8 @@ fn the_driver_refuses_what_nobody_has_room_for() -> Result<()> {
     let mut cluster =
         Cluster::start(ClusterOptions { hard_limit: Some(limit as u64), ..with_xdp("xdpfull") })?;
     // More clients than there is room for, because one is refused too early if a count is late.
-    let mut dial = Dial::new("room", Kind::Single, 6 * limit, &[cluster.address(0)]);
-    dial.concurrency = 50;
-    let dialled = cluster.fleet.dial(&dial)?;
+    let room = Dial { concurrency: 50, ..Dial::new("room", Kind::Single, 6 * limit, &[cluster.address(0)]) };
+    let dialled = cluster.fleet.dial(&room)?;
     ensure!(
         dialled.ok == 3 * limit && dialled.refused == 3 * limit,
         "as many as there is room for: {dialled:?}"
@@ -134,10 +108,7 @@ fn the_driver_refuses_what_nobody_has_room_for() -> Result<()> {
 fn a_restarted_agent_takes_its_program_over_and_uninstall_takes_it_away() -> Result<()> {
     const CLIENTS: usize = 300;
     let mut cluster = Cluster::start(with_xdp("xdpkill"))?;
-    ensure_clean(
-        &cluster.fleet.dial(&Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]))?,
-        CLIENTS,
-    )?;
+    cluster.dial("all", Kind::Single, CLIENTS)?;
     cluster.fleet.traffic(Duration::from_millis(100))?;
     for daemon in &mut cluster.daemons {
         daemon.kill9();
@@ -146,18 +117,13 @@ fn a_restarted_agent_takes_its_program_over_and_uninstall_takes_it_away() -> Res
     }
     // A program that is no longer wanted is detached, and that loses nothing either.
     cluster.daemons[0].config.api.hook = Some("tc".to_owned());
-    cluster.daemons[0].write_config()?;
     cluster.daemons[0].restart()?;
     let status = cluster.daemons[0].status()?;
     ensure!(status["hooks"] == json!({ "eth0": "tcx" }), "{status}");
     ensure!(status["without_xdp"]["eth0"] == "api.hook is \"tc\"", "{status}");
     let driver = sent_by_driver(&cluster, 0)?;
-    let echoes = cluster.fleet.stats()?.echoes;
-    let stats = eventually(SOON, "echoes", || match cluster.fleet.stats() {
-        Ok(stats) if stats.echoes > echoes + 4 * CLIENTS as u64 => Ok(stats),
-        Ok(stats) => Err(format!("{stats:?}")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    let wanted = cluster.fleet.stats()?.echoes + 4 * CLIENTS as u64;
+    let stats = cluster.fleet.await_stats(SOON, "echoes", |stats| stats.echoes > wanted)?;
     ensure!(stats.lost == 0 && stats.data_errors == 0, "no connection is lost: {stats:?}");
     ensure!(sent_by_driver(&cluster, 0)? == driver, "the program is off");
     cluster.daemons[1].sigterm()?;
@@ -177,15 +143,12 @@ fn where_it_is_not_sound_tc_serves_alone_and_says_why() -> Result<()> {
     let reasons = ["sysctl net.ipv4.conf.eth0.forwarding=1", "eth0 is a veth, no hardware"];
     for (index, why) in reasons.into_iter().enumerate() {
         let daemon = &mut cluster.daemons[index];
-        let from = daemon.log_lines().len();
-        daemon.restart()?;
+        let log = daemon.restart()?;
         let status = daemon.status()?;
         ensure!(status["hooks"] == json!({ "eth0": "tcx" }), "{status}");
         let said = status["without_xdp"]["eth0"].as_str().unwrap_or_default();
         ensure!(said.contains(why), "{why}: {status}");
-        let lines = daemon.log_lines();
-        let said = lines.iter().skip(from).filter(|line| line.contains("no XDP on eth0, TC alone: ")).count();
-        ensure!(said == 1, "one line: {lines:?}");
+        ensure!(log.matches("no XDP on eth0, TC alone: ").count() == 1, "one line: {log}");
         let (_, text, _) = daemon.cli(&["check"])?;
         ensure!(text.contains(why), "check: {text}");
     }
@@ -213,8 +176,8 @@ fn where_it_is_not_sound_tc_serves_alone_and_says_why() -> Result<()> {
     cluster.await_settled()?;
     for index in 0..3 {
         let dial = Dial::new(&format!("to {index}"), Kind::Single, CLIENTS, &[cluster.address(index)]);
-        ensure_clean(&cluster.fleet.dial(&dial)?, CLIENTS)?;
+        unharmed(&cluster.fleet.dial(&dial)?, CLIENTS)?;
     }
-    cluster.await_counts(SOON, "all there", |counts| counts.iter().sum::<usize>() == 3 * CLIENTS)?;
+    cluster.await_total("all there", 3 * CLIENTS)?;
     cluster.ensure_valid()
 }

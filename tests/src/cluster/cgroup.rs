@@ -1,4 +1,4 @@
-//! A cgroup with little memory: what is in it when that is out is killed by the kernel, as jujud is in the field.
+//! A cgroup with little memory: when it is out, the kernel kills a process in it, as it kills jujud in the field.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::network::topology::names_in;
+use crate::support::cleanup::names_in;
 use crate::support::eventually::eventually;
+use crate::support::files::{read, write};
 
 /// A cgroup is empty this soon after its processes were killed.
 const EMPTY: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ enum Version {
 
 impl Cgroup {
     /// Makes `<prefix><name>` at the root of the hierarchy, with `bytes` of memory and no swap; `prefix` is
-    /// [`crate::network::topology::Net::prefix`].
+    /// [`crate::network::net::Net::prefix`].
     pub fn new(prefix: &str, name: &str, bytes: u64) -> Result<Self> {
         let Some((root, version)) = roots().into_iter().next() else {
             bail!("no memory cgroups here: neither version 1 nor version 2 has the controller");
@@ -51,7 +52,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Moves a process in. What it has allocated before is not counted.
+    /// Moves a process in. Memory that it has allocated before is not counted.
     pub fn add(&self, pid: u32) -> Result<()> {
         write(&self.directory.join("cgroup.procs"), &pid.to_string())
     }
@@ -77,7 +78,6 @@ impl Cgroup {
         count.trim().parse().context("oom_kill is no number")
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -89,7 +89,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes every cgroup whose name begins with `prefix`, and kills what is in it.
+/// Removes every cgroup with a name that begins with `prefix`, and kills its processes.
 pub fn remove_all(prefix: &str) {
     for (root, _) in roots() {
         for name in names_in(&root, prefix) {
@@ -99,7 +99,7 @@ pub fn remove_all(prefix: &str) {
 }
 
 fn remove(directory: &Path) {
-    // Fails only for one that somebody else removes, or whose processes do not die; `xtask test` tells of it.
+    // Fails only if another process removes it, or if its processes do not die; `xtask test` tells of it.
     let _ = eventually(EMPTY, "an empty cgroup", || {
         let processes = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
         for pid in processes.lines().filter_map(|line| line.parse().ok()) {
@@ -107,7 +107,7 @@ fn remove(directory: &Path) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         match std::fs::remove_dir(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
     });
@@ -127,12 +127,4 @@ fn roots() -> Vec<(PathBuf, Version)> {
         Some((directory, version))
     };
     mounts.lines().filter_map(root).collect()
-}
-
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("failed to write {text} to {}", path.display()))
 }

@@ -1,135 +1,44 @@
 //! A whole cluster: network, one stand-in server and one balancer a controller, and a fleet of clients.
 
 pub mod cgroup;
+pub mod config;
 pub mod daemon;
 pub mod judge;
+pub mod pins;
+pub mod status;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use std::io::Write;
+use serde_json::Value;
 
 use crate::cluster::cgroup::Cgroup;
-use crate::cluster::daemon::{Api, ClusterSection, Config, Controller, Daemon};
-use crate::cluster::judge::{Controllers, unharmed};
+use crate::cluster::config::{Config, Controller};
+use crate::cluster::daemon::Daemon;
+use crate::cluster::judge::Controllers;
+use crate::cluster::pins::tables;
 use crate::juju::fleet::{Dial, Dialled, Fleet, Kind};
-use crate::juju::stand_in::{StandIn, StandInOptions};
+use crate::juju::stand_in::StandIn;
 use crate::network::firewall;
-use crate::network::topology::{Host, Net, TcpSocketRow};
-use crate::support::eventually::eventually;
-use crate::support::noise::Noise;
+use crate::network::net::{Host, Net};
+use crate::network::sockets::TcpSocketRow;
+pub use crate::options::{ClusterOptions, Leak};
+use crate::support::eventually::{SOON, eventually, wait_for};
+use crate::support::files::write_private;
+use crate::support::noise::{Digester, Noise};
 
-/// The API port of every controller.
 pub const API_PORT: u16 = 17070;
-/// Ports between balancers.
-pub const RELAY_PORTS: std::ops::RangeInclusive<u16> = 17080..=17095;
-/// Balancers know of each other within this.
-const SETTLE: Duration = Duration::from_secs(10);
+pub const RELAY_PORTS: RangeInclusive<u16> = 17080..=17095;
 /// Peer sync, UDP.
 pub const SYNC_PORT: u16 = 17078;
 
-/// What a cluster is to be like.
-#[derive(Clone, Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own, not a state")]
-pub struct ClusterOptions {
-    /// Up to 8 characters that keep runs apart which happen at the same time.
-    pub tag: String,
-    /// Number of controllers.
-    pub controllers: usize,
-    /// Number of client hosts; the fleet runs in the first.
-    pub clients: usize,
-    /// Addresses of a client host, of each family.
-    pub client_addresses: usize,
-    /// Interfaces of a controller.
-    pub interfaces: usize,
-    /// [`Cluster::address`] gives IPv6 addresses, and peers talk over IPv6.
-    pub ipv6: bool,
-    /// Runs balancer daemons.
-    pub balancer: bool,
-    /// `hard_limit` of each.
-    pub hard_limit: Option<u64>,
-    /// `exempt` of each.
-    pub exempt: Option<Vec<String>>,
-    /// `health` of each.
-    pub health: Option<String>,
-    /// `[policy]` of each.
-    pub policy: toml::Table,
-    /// A default-deny nftables input chain with conntrack on every controller and client host.
-    pub nft: bool,
-    /// How packet programs are to be hooked, such as `clsact`; what the kernel has without.
-    pub hook: Option<String>,
-    /// Native XDP is asked for, and hosts and switch are such that it is sound.
-    pub xdp: bool,
-    /// MTU of a narrow line before the clients, in bytes.
-    pub router_mtu: Option<u32>,
-    /// Delay between clients and bridge, each way.
-    pub delay: Option<Duration>,
-    /// Stand-in servers without TLS, for [`crate::juju::fleet::Kind::Raw`] clients; sets `health` to `tcp`.
-    pub plain: bool,
-    /// Stand-in servers listen by MPTCP.
-    pub mptcp: bool,
-    /// Stand-in servers limit logins as Juju does.
-    pub login_limit: bool,
-    /// The first controller's server leaks, and has little memory.
-    pub leak: Option<Leak>,
-}
-
-/// A stand-in server that the kernel ends when it has too many clients.
-#[derive(Clone, Copy, Debug)]
-pub struct Leak {
-    /// Kept for each connection, in bytes.
-    pub bytes: usize,
-    /// Memory of its cgroup, in bytes.
-    pub memory: u64,
-}
-
-impl ClusterOptions {
-    /// Three controllers with balancers, one client host, IPv4, firewalls on all of them.
-    pub fn new(tag: &str) -> Self {
-        Self {
-            tag: tag.to_owned(),
-            controllers: 3,
-            clients: 1,
-            client_addresses: 1,
-            interfaces: 1,
-            ipv6: false,
-            balancer: true,
-            hard_limit: None,
-            exempt: None,
-            health: None,
-            policy: toml::Table::new(),
-            nft: true,
-            hook: None,
-            xdp: false,
-            router_mtu: None,
-            delay: None,
-            plain: false,
-            mptcp: false,
-            login_limit: false,
-            leak: None,
-        }
-    }
-
-    fn stand_in(&self, index: usize) -> StandInOptions {
-        let leak = self.leak.filter(|_| index == 0).map_or(0, |leak| leak.bytes);
-        StandInOptions {
-            port: API_PORT,
-            plain: self.plain,
-            mptcp: self.mptcp,
-            login_limit: self.login_limit,
-            leak,
-            ..StandInOptions::default()
-        }
-    }
-}
-
 /// A running cluster; gone on drop.
-#[derive(Debug)]
 pub struct Cluster {
-    // Dropped in this order: what uses a thing before the thing.
+    // Dropped in this order: each thing before those that it uses.
     /// The clients, in the first client host.
     pub fleet: Fleet,
     /// One a controller, in their order; empty without balancers.
@@ -138,27 +47,17 @@ pub struct Cluster {
     pub servers: Vec<StandIn>,
     /// That of the first server, if it leaks.
     pub cgroup: Option<Cgroup>,
-    /// The network.
     pub net: Net,
     directory: Directory,
-    options: ClusterOptions,
+    /// The options; those for balancers hold for [`Cluster::start_balancers`].
+    pub options: ClusterOptions,
 }
 
 impl Cluster {
-    /// Builds the network, starts servers, then balancers, then the fleet.
+    /// Builds the network, starts servers, then balancers, then the fleet. When a part does not come up, the others are
+    /// removed.
     pub fn start(options: ClusterOptions) -> Result<Self> {
-        let mut net = Net::new(&options.tag)
-            .controllers(options.controllers)
-            .clients(options.clients)
-            .client_addresses(options.client_addresses)
-            .interfaces(options.interfaces);
-        if let Some(mtu) = options.router_mtu {
-            net = net.router(mtu);
-        }
-        if let Some(delay) = options.delay {
-            net = net.delay(delay);
-        }
-        let mut net = net.build()?;
+        let mut net = Net::build(&options)?;
         if options.xdp {
             net.make_xdp_sound()?;
         }
@@ -170,7 +69,7 @@ impl Cluster {
         }
         let cgroup = options.leak.map(|leak| Cgroup::new(net.prefix(), "jujud", leak.memory)).transpose()?;
         let start = |(index, host): (usize, &Host)| {
-            StandIn::start(&host.namespace, &host.name, &directory.0, &options.stand_in(index))
+            StandIn::start(&host.namespace, &host.name, &directory.0, options.server(index))
         };
         let mut servers = net.controllers.iter().enumerate().map(start).collect::<Result<Vec<_>>>()?;
         if let (Some(cgroup), Some(server)) = (&cgroup, servers.first_mut()) {
@@ -185,93 +84,85 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until every balancer sees every controller as ready, and knows where to relay to.
     pub fn await_settled(&self) -> Result<()> {
-        eventually(SETTLE, "every controller ready for every balancer", || {
-            for daemon in &self.daemons {
-                let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-                let seen = status["controllers"].as_array().into_iter().flatten();
-                let ready = |one: &&serde_json::Value| {
-                    one["state"] == "ready" && (one["relay"] == "ok" || one["relay"] == "self")
-                };
-                if seen.filter(ready).count() != self.net.controllers.len() {
-                    return Err(status.to_string());
-                }
-            }
-            Ok(())
-        })
+        judge::await_settled(self)
     }
 
-    /// Address of the API of controller `index`, in the family chosen.
     pub fn address(&self, index: usize) -> SocketAddr {
         SocketAddr::new(self.net.controllers[index].address(self.options.ipv6), API_PORT)
     }
 
-    /// Addresses of the APIs of all controllers.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         (0..self.net.controllers.len()).map(|index| self.address(index)).collect()
     }
 
-    /// Dials the first controller, all clients at once, and sees to it that none notices anything.
+    /// Dials the first controller, all clients at once, and ensures that none notices anything.
     pub fn dial(&mut self, id: &str, kind: Kind, count: usize) -> Result<Dialled> {
         self.dial_paced(id, kind, count, 0.0)
     }
 
-    /// [`Cluster::dial`] at `rate` a second. A pick provides for what comes in within the next 400 ms at the present
-    /// rate, so that uneven counts are evened out by a stream of clients and not by a burst shorter than that.
+    /// [`Cluster::dial`] at `rate` a second. A pick provides for the clients that come in within the next 400 ms at the
+    /// present rate, so that uneven counts are evened out by a stream of clients and not by a burst shorter than that.
     pub fn dial_paced(&mut self, id: &str, kind: Kind, count: usize, rate: f64) -> Result<Dialled> {
-        let mut dial = Dial::new(id, kind, count, &[self.address(0)]);
-        (dial.concurrency, dial.rate) = (100, rate);
-        let dialled = self.fleet.dial(&dial)?;
-        unharmed(&dialled, count)?;
-        Ok(dialled)
+        let dial = Dial { concurrency: 100, rate, ..Dial::new(id, kind, count, &[self.address(0)]) };
+        self.fleet.dial_unharmed(&dial)
     }
 
-    /// Local addresses of the first client host, for [`crate::juju::fleet::Dial::bind`].
+    /// Local addresses of the first client host, for [`Dial::bind`].
     pub fn client_addresses(&self) -> Vec<SocketAddr> {
         let addresses = self.net.clients[0].addresses().into_iter();
-        addresses
-            .filter(|address| address.is_ipv6() == self.options.ipv6)
-            .map(|address| SocketAddr::new(address, 0))
-            .collect()
+        let addresses = addresses.filter(|address| address.is_ipv6() == self.options.ipv6);
+        addresses.map(|address| SocketAddr::new(address, 0)).collect()
     }
 
     /// Client connections of each controller as the kernel has them: sockets in `ESTABLISHED` or `CLOSE_WAIT` on the
     /// API port and the relay ports, those of controllers and of `lo` left out.
     pub fn counts(&self) -> Result<Vec<usize>> {
-        let count = |host| Ok(Self::sockets(host)?.iter().filter(|row| !self.is_exempt(row)).count());
-        self.net.controllers.iter().map(count).collect()
+        self.count(|row| !self.is_exempt(row))
     }
 
     /// Connections of each controller that [`Cluster::counts`] leaves out.
     pub fn exempt_counts(&self) -> Result<Vec<usize>> {
-        let count = |host| Ok(Self::sockets(host)?.iter().filter(|row| self.is_exempt(row)).count());
+        self.count(|row| self.is_exempt(row))
+    }
+
+    fn count(&self, wanted: impl Fn(&TcpSocketRow) -> bool) -> Result<Vec<usize>> {
+        let count = |host: &Host| {
+            let ours = |port| port == API_PORT || RELAY_PORTS.contains(&port);
+            Ok(host.namespace.established(ours)?.iter().filter(|&row| wanted(row)).count())
+        };
         self.net.controllers.iter().map(count).collect()
     }
 
-    /// Waits until [`Cluster::counts`] satisfies `wanted`, and gives it.
+    fn is_exempt(&self, row: &TcpSocketRow) -> bool {
+        let peer = row.peer.ip();
+        peer.is_loopback() || self.net.controllers.iter().any(|host| host.addresses().contains(&peer))
+    }
+
+    /// Waits until [`Cluster::counts`] are `wanted`, and returns them.
     pub fn await_counts(
         &self,
         deadline: Duration,
         what: &str,
         wanted: impl Fn(&[usize]) -> bool,
     ) -> Result<Vec<usize>> {
-        eventually(deadline, what, || match self.counts() {
-            Ok(counts) if wanted(&counts) => Ok(counts),
-            Ok(counts) => Err(format!("{counts:?}")),
-            Err(error) => Err(format!("{error:#}")),
-        })
+        wait_for(deadline, what, || self.counts(), |counts| wanted(counts))
     }
 
-    /// Lets every server close `count` connections by FIN, as soon as each knows which of its own its kernel has ended:
+    /// Waits until there are `total` client connections in all; returns the counts.
+    pub fn await_total(&self, what: &str, total: usize) -> Result<Vec<usize>> {
+        self.await_counts(SOON, what, |counts| counts.iter().sum::<usize>() == total)
+    }
+
+    /// Has every server close `count` connections by FIN, as soon as each knows which of its own its kernel has ended:
     /// before, it could choose some of those.
     pub fn close_at_servers(&self, count: usize) -> Result<()> {
-        eventually(Self::SOON, "servers know what has ended", || {
-            let kernel = self.counts().map_err(|error| format!("{error:#}"))?;
-            let open =
-                |server: &StandIn| Ok(server.stats().map_err(|error| format!("{error:#}"))?.open as usize);
-            let own = self.servers.iter().map(open).collect::<Result<Vec<_>, String>>()?;
-            if own == kernel { Ok(()) } else { Err(format!("ss {kernel:?}, servers {own:?}")) }
+        eventually(SOON, "servers know their ended connections", || {
+            let kernel = self.counts()?;
+            let open = self.servers.iter().map(|server| Ok(server.stats()?.open as usize));
+            let own = open.collect::<Result<Vec<_>>>()?;
+            ensure!(own == kernel, "ss {kernel:?}, servers {own:?}");
+            Ok(())
         })?;
         for server in &self.servers {
             let closed = server.close(count)?;
@@ -280,26 +171,22 @@ impl Cluster {
         Ok(())
     }
 
-    /// What the firewall of each controller, then of each client host, has counted; nothing without firewalls.
+    /// The counters of the firewall of each controller, then of each client host; none without firewalls.
     pub fn firewalls(&self) -> Result<Vec<firewall::Counted>> {
         let hosts = self.net.controllers.iter().chain(&self.net.clients).filter(|_| self.options.nft);
         hosts.map(|host| firewall::counted(&host.namespace)).collect()
     }
 
-    /// Sees to it that no host's connection tracking has met a packet that it calls invalid.
+    /// Ensures that no host's connection tracking has met a packet that it calls invalid.
     pub fn ensure_valid(&self) -> Result<()> {
         let counted = self.firewalls()?;
         if counted.iter().any(|one| one.invalid != 0) {
             let hosts = self.net.controllers.iter().chain(&self.net.clients);
             let packets =
                 hosts.map(|host| firewall::invalids(&host.namespace)).collect::<Result<Vec<_>>>()?;
-            let counters =
-                self.statuses()?.iter().map(|status| status["counters"].to_string()).collect::<Vec<_>>();
-            bail!(
-                "invalid by connection tracking: {counted:?}, {}; {}",
-                packets.join(", "),
-                counters.join("; ")
-            );
+            let counters: Vec<Value> =
+                self.statuses()?.iter().map(|status| status["counters"].clone()).collect();
+            bail!("invalid by connection tracking: {counted:?}, {packets:?}; {counters:?}");
         }
         Ok(())
     }
@@ -310,17 +197,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// `[policy]` of the balancers that are started from here on.
-    pub fn set_policy(&mut self, policy: toml::Table) {
-        self.options.policy = policy;
-    }
-
     /// Starts the stand-in server of controller `index` anew; its connections are gone.
     pub fn restart_server(&mut self, index: usize) -> Result<()> {
         self.servers[index].kill9();
         let host = &self.net.controllers[index];
-        let options = self.options.stand_in(index);
-        self.servers[index] = StandIn::start(&host.namespace, &host.name, &self.directory.0, &options)?;
+        let options = self.options.server(index);
+        self.servers[index] = StandIn::start(&host.namespace, &host.name, &self.directory.0, options)?;
         match &self.cgroup {
             Some(cgroup) if index == 0 => cgroup.add(self.servers[index].process().pid()),
             _ => Ok(()),
@@ -331,31 +213,28 @@ impl Cluster {
     pub fn directory(&self) -> &Path {
         &self.directory.0
     }
-
-    fn sockets(host: &Host) -> Result<Vec<TcpSocketRow>> {
-        host.namespace.established(|port| port == API_PORT || RELAY_PORTS.contains(&port))
-    }
-
-    fn is_exempt(&self, row: &TcpSocketRow) -> bool {
-        let peer = row.peer.ip();
-        peer.is_loopback() || self.net.controllers.iter().any(|host| host.addresses().contains(&peer))
-    }
 }
 
 impl Controllers for Cluster {
-    const SOON: Duration = Duration::from_secs(10);
+    fn size(&self) -> usize {
+        self.net.controllers.len()
+    }
 
     fn counts(&self) -> Result<Vec<usize>> {
         self.counts()
     }
 
-    fn statuses(&self) -> Result<Vec<serde_json::Value>> {
+    fn statuses(&self) -> Result<Vec<Value>> {
         self.daemons.iter().map(Daemon::status).collect()
+    }
+
+    fn tables(&self) -> Result<Vec<BTreeMap<String, usize>>> {
+        self.daemons.iter().map(|daemon| tables(daemon.pins())).collect()
     }
 }
 
 /// Whether counts are as even as promised: each within 5 % of the mean or ±13, whichever is larger.
-#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub fn is_even(counts: &[usize]) -> bool {
     let mean = counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64;
     let room = (mean * 0.05).max(13.0);
@@ -364,62 +243,33 @@ pub fn is_even(counts: &[usize]) -> bool {
 
 fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Result<Vec<Daemon>> {
     let key_file = directory.join("cluster.key");
-    write_key(&key_file)?;
-    let controllers: Vec<Controller> = net
-        .controllers
-        .iter()
-        .map(|host| Controller { name: host.name.clone(), addresses: host.addresses(), weight: None })
-        .collect();
-    let plain_health = options.plain.then(|| "tcp".to_owned());
-    let mut daemons = net
-        .controllers
-        .iter()
-        .map(|host| {
-            let config = Config {
-                api: Api {
-                    port: Some(API_PORT),
-                    hard_limit: options.hard_limit,
-                    exempt: options.exempt.clone(),
-                    health: options.health.clone().or_else(|| plain_health.clone()),
-                    hook: options.xdp.then(|| "xdp".to_owned()),
-                    ..Api::default()
-                },
-                cluster: ClusterSection {
-                    name: Some(host.name.clone()),
-                    listen: Some(SocketAddr::new(host.address(options.ipv6), SYNC_PORT)),
-                    relay_ports: Some(format!("{}-{}", RELAY_PORTS.start(), RELAY_PORTS.end())),
-                    key_file: Some(key_file.clone()),
-                    controllers: controllers.clone(),
-                },
-                policy: options.policy.clone(),
-                ..Config::default()
-            };
-            let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
-            daemon.hook = if options.xdp { Some("xdp".to_owned()) } else { options.hook.clone() };
-            Ok(daemon)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    write_private(&key_file, &format!("{}\n", hex_key()))?;
+    let controllers: Vec<Controller> = net.controllers.iter().map(Controller::from).collect();
+    let prepare = |host: &Host| {
+        let mut config = Config::new(&host.name, host.address(options.ipv6), &key_file, &controllers);
+        config.api.hard_limit = options.hard_limit;
+        config.api.health = options.plain.then(|| "tcp".to_owned());
+        config.api.hook = options.xdp.then(|| "xdp".to_owned());
+        config.policy = options.policy.clone();
+        let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
+        daemon.hook = if options.xdp { Some("xdp".to_owned()) } else { options.hook.clone() };
+        Ok(daemon)
+    };
+    let mut daemons = net.controllers.iter().map(prepare).collect::<Result<Vec<_>>>()?;
     for daemon in &mut daemons {
         daemon.spawn()?;
     }
     for daemon in &mut daemons {
-        daemon.await_log(0, "ready", Duration::from_mins(1))?;
+        daemon.await_ready()?;
     }
     Ok(daemons)
 }
 
 /// A key of 32 random bytes as hex.
 pub fn hex_key() -> String {
-    let mut noise = Noise::fresh();
-    format!("{:032x}{:032x}", noise.next_u128(), noise.next_u128())
-}
-
-/// A key in a file that only root reads.
-fn write_key(path: &Path) -> Result<()> {
-    let key = hex_key();
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("failed to make {}", path.display()))?;
-    writeln!(file, "{key}").with_context(|| format!("failed to write {}", path.display()))
+    let mut digest = Digester::default();
+    digest.update(&Noise::fresh().next().to_le_bytes());
+    digest.hex()
 }
 
 /// A directory of the run's own below the system's temporary one; gone on drop.

@@ -7,7 +7,7 @@ use balancer::juju::agent_conf::{MAX_ADDRESSES, parse};
 /// Stands for a secret: no message may quote it.
 const SECRET: &str = "hunter2";
 
-/// What is refused is not quoted.
+/// An error quotes no secret.
 pub fn feed(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match parse(Path::new("agent.conf"), text) {

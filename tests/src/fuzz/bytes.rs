@@ -1,10 +1,8 @@
 //! Choices from a fuzzer's bytes, in order; zeros once they are used up.
 
-/// What is left.
 pub struct Bytes<'a>(pub &'a [u8]);
 
 impl<'a> Bytes<'a> {
-    /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -23,22 +21,18 @@ impl<'a> Bytes<'a> {
         array
     }
 
-    /// One byte.
     pub fn byte(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    /// Two, big-endian.
     pub fn half(&mut self) -> u16 {
         u16::from_be_bytes(self.array())
     }
 
-    /// Four, big-endian.
     pub fn word(&mut self) -> u32 {
         u32::from_be_bytes(self.array())
     }
 
-    /// One of `choices`.
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.byte()) % choices.len()]
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use balancer::config::{Config, Host};
 
-/// What is taken hangs together; what is refused is refused in words.
+/// An accepted configuration is consistent, and an error says more than its place.
 pub fn feed(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let host = Host {

@@ -1,4 +1,4 @@
-//! The control socket: what a root process writes to it, in lines or not.
+//! The control socket, with input of a root process, in lines or not.
 
 use std::cell::RefCell;
 

@@ -61,7 +61,7 @@ pub fn feed(data: &[u8]) {
                         let at = usize::from(bytes.half()) % datagram.len();
                         datagram[at] ^= 1 << (bytes.byte() % 8);
                     }
-                    // What is no message may have been taken note of all the same.
+                    // The listener may have noted a datagram that holds no message.
                     if listener.receive(source, &datagram, NOW_MS).is_ok() {
                         assert!(!changed && key == KEY && ["b", "c"].contains(&name) && spoken.to == "a");
                         assert!(taken.insert((name, spoken.boot, spoken.sequence)), "twice: {spoken:?}");

@@ -1,7 +1,6 @@
-//! Hostile input: for everything that reads what others wrote, a function that feeds it any bytes and judges the rest.
+//! Hostile input: for each reader of foreign input, a function that feeds it any bytes and judges the outcome.
 //!
 //! The seeds in `fuzz/seeds`, past findings among them, are tried by every test run; `cargo xtask fuzz` looks for more.
-#![allow(clippy::missing_panics_doc, reason = "a finding is a panic")]
 
 mod agent_conf;
 mod bytes;
@@ -14,7 +13,6 @@ mod seed;
 
 pub use self::seed::seed;
 
-/// What is fed.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name, and that of its directory of seeds.
@@ -26,7 +24,6 @@ pub struct Target {
     pub feed: fn(&[u8]),
 }
 
-/// All that is fed.
 pub const TARGETS: [Target; 6] = [
     Target { name: "packet", feed: packet::feed },
     Target { name: "datagram", feed: datagram::feed },

@@ -17,8 +17,8 @@ const NOW_NS: u64 = 1_000_000_000_000;
 /// Most frames in one input.
 const FRAMES: usize = 12;
 
-/// Whatever comes: a frame that passes is unchanged unless it was a relay's, its checksums stay right where they were,
-/// and one counter says what became of it.
+/// A frame that passes is unchanged unless it was a relay's, its checksums stay right where they were, and one counter
+/// names its verdict.
 pub fn feed(data: &[u8]) {
     let mut bytes = Bytes(data);
     let scene = bytes.pick(&[Scene::v4 as fn(u64) -> Scene, Scene::v6])(NOW_NS);

@@ -2,7 +2,7 @@
 
 use balancer::cluster::peers::Report;
 
-/// What is read can be told again, and says the same.
+/// A report that was read can be written again, and means the same.
 pub fn feed(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok((sequence, report)) = Report::decode(text, |name| name != "stranger") else { return };

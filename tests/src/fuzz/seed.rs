@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// The bytes of a seed's file: of `NAME.hex` what its digits say, `#` beginning a comment; of others the text itself.
+/// The bytes of a seed's file: those that the digits of `NAME.hex` stand for, `#` beginning a comment; of others the
+/// text itself.
 pub fn seed(name: &str, text: &str) -> Result<Vec<u8>, String> {
     if Path::new(name).extension().is_none_or(|extension| extension != "hex") {
         return Ok(text.as_bytes().to_vec());

@@ -1,16 +1,15 @@
 //! `agent.conf` files as Juju's agents write them on its controllers' hosts, one directory of agents a host.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::support::files::write_private;
 use crate::support::noise::Noise;
 
-/// Whose file it is.
+/// The version of Juju that writes the file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Format {
     /// Juju 2.9: MongoDB, `controllerapiport`.
@@ -21,7 +20,7 @@ pub enum Format {
     V4,
 }
 
-/// What all controllers of a model have in common.
+/// The secrets that all controllers of a model have in common.
 #[derive(Clone)]
 pub struct Secrets {
     /// `sharedsecret`; not in 4.x.
@@ -55,8 +54,8 @@ pub struct AgentConf {
 }
 
 impl AgentConf {
-    /// The file of machine (or controller) `number` below `juju`, the host's own directory of Juju's; its own is made,
-    /// the file not written yet.
+    /// The file of machine (or controller) `number` below `juju`, the directory of Juju's on its host. Makes the directory
+    /// of the file, and does not write the file yet.
     pub fn new(juju: &Path, number: usize, format: Format, secrets: &Secrets) -> Result<Self> {
         let conf = Self { juju: juju.to_owned(), number, format, secrets: secrets.clone() };
         let directory = conf.directory();
@@ -65,17 +64,16 @@ impl AgentConf {
         Ok(conf)
     }
 
-    /// For `paths.juju`.
+    /// The value for `paths.juju`.
     pub fn juju(&self) -> &Path {
         &self.juju
     }
 
-    /// The file.
     pub fn path(&self) -> PathBuf {
         self.directory().join("agent.conf")
     }
 
-    /// The socket beside it, for [`crate::juju::stand_in::StandInOptions::introspection`].
+    /// The socket beside it, for [`crate::juju::server::Options::introspection`].
     pub fn introspection(&self) -> PathBuf {
         self.directory().join("introspection.socket")
     }
@@ -83,13 +81,8 @@ impl AgentConf {
     /// Writes the file, or writes it anew as Juju does: another file, renamed over it.
     pub fn write(&self, addresses: &[SocketAddr]) -> Result<()> {
         let (path, new) = (self.path(), self.directory().join("agent.conf.new"));
-        let write = || -> std::io::Result<()> {
-            let options =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
-            options?.write_all(self.text(addresses).as_bytes())?;
-            std::fs::rename(&new, &path)
-        };
-        write().with_context(|| format!("failed to write {}", path.display()))
+        write_private(&new, &self.text(addresses))?;
+        std::fs::rename(&new, &path).with_context(|| format!("failed to write {}", path.display()))
     }
 
     fn directory(&self) -> PathBuf {
@@ -117,11 +110,8 @@ impl AgentConf {
         );
         for address in addresses {
             // YAML reads `[` as a list.
-            let _infallible = if address.is_ipv6() {
-                writeln!(text, "- '{address}'")
-            } else {
-                writeln!(text, "- {address}")
-            };
+            let quote = if address.is_ipv6() { "'" } else { "" };
+            let _infallible = writeln!(text, "- {quote}{address}{quote}");
         }
         text += "apipassword: not-the-secret\nloggingconfig: <root>=INFO\nvalues:\n  CONTAINER_TYPE: \"\"\n";
         text += "agent-logfile-max-size: 100\nagent-logfile-max-backups: 2\n";

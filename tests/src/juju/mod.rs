@@ -7,3 +7,4 @@ pub mod rpc;
 pub mod server;
 pub mod stand_in;
 pub mod tls;
+mod transfer;

@@ -15,12 +15,9 @@ pub struct Request {
     /// Facade, such as `Admin` or `Pinger`; `Test` exists for the fixtures only.
     #[serde(rename = "type")]
     pub facade: String,
-    /// Version of the facade.
     #[serde(default)]
     pub version: u32,
-    /// Method of the facade.
     pub request: String,
-    /// Arguments of the method.
     #[serde(default)]
     pub params: Value,
 }
@@ -29,12 +26,9 @@ pub struct Request {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Response {
-    /// The call's.
     pub request_id: u64,
-    /// What the method returned.
     #[serde(default)]
     pub response: Value,
-    /// Why it returned nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The error in machine-readable words.
@@ -42,14 +36,12 @@ pub struct Response {
     pub error_code: Option<String>,
 }
 
-/// What `Test`/`Peer` returns: the connection as the server sees it.
+/// The answer of `Test`/`Peer`: the connection as the server sees it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Peer {
-    /// Name of the server that answers.
     pub server: String,
-    /// What `accept()` returned, IPv4 unmapped.
+    /// From `accept()`, IPv4 unmapped, as is `local`.
     pub peer: SocketAddr,
-    /// Local end of the server's socket, IPv4 unmapped.
     pub local: SocketAddr,
 }
 
@@ -63,7 +55,6 @@ pub fn small_buffers() -> WebSocketConfig {
     WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0)
 }
 
-/// Buffers for a bulk transfer.
 pub fn large_buffers() -> WebSocketConfig {
     WebSocketConfig::default().read_buffer_size(128 << 10).write_buffer_size(128 << 10)
 }

@@ -1,4 +1,4 @@
-//! TLS ends of the fixtures: `juju-apiserver`, signed by its cluster's own authority, and a client that trusts anybody.
+//! TLS ends of the fixtures: `juju-apiserver`, signed by its cluster's own authority, and a client that trusts everybody.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 
+use crate::support::files::{read, write_private};
+
 /// The name in every Juju controller's certificate, and the SNI of every client.
 pub const SERVER_NAME: &str = "juju-apiserver";
 
-/// What the controllers of a cluster have in common, as Juju's do: an authority, and the certificate that it signed.
-/// Each is PEM.
+/// The TLS identity that the controllers of a cluster share, as Juju's do: an authority, and the certificate that it
+/// signed. Each is PEM.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The authority's certificate, which clients are given.
@@ -26,7 +28,6 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Makes an authority and a certificate.
     pub fn make() -> Result<Self> {
         let make = || {
             let mut authority = CertificateParams::default();
@@ -45,7 +46,7 @@ impl Identity {
         make().context("failed to make a certificate")
     }
 
-    /// The one in `directory`, made there by whoever asks first.
+    /// The one in `directory`, made there at the first call.
     pub fn of(directory: &Path) -> Result<Self> {
         let [authority, certificate, key] = Self::files(directory);
         if !authority.exists() {
@@ -53,16 +54,12 @@ impl Identity {
             for (path, text) in
                 [(&certificate, &made.certificate), (&key, &made.key), (&authority, &made.authority)]
             {
-                std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))?;
+                write_private(path, text)?;
             }
         }
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
-        };
         Ok(Self { authority: read(&authority)?, certificate: read(&certificate)?, key: read(&key)? })
     }
 
-    /// File of the authority's certificate in `directory`.
     pub fn authority_file(directory: &Path) -> PathBuf {
         let [authority, ..] = Self::files(directory);
         authority
@@ -88,24 +85,25 @@ pub fn server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// A client that accepts every certificate: stand-in servers sign their own.
+/// A client that accepts every certificate: the check costs more CPU than the rest of a stand-in session.
 pub fn client() -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .context("failed to choose TLS versions")?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAnybody(provider)))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// Skips the check of certificate and signature: these cost more CPU than the rest of a stand-in session.
 #[derive(Debug)]
-struct TrustAnybody(Arc<CryptoProvider>);
+struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for TrustAnybody {
+type Valid = Result<HandshakeSignatureValid, rustls::Error>;
+
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -117,21 +115,11 @@ impl ServerCertVerifier for TrustAnybody {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Valid {
         Ok(HandshakeSignatureValid::assertion())
     }
 
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Valid {
         Ok(HandshakeSignatureValid::assertion())
     }
 

@@ -1,9 +1,9 @@
-//! The first process of a virtual machine: makes it one that the runs can be run in, runs them, and says how that went;
-//! or takes [`crate::machines::orders`], where it is one of several on a network.
+//! The first process of a virtual machine: prepares it for the runs, runs them, and says how that went; or takes
+//! [`crate::machines::orders`], where it is one of several on a network.
 //!
 //! `cargo xtask vm` puts it into the initramfs with `/plan`, one run a line, tab-separated: name, seconds that it may
-//! take, program, arguments. What runs print goes to the console; around each there is a line of ours.
-#![allow(clippy::print_stdout, reason = "the console is the report")]
+//! take, program, arguments. The output of runs goes to the console; around each there is a line of ours.
+#![expect(clippy::print_stdout, reason = "the console is the report")]
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,14 +18,14 @@ use nix::sys::termios::tcdrain;
 
 use crate::machines::machine::OBEY;
 use crate::machines::orders::obey;
+use crate::support::eventually::eventually;
 
-/// What our own lines begin with; `cargo xtask vm` looks for it.
+/// The start of our own lines; `cargo xtask vm` looks for it.
 pub const MARK: &str = "vm:";
-/// QEMU's `isa-debug-exit`: what is written there ends the machine, 2 × value + 1 being QEMU's exit code.
+/// QEMU's `isa-debug-exit`: a value written there ends the machine, with 2 × value + 1 as QEMU's exit code.
 const EXIT_PORT: u16 = 0xf4;
 const SUCCESS: u8 = 0x10;
 const FAILURE: u8 = 0x11;
-const POLL: Duration = Duration::from_millis(20);
 
 const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
@@ -64,7 +64,7 @@ fn end(code: u8) -> ! {
             std::arch::asm!("out dx, al", in("dx") EXIT_PORT, in("al") code);
         }
     }
-    // Whoever gets here has no exit port: an end of the first process is a panic of the kernel, and QEMU ends too.
+    // There is no exit port: an end of the first process is a panic of the kernel, and QEMU ends too.
     panic!("the machine does not end");
 }
 
@@ -78,7 +78,7 @@ fn prepare() -> Result<()> {
         mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("failed to mount {target}"))?;
     }
-    // A service's limits on an ordinary host: the programs themselves are to raise what they need.
+    // A service's limits on an ordinary host: the programs themselves must raise them.
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 524_288).context("failed to limit open files")?;
     load_modules(Path::new("/modules"))?;
     let loopback = Command::new("/bin/ip").args(["link", "set", "lo", "up"]).status();
@@ -141,18 +141,11 @@ fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>, limit: Durat
         .stdin(Stdio::null())
         .spawn()
         .with_context(|| format!("failed to start {program}"))?;
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait().context("failed to wait")? {
-            return Ok(status
-                .code()
-                .map_or_else(|| status.to_string().replace(' ', "-"), |code| code.to_string()));
-        }
-        if Instant::now() > deadline {
-            child.kill().context("failed to end a run")?;
-            child.wait().context("failed to wait")?;
-            return Ok("out-of-time".to_owned());
-        }
-        std::thread::sleep(POLL);
+    if let Ok(status) = eventually(limit, program, || child.try_wait()?.context("running")) {
+        let named = || status.to_string().replace(' ', "-");
+        return Ok(status.code().map_or_else(named, |code| code.to_string()));
     }
+    child.kill().context("failed to end a run")?;
+    child.wait().context("failed to wait")?;
+    Ok("out-of-time".to_owned())
 }

@@ -1,4 +1,4 @@
-//! A virtual machine with a kernel of its own, on a [`Switch`]: booted, told what to do, paused, killed.
+//! A virtual machine with a kernel of its own, on a [`Switch`]: booted, given orders, paused, killed.
 //!
 //! `cargo xtask` says by a file named in `$BALANCER_MACHINE` how one is booted; inside, [`crate::machines::guest`] takes
 //! [`Order`]s.
@@ -22,9 +22,9 @@ use crate::support::lines::{Lines as _, Port};
 
 /// Names the file that holds a [`Recipe`].
 pub const RECIPE: &str = "BALANCER_MACHINE";
-/// What the kernel's command line has where the machine is to take orders.
+/// In the kernel's command line where the machine is to take orders.
 pub const OBEY: &str = "balancer.orders";
-/// Name of the port that a fleet inside talks by.
+/// Name of the port of a fleet inside.
 pub const FLEET: &str = "fleet";
 /// A machine takes orders within this: several are booted at the same time, by an emulated processor.
 const BOOT: Duration = Duration::from_mins(2);
@@ -35,14 +35,13 @@ const SOCKETS: Duration = Duration::from_secs(20);
 /// A machine without runs needs no more, MiB.
 const MEMORY: &str = "640";
 
-/// How a machine is booted, whatever it is for.
+/// How every machine is booted.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Recipe {
-    /// QEMU, or what starts it, with the options that all machines have.
+    /// QEMU, or a program that starts it, with the options that all machines have.
     pub command: Vec<String>,
-    /// The kernel's command line.
     pub append: String,
-    /// Where what the consoles print is kept.
+    /// Directory for the output of the consoles.
     pub logs: PathBuf,
 }
 
@@ -70,7 +69,7 @@ pub struct Machine {
 
 impl Machine {
     /// Boots the machine `name` with a card of hardware address 52:54:00:77:00:`number` on `switch`;
-    /// [`Machine::await_ready`] waits for it. Its sockets are in `directory`. It ends with the calling thread, which is to
+    /// [`Machine::await_ready`] waits for it. Its sockets are in `directory`. It ends with the calling thread, which must
     /// be the run's.
     pub fn boot(recipe: &Recipe, directory: &Path, switch: &Switch, name: &str, number: u8) -> Result<Self> {
         let socket = |port: &str| directory.join(format!("{name}.{port}"));
@@ -86,7 +85,7 @@ impl Machine {
         command.args(["-device", "virtio-serial-pci"]);
         for port in [orders::PORT, FLEET] {
             let path = socket(port);
-            // What a machine that was killed left behind.
+            // A machine that was killed left it behind.
             let _ = std::fs::remove_file(&path);
             command
                 .args(["-chardev", &format!("socket,id={port},path={},server=on,wait=off", path.display())]);
@@ -100,7 +99,6 @@ impl Machine {
         Ok(Self { name: name.to_owned(), directory: directory.to_owned(), console, qemu, orders })
     }
 
-    /// Waits until it takes orders.
     pub fn await_ready(&self) -> Result<()> {
         let line = self.orders().read_line(BOOT);
         let line = line.with_context(|| format!("machine {}: {}", self.name, last(&self.console)))?;
@@ -114,12 +112,10 @@ impl Machine {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The port that a fleet inside talks by.
     pub fn fleet_port(&self) -> Result<Port> {
         Port::connect(
             &format!("{}.{FLEET}", self.name),
@@ -128,7 +124,12 @@ impl Machine {
         )
     }
 
-    /// Has an order carried out; gives the answer.
+    /// Has an order carried out that has no answer.
+    pub fn tell(&self, order: &Order) -> Result<()> {
+        self.order::<Value>(order).map(drop)
+    }
+
+    /// Has an order carried out; returns the answer.
     pub fn order<T: DeserializeOwned>(&self, order: &Order) -> Result<T> {
         let ask = || -> Result<Value> {
             let mut orders = self.orders();
@@ -143,7 +144,7 @@ impl Machine {
         serde_json::from_value(ask().with_context(doing)?).with_context(doing)
     }
 
-    /// Runs a command line (split at white space) to its end inside; gives its standard output.
+    /// Runs a command line (split at white space) to its end inside; returns its standard output.
     pub fn exec(&self, line: &str) -> Result<String> {
         let command = line.split_whitespace().map(str::to_owned).collect();
         let ran: Ran = self.order(&Order::Run { command })?;
@@ -153,7 +154,7 @@ impl Machine {
         Ok(ran.output)
     }
 
-    /// Holds the machine (true), as if its host had stopped, or lets it go on.
+    /// Pauses the machine, as if its host had stopped, or lets it go on.
     pub fn pause(&self, pause: bool) -> Result<()> {
         let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
         kill(Pid::from_raw(self.qemu.0.id().cast_signed()), signal)
@@ -172,9 +173,9 @@ impl Drop for Qemu {
     }
 }
 
-/// The end of what a console printed.
+/// The end of a console's output.
 fn last(console: &Path) -> String {
-    let text = std::fs::read(console).map(|octets| String::from_utf8_lossy(&octets).into_owned());
+    let text = std::fs::read(console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text = text.unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join(" | ")

@@ -21,18 +21,19 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::cluster::daemon::{Api, ClusterSection, Config, Controller, Paths};
-use crate::cluster::judge::{Controllers, seen};
-use crate::cluster::{API_PORT, RELAY_PORTS, SYNC_PORT, hex_key};
+use crate::cluster::config::{Config, Controller};
+use crate::cluster::judge::{self, Controllers};
+use crate::cluster::{API_PORT, RELAY_PORTS, hex_key};
 use crate::juju::fleet::Fleet;
+use crate::juju::server::Options;
 use crate::machines::machine::{FLEET, Machine, Recipe};
 use crate::machines::orders::{Order, Talks};
+use crate::network::sockets::parse_ss;
 use crate::network::switch::Switch;
-use crate::network::topology::{PREFIX, parse_ss};
-use crate::support::eventually::eventually;
+use crate::support::cleanup::PREFIX;
+use crate::support::eventually::wait_for;
 use crate::support::lines::Port;
 
-/// The controllers.
 pub const NAMES: [&str; 3] = ["a", "b", "c"];
 /// The clients' machine.
 const CLIENT: &str = "d";
@@ -41,19 +42,15 @@ const KEY: &str = "/etc/balancer/cluster.key";
 const PINS: &str = "/sys/fs/bpf/balancer";
 const SERVER_LOG: &str = "/tmp/server.log";
 const LOG: &str = "/tmp/balancer.log";
-/// Every balancer is ready, and knows all others, within this.
-const SETTLE: Duration = Duration::from_mins(1);
 
 /// Running machines; killed on drop.
 #[derive(Debug)]
 pub struct Machines {
-    // Dropped in this order: what uses a thing before the thing.
-    /// The clients.
+    // Dropped in this order: each thing before those that it uses.
     pub fleet: Fleet<Port>,
     _client: Machine,
     /// One a controller, in their order; none for one that is down.
     controllers: [Option<Machine>; 3],
-    /// What connects them.
     pub switch: Switch,
     recipe: Recipe,
     key: String,
@@ -61,8 +58,8 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// Boots the machines and starts everything in them; `seed` says which frames the switch will lose when it is told
-    /// to lose some.
+    /// Boots the machines and starts everything in them. The frames that the switch will lose, when told to, follow from
+    /// `seed`.
     pub fn start(seed: u64) -> Result<Self> {
         let recipe = Recipe::find()?;
         let directory = tempfile::Builder::new().prefix(&format!("{PREFIX}machines-")).tempdir();
@@ -82,38 +79,25 @@ impl Machines {
         let command = vec!["/fixtures/fleet".to_owned()];
         let port = client.fleet_port()?;
         let talks = Talks::Port(FLEET.to_owned());
-        client.order::<Value>(&Order::Start { name: FLEET.to_owned(), command, talks })?;
+        client.tell(&Order::Start { name: FLEET.to_owned(), command, talks })?;
         let fleet = Fleet::behind(port)?;
         let machines = Self { fleet, _client: client, controllers, switch, recipe, key, directory };
         machines.await_settled()?;
         Ok(machines)
     }
 
-    /// Address of the API of controller `index`.
     pub fn address(&self, index: usize) -> SocketAddr {
         SocketAddr::new(address(NAMES[index]).into(), API_PORT)
     }
 
-    /// Waits until every balancer that runs sees every controller as ready, and knows where to relay to.
+    /// [`judge::await_settled`], with the agents' logs in the error.
     pub fn await_settled(&self) -> Result<()> {
-        let settled = eventually(SETTLE, "every controller ready for every balancer", || {
-            for status in self.statuses().map_err(|error| format!("{error:#}"))? {
-                for name in NAMES {
-                    let one = seen(&status, name).map_err(|error| format!("{error:#}"))?;
-                    if one["state"] != "ready" || !(one["relay"] == "ok" || one["relay"] == "self") {
-                        return Err(status.to_string());
-                    }
-                }
-            }
-            Ok(())
-        });
-        settled.with_context(|| {
+        judge::await_settled(self).with_context(|| {
             let logs = (0..NAMES.len()).map(|index| self.log(index).unwrap_or_default());
             logs.collect::<Vec<_>>().join("\n")
         })
     }
 
-    /// The machine of controller `index`.
     pub fn controller(&self, index: usize) -> Result<&Machine> {
         self.controllers[index].as_ref().with_context(|| format!("machine {} is down", NAMES[index]))
     }
@@ -123,7 +107,6 @@ impl Machines {
         self.controllers[index] = None;
     }
 
-    /// Boots the machine of controller `index` again.
     pub fn boot(&mut self, index: usize) -> Result<()> {
         let name = NAMES[index];
         let machine = Machine::boot(&self.recipe, self.directory.path(), &self.switch, name, number(name))?;
@@ -141,24 +124,22 @@ impl Machines {
         start_agent(machine, binary)
     }
 
-    /// What the agent of controller `index` has logged.
     pub fn log(&self, index: usize) -> Result<String> {
         self.controller(index)?.order(&Order::Read { path: LOG.into() })
     }
 
-    /// Sets the wall clock of controller `index`.
     pub fn step_clock(&self, index: usize, by_ms: i64) -> Result<()> {
-        self.controller(index)?.order::<Value>(&Order::StepClock { by_ms }).map(drop)
-    }
-
-    /// Number of records in each table of controller `index` that is to be empty when nobody is connected.
-    pub fn tables(&self, index: usize) -> Result<BTreeMap<String, usize>> {
-        self.controller(index)?.order(&Order::Tables { pins: PINS.into() })
+        self.controller(index)?.tell(&Order::StepClock { by_ms })
     }
 }
 
 impl Controllers for Machines {
     const SOON: Duration = Duration::from_secs(30);
+    const SETTLE: Duration = Duration::from_mins(1);
+
+    fn size(&self) -> usize {
+        NAMES.len()
+    }
 
     fn counts(&self) -> Result<Vec<usize>> {
         let count = |machine: &Option<Machine>| {
@@ -181,9 +162,17 @@ impl Controllers for Machines {
         };
         self.controllers.iter().map(status).collect()
     }
+
+    fn tables(&self) -> Result<Vec<BTreeMap<String, usize>>> {
+        self.controllers
+            .iter()
+            .flatten()
+            .map(|machine| machine.order(&Order::Tables { pins: PINS.into() }))
+            .collect()
+    }
 }
 
-/// Last octet of a machine's address, and of its card's.
+/// Last byte of a machine's address, and of its card's.
 fn number(name: &str) -> u8 {
     NAMES.iter().position(|known| *known == name).map_or(101, |index| 11 + index as u8)
 }
@@ -200,48 +189,32 @@ fn connect(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a controller's machine, and starts what a controller has.
+/// Waits for a controller's machine, and starts server and balancer in it.
 fn serve(machine: &Machine, key: &str) -> Result<()> {
     connect(machine)?;
     let name = machine.name();
     // Where native XDP is to forward, the kernel has to.
     let forwarding = "/proc/sys/net/ipv4/conf/eth0/forwarding".into();
-    machine.order::<Value>(&Order::Write { path: forwarding, text: "1".to_owned() })?;
-    let options = [format!("--name={name}"), "--identity=/tmp".to_owned()];
-    let command = std::iter::once("/fixtures/stand-in-server".to_owned()).chain(options).collect();
+    machine.tell(&Order::Write { path: forwarding, text: "1".to_owned() })?;
+    let options = Options { name: name.to_owned(), identity: Some("/tmp".into()), ..Options::default() };
+    let command = vec!["/fixtures/stand-in-server".to_owned(), serde_json::to_string(&options)?];
     let talks = Talks::Into(SERVER_LOG.into());
-    machine.order::<Value>(&Order::Start { name: "server".to_owned(), command, talks })?;
-    eventually(SETTLE, "the server listens", || {
-        let said = machine.order::<String>(&Order::Read { path: SERVER_LOG.into() });
-        let said = said.map_err(|error| format!("{error:#}"))?;
-        if said.starts_with("ready ") { Ok(()) } else { Err(said) }
-    })?;
-    let config = Config {
-        api: Api { port: Some(API_PORT), hook: Some("auto".to_owned()), ..Api::default() },
-        cluster: ClusterSection {
-            name: Some(name.to_owned()),
-            listen: Some(SocketAddr::new(address(name).into(), SYNC_PORT)),
-            relay_ports: Some(format!("{}-{}", RELAY_PORTS.start(), RELAY_PORTS.end())),
-            key_file: Some(KEY.into()),
-            controllers: NAMES
-                .map(|name| Controller {
-                    name: name.to_owned(),
-                    addresses: vec![address(name).into()],
-                    weight: None,
-                })
-                .into(),
-        },
-        paths: Paths { pins: Some(PINS.into()), ..Paths::default() },
-        ..Config::default()
-    };
+    machine.tell(&Order::Start { name: "server".to_owned(), command, talks })?;
+    let said = || machine.order::<String>(&Order::Read { path: SERVER_LOG.into() });
+    wait_for(Machines::SETTLE, "the server listens", said, |said| said.starts_with("ready"))?;
+    let controllers =
+        NAMES.map(|name| Controller { name: name.to_owned(), addresses: vec![address(name).into()] });
+    let mut config = Config::new(name, address(name).into(), KEY.as_ref(), &controllers);
+    config.api.hook = Some("auto".to_owned());
+    config.paths.pins = Some(PINS.into());
     let text = toml::to_string(&config).context("a configuration is TOML")?;
-    machine.order::<Value>(&Order::Write { path: CONFIG.into(), text })?;
-    machine.order::<Value>(&Order::Write { path: KEY.into(), text: format!("{key}\n") })?;
+    machine.tell(&Order::Write { path: CONFIG.into(), text })?;
+    machine.tell(&Order::Write { path: KEY.into(), text: format!("{key}\n") })?;
     start_agent(machine, "/fixtures/balancer")
 }
 
 fn start_agent(machine: &Machine, binary: &str) -> Result<()> {
     let command = [binary, "run", "--config", CONFIG].map(str::to_owned).into();
     let talks = Talks::Into(PathBuf::from(LOG));
-    machine.order::<Value>(&Order::Start { name: "balancer".to_owned(), command, talks }).map(drop)
+    machine.tell(&Order::Start { name: "balancer".to_owned(), command, talks })
 }

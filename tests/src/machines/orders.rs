@@ -1,10 +1,9 @@
-//! What a virtual machine is told to do, and does: a run on the host says it in lines over a port of the machine's, which
-//! works whatever has become of its network.
+//! Orders to a virtual machine: a run on the host gives them in lines over a port of the machine, which works also while
+//! its network does not.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,12 +16,13 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::cluster::daemon::tables;
+use crate::cluster::pins::tables;
 use crate::support::eventually::eventually;
+use crate::support::files::{read, write_private};
 
 /// Name of the port that orders come by.
 pub const PORT: &str = "orders";
-/// What a machine says when it takes orders.
+/// A machine says this when it takes orders.
 pub const READY: &str = "ready";
 /// The kernel has found its devices within this.
 const DEVICES: Duration = Duration::from_secs(20);
@@ -32,34 +32,21 @@ const DEVICES: Duration = Duration::from_secs(20);
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Order {
     /// Writes a file; a new one is one that only root may read.
-    Write {
-        /// Its path.
-        path: PathBuf,
-        /// All that it is to hold.
-        text: String,
-    },
-    /// Answered by what a file holds.
-    Read {
-        /// Its path.
-        path: PathBuf,
-    },
+    Write { path: PathBuf, text: String },
+    /// Answered by the content of a file.
+    Read { path: PathBuf },
     /// Runs a command to its end; answered by [`Ran`].
-    Run {
-        /// Program and arguments.
-        command: Vec<String>,
-    },
+    Run { command: Vec<String> },
     /// Starts a command that goes on.
     Start {
-        /// What later orders call it.
+        /// Its name in later orders.
         name: String,
-        /// Program and arguments.
         command: Vec<String>,
         /// Where it is heard.
         talks: Talks,
     },
-    /// Sends a signal to what was started; after SIGKILL and SIGTERM its end is awaited. Answered by whether it ran.
+    /// Sends a signal to a started command, and after SIGKILL and SIGTERM waits for its end. Answered by whether it ran.
     Signal {
-        /// What it was called.
         name: String,
         /// The signal's number.
         signal: i32,
@@ -69,7 +56,7 @@ pub enum Order {
         /// By so much, milliseconds.
         by_ms: i64,
     },
-    /// Answered by the number of records in each table that is to be empty when nothing is connected.
+    /// Answered by the number of records in each table that must be empty when no client is connected.
     Tables {
         /// Where the data path is pinned.
         pins: PathBuf,
@@ -91,13 +78,11 @@ pub enum Talks {
 pub struct Ran {
     /// Exit code; none for one that was ended by a signal.
     pub code: Option<i32>,
-    /// Standard output.
     pub output: String,
-    /// Standard error.
     pub errors: String,
 }
 
-/// Takes orders until there is nobody any more who gives them.
+/// Takes orders until the port closes.
 pub fn obey() -> Result<()> {
     let mut port = open_port(PORT)?;
     let orders = BufReader::new(port.try_clone().context("failed to clone a port")?);
@@ -125,7 +110,7 @@ fn open_port(name: &str) -> Result<File> {
             fs::read_to_string(port.path().join("name")).is_ok_and(|found| found.trim() == name)
         };
         let found = ports.into_iter().find(named);
-        found.map(|port| Path::new("/dev").join(port.file_name())).ok_or("there is none")
+        found.map(|port| Path::new("/dev").join(port.file_name())).context("there is none")
     })?;
     let opened = OpenOptions::new().read(true).write(true).open(&device);
     opened.with_context(|| format!("failed to open {}", device.display()))
@@ -137,19 +122,14 @@ fn carry_out(order: Order, started: &mut BTreeMap<String, Child>) -> Result<Valu
             let directory = path.parent().context("a path with a directory")?;
             fs::create_dir_all(directory)
                 .with_context(|| format!("failed to make {}", directory.display()))?;
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-            written.with_context(|| format!("failed to write {}", path.display()))?;
+            write_private(&path, &text)?;
             Ok(Value::Null)
         }
-        Order::Read { path } => {
-            let text = fs::read_to_string(&path);
-            Ok(text.with_context(|| format!("failed to read {}", path.display()))?.into())
-        }
+        Order::Read { path } => Ok(read(&path)?.into()),
         Order::Run { command } => {
             let output = prepared(&command)?.stdin(Stdio::null()).output();
             let output = output.with_context(|| format!("failed to start {command:?}"))?;
-            let text = |octets: Vec<u8>| String::from_utf8_lossy(&octets).into_owned();
+            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
             let ran =
                 Ran { code: output.status.code(), output: text(output.stdout), errors: text(output.stderr) };
             serde_json::to_value(ran).context("failed to answer")

@@ -1,50 +1,59 @@
 //! Link delay without netem: frames wait between two packet sockets for a fixed time.
 //!
 //! A delay namespace holds both ends of a line, `near` and `far`. Frames that arrive at one leave at the other a
-//! fixed time later. Offloads must be off on the devices that feed them ([`crate::network::topology`] sees to that): a
-//! packet socket cannot forward a frame whose checksum a card was to fill in.
+//! fixed time later. Offloads must be off on the devices that feed them ([`crate::network::net`] sees to that): a
+//! packet socket cannot forward a frame that lacks its checksum because a card was to fill it in.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{LinkAddr, SockaddrLike, bind, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::network::namespace::Namespace;
 use crate::network::sockopt::switch_on;
-use crate::network::topology::Namespace;
+use crate::support::eventually::SOON;
 use crate::support::lines::Lines as _;
-use crate::support::process::{Process, fixture};
+use crate::support::process::Process;
 
-/// Room for what arrives while the process is not running, in bytes.
+/// Room for frames that arrive while the process is not running, in bytes.
 const BUFFER: usize = 32 << 20;
 /// Longest frame, in bytes: MTU 1500 with Ethernet header and some room.
 const FRAME: usize = 2048;
 
-/// A running delay process; ended on drop.
-#[derive(Debug)]
-pub struct Delay {
-    _process: Process,
+/// Delays each line, a pair of device names in `namespace`, by `each_way`, as long as the process lives.
+pub(super) fn start(
+    namespace: &Namespace,
+    each_way: Duration,
+    lines: &[(String, String)],
+) -> Result<Process> {
+    let mut arguments = vec![each_way.as_micros().to_string()];
+    arguments.extend(lines.iter().map(|(near, far)| format!("{near},{far}")));
+    let mut process = Process::fixture(namespace, "delay", &arguments)?;
+    let line = process.read_line(SOON)?;
+    ensure!(line == "ready", "delay process said {line:?}");
+    Ok(process)
 }
 
-impl Delay {
-    /// Delays each line, a pair of device names in `namespace`, by `each_way`.
-    pub fn start(namespace: &Namespace, each_way: Duration, lines: &[(String, String)]) -> Result<Self> {
-        let mut arguments = vec![format!("--microseconds={}", each_way.as_micros())];
-        arguments.extend(lines.iter().map(|(near, far)| format!("--line={near},{far}")));
-        let mut process = Process::spawn(namespace, &fixture("delay")?, arguments)?;
-        let line = process.read_line(Duration::from_secs(10))?;
-        if line != "ready" {
-            bail!("delay process said {line:?}");
-        }
-        Ok(Self { _process: process })
+/// The delay process: its arguments are the delay each way in microseconds, and lines, each as `NEAR,FAR`. Prints `ready`.
+pub fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let each_way = arguments.next().context("usage: delay MICROSECONDS NEAR,FAR…")?.parse()?;
+    for line in arguments {
+        let (near, far) = line.split_once(',').with_context(|| format!("{line} is not NEAR,FAR"))?;
+        forward(near, far, Duration::from_micros(each_way))?;
     }
+    writeln!(std::io::stdout(), "ready").context("no test listens")?;
+    // Until standard input ends with the test.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    Ok(())
 }
 
 /// Forwards between `near` and `far` both ways from here on, on threads that end with the process.
-pub fn forward(near: &str, far: &str, each_way: Duration) -> Result<()> {
+fn forward(near: &str, far: &str, each_way: Duration) -> Result<()> {
     let (near, far) = (packet_socket(near)?, packet_socket(far)?);
     for (from, to) in [(&near, &far), (&far, &near)] {
         let from = from.try_clone().context("failed to clone a packet socket")?;

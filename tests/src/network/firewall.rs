@@ -1,12 +1,11 @@
-//! nftables rule sets that hosts may have: default-deny with conntrack, and blocked relay ports.
+//! nftables rule sets of hosts: default-deny with conntrack, and blocked relay ports.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::network::topology::Namespace;
+use crate::network::namespace::Namespace;
+use crate::support::process::feed;
 
 const DEFAULT_DENY: &str = "
 table inet balancer_deny {
@@ -33,14 +32,14 @@ table inet balancer_deny {
 }
 ";
 
-/// Adds a default-deny input chain with conntrack that lets in what the balancer's documentation asks for:
-/// established and related flows, `lo`, ICMP, the API port, the relay ports and peer sync. What connection tracking
-/// calls invalid is dropped before all else.
+/// Adds a default-deny input chain with conntrack, with the openings that the balancer's documentation asks for:
+/// established and related flows, `lo`, ICMP, the API port, the relay ports and peer sync. It drops packets that
+/// connection tracking calls invalid before all else.
 pub fn default_deny(namespace: &Namespace) -> Result<()> {
     apply(namespace, DEFAULT_DENY)
 }
 
-/// What the chain of [`default_deny`] has counted, in packets.
+/// Packets that the chain of [`default_deny`] has counted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counted {
     /// Invalid by connection tracking, and dropped.
@@ -89,23 +88,10 @@ pub fn allow_ports(namespace: &Namespace) -> Result<()> {
     apply(namespace, "delete table inet balancer_block")
 }
 
-/// Removes every rule of the namespace.
 pub fn remove(namespace: &Namespace) -> Result<()> {
     apply(namespace, "flush ruleset")
 }
 
 fn apply(namespace: &Namespace, rules: &str) -> Result<()> {
-    let mut nft = namespace
-        .command("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("failed to start nft")?;
-    nft.stdin.take().context("nft has a standard input")?.write_all(rules.as_bytes())?;
-    let output = nft.wait_with_output().context("failed to wait for nft")?;
-    if !output.status.success() {
-        bail!("nft in {}: {}{rules}", namespace.name(), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
+    feed(namespace.command("nft").args(["-f", "-"]), rules).map(drop)
 }

@@ -1,7 +1,10 @@
 //! Networks of namespaces and of virtual machines, with their delays and firewalls.
 
+mod build;
 pub mod delay;
 pub mod firewall;
+pub mod namespace;
+pub mod net;
+pub mod sockets;
 pub mod sockopt;
 pub mod switch;
-pub mod topology;

@@ -3,7 +3,7 @@
 use std::io::Error;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Switches on an option whose value is an integer.
+/// Switches on an option with an integer as its value.
 pub fn switch_on(socket: impl AsFd, level: libc::c_int, option: libc::c_int) -> Result<(), Error> {
     let on: libc::c_int = 1;
     let length = size_of_val(&on) as libc::socklen_t;

@@ -1,5 +1,5 @@
 //! A learning Ethernet switch for virtual machines, in user space: QEMU's `-netdev dgram` carries each frame as one
-//! datagram of a Unix socket. What a real network does to frames, it can be told to do: cut a port off, delay, lose.
+//! datagram of a Unix socket. It can be told to do to frames as a real network does: cut a port off, delay, lose.
 //!
 //! ```text
 //!   machine a ── a.nic │ a.port ──┐
@@ -12,7 +12,6 @@ use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::support::noise::Noise;
 
-/// Longest frame, octets.
+/// Longest frame, in bytes.
 const FRAME: usize = 65_536;
 /// Frames that wait for a machine which does not take them; more are lost, as in any switch.
 const BACKLOG: usize = 1_000;
@@ -31,12 +30,11 @@ const LOOK: Duration = Duration::from_millis(2);
 
 type Mac = [u8; 6];
 
-/// What the switch does to the frames that it forwards.
+/// Faults that the switch imposes on the frames that it forwards.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
-    /// Ports that nothing comes from and nothing goes to.
+    /// Ports that are cut off: no frame comes from them or goes to them.
     pub cut: Vec<usize>,
-    /// How long each frame is under way.
     pub delay: Duration,
     /// Frames lost of a thousand.
     pub lost_permille: u16,
@@ -45,7 +43,6 @@ pub struct Conditions {
 /// Frames since the start.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Frames {
-    /// Sent on.
     pub forwarded: u64,
     /// Lost because the conditions say so.
     pub lost: u64,
@@ -58,26 +55,20 @@ pub struct Frames {
 /// A running switch; ended on drop.
 #[derive(Debug)]
 pub struct Switch {
-    shared: Arc<Shared>,
+    shared: Arc<Mutex<Shared>>,
     directory: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    conditions: Mutex<Conditions>,
-    frames: Mutex<Frames>,
-    ends: AtomicBool,
+    conditions: Conditions,
+    frames: Frames,
+    ends: bool,
 }
 
-impl Shared {
-    fn conditions(&self) -> MutexGuard<'_, Conditions> {
-        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn frames(&self) -> MutexGuard<'_, Frames> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Switch {
@@ -93,7 +84,7 @@ impl Switch {
             let waiting = VecDeque::new();
             ports.push(Port { socket, peer: directory.join(format!("{name}.nic")), waiting });
         }
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mutex::new(Shared::default()));
         let fabric = Fabric {
             ports,
             table: Table::default(),
@@ -119,18 +110,17 @@ impl Switch {
 
     /// Changes the conditions, for frames that come in from now on.
     pub fn set(&self, change: impl FnOnce(&mut Conditions)) {
-        change(&mut self.shared.conditions());
+        change(&mut lock(&self.shared).conditions);
     }
 
-    /// Counts.
     pub fn frames(&self) -> Frames {
-        *self.shared.frames()
+        lock(&self.shared).frames
     }
 }
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        self.shared.ends.store(true, Ordering::Relaxed);
+        lock(&self.shared).ends = true;
         // It has panicked already if that fails, and said so.
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -144,7 +134,7 @@ struct Port {
 }
 
 impl Port {
-    /// Gives the machine what waits for it, as far as it takes it.
+    /// Gives the machine the frames that wait for it, as far as it takes them.
     fn give(&mut self) {
         while let Some(frame) = self.waiting.pop_front() {
             match self.socket.send_to(&frame, &self.peer) {
@@ -186,13 +176,13 @@ struct Fabric {
     under_way: BinaryHeap<UnderWay>,
     taken: u64,
     noise: Noise,
-    shared: Arc<Shared>,
+    shared: Arc<Mutex<Shared>>,
 }
 
 impl Fabric {
     fn run(mut self) {
         let mut frame = vec![0; FRAME];
-        while !self.shared.ends.load(Ordering::Relaxed) {
+        while !lock(&self.shared).ends {
             for from in 0..self.ports.len() {
                 while let Some(length) =
                     self.ports.get(from).and_then(|port| port.socket.recv(&mut frame).ok())
@@ -206,8 +196,8 @@ impl Fabric {
     }
 
     fn take(&mut self, from: usize, frame: &[u8]) {
-        let conditions = self.shared.conditions().clone();
-        let mut frames = self.shared.frames();
+        let mut shared = lock(&self.shared);
+        let Shared { conditions, frames, .. } = &mut *shared;
         for to in self.table.ports_for(from, frame, self.ports.len()) {
             if conditions.cut.contains(&from) || conditions.cut.contains(&to) {
                 frames.cut += 1;
@@ -230,7 +220,7 @@ impl Fabric {
             if port.waiting.len() < BACKLOG {
                 port.waiting.push_back(frame);
             } else {
-                self.shared.frames().overflowed += 1;
+                lock(&self.shared).frames.overflowed += 1;
             }
         }
         self.ports.iter_mut().for_each(Port::give);

@@ -22,9 +22,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
-use crate::network::topology::run;
 use crate::packet::host::{Hook, World, named, prefix_length};
 use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
+use crate::support::process::run;
 
 /// The interface that packets come in by, and its peer.
 pub const INTERFACES: [u32; 2] = [7, 8];

@@ -1,54 +1,41 @@
-//! Waiting with a deadline: polls until a condition holds, and says what it saw last when it never did.
+//! Waiting with a deadline: poll until a condition holds, or say which state was seen last.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
-/// Pause between two looks: short beside every deadline in use, long beside the cost of a look.
+/// Long enough, on a busy machine too, for anything that takes an instant on an idle one.
+pub const SOON: Duration = Duration::from_secs(10);
+/// Short beside every deadline in use, long beside the cost of a probe.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Calls `probe` until it gives `Ok`, at least once and for at most `deadline`.
-pub fn eventually<T, S: Debug>(
-    deadline: Duration,
-    what: &str,
-    mut probe: impl FnMut() -> Result<T, S>,
-) -> Result<T> {
+/// Calls `probe` until it succeeds, at least once and for at most `deadline`. The error of the last attempt is the
+/// state that was seen last.
+pub fn eventually<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
         match probe() {
             Ok(value) => return Ok(value),
             Err(state) if started.elapsed() >= deadline => {
-                bail!("{what}: not within {deadline:?}; last seen: {state:?}")
+                return Err(anyhow!("{what}: not within {deadline:?}; last seen: {state:#}"));
             }
             Err(_) => std::thread::sleep(PAUSE),
         }
     }
 }
 
-/// [`eventually`] for asynchronous probes; a probe that hangs is cut off at the deadline as well.
-pub async fn eventually_async<T, S: Debug, F>(
+/// [`eventually`] for a `probe` that must give a `wanted` value.
+pub fn wait_for<T: Debug>(
     deadline: Duration,
     what: &str,
-    mut probe: impl FnMut() -> F,
-) -> Result<T>
-where
-    F: Future<Output = Result<T, S>>,
-{
-    let end = tokio::time::Instant::now() + deadline;
-    let mut last = None;
-    loop {
-        match tokio::time::timeout_at(end, probe()).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(state)) => last = Some(state),
-            Err(_) => bail!("{what}: not within {deadline:?}; last seen: {last:?}"),
-        }
-        if tokio::time::Instant::now() >= end {
-            bail!("{what}: not within {deadline:?}; last seen: {last:?}")
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    mut probe: impl FnMut() -> Result<T>,
+    mut wanted: impl FnMut(&T) -> bool,
+) -> Result<T> {
+    eventually(deadline, what, || {
+        let value = probe()?;
+        if wanted(&value) { Ok(value) } else { bail!("{value:?}") }
+    })
 }
 
 #[cfg(test)]
@@ -60,21 +47,27 @@ mod tests {
         let mut looks = 0;
         let value = eventually(Duration::from_secs(5), "third look", || {
             looks += 1;
-            if looks == 3 { Ok(looks) } else { Err(looks) }
+            if looks == 3 { Ok(looks) } else { bail!("{looks}") }
         });
         assert_eq!(value.unwrap(), 3);
     }
 
     #[test]
     fn says_what_it_saw_last() {
-        let error = eventually(Duration::ZERO, "the count", || Err::<(), _>("17 of 20")).unwrap_err();
+        let error = eventually::<()>(Duration::ZERO, "the count", || bail!("17 of 20")).unwrap_err();
         assert!(error.to_string().contains("the count"), "{error}");
         assert!(error.to_string().contains("17 of 20"), "{error}");
     }
 
-    #[tokio::test]
-    async fn a_hanging_probe_ends_at_the_deadline() {
-        let hang = || std::future::pending::<Result<(), ()>>();
-        assert!(eventually_async(Duration::from_millis(20), "never", hang).await.is_err());
+    #[test]
+    fn waits_for_a_wanted_value_or_says_the_last_one() {
+        let mut count = 0;
+        let mut counted = || {
+            count += 1;
+            Ok(count)
+        };
+        assert_eq!(wait_for(Duration::from_secs(5), "three", &mut counted, |&count| count == 3).unwrap(), 3);
+        let error = wait_for(Duration::ZERO, "three again", &mut counted, |&count| count == 3).unwrap_err();
+        assert!(error.to_string().ends_with("last seen: 4"), "{error}");
     }
 }

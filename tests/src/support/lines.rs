@@ -4,31 +4,43 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::support::eventually::eventually;
 
-/// Whoever is talked to in lines.
+/// A process or machine that is talked to in lines.
 pub trait Lines {
-    /// Sends one line.
     fn write_line(&mut self, line: &str) -> Result<()>;
 
-    /// The next line that it sent, awaited for at most `deadline`.
+    /// Waits at most `deadline` for the next line that it sends.
     fn read_line(&mut self, deadline: Duration) -> Result<String>;
 }
 
-/// Lines out of `stream`, read on even while nobody listens, so that whoever writes them never blocks.
+/// Gives the lines of `stream` to `take` on a thread, until one of them ends.
+pub(crate) fn each_line(
+    stream: impl Read + Send + 'static,
+    take: impl FnMut(String) -> bool + Send + 'static,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        BufReader::new(stream).lines().map_while(Result::ok).all(take);
+    })
+}
+
+/// Lines out of `stream`, read on even while no test listens, so that their writer never blocks.
 pub(crate) fn read_on(stream: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
+    each_line(stream, move |line| sender.send(line).is_ok());
+    lines
+}
+
+/// Lines of this process's standard input, for a fixture.
+pub(crate) fn stdin_lines() -> UnboundedReceiver<String> {
+    let (sender, lines) = unbounded_channel();
+    each_line(std::io::stdin(), move |line| sender.send(line).is_ok());
     lines
 }
 
@@ -41,11 +53,9 @@ pub struct Port {
 }
 
 impl Port {
-    /// Connects to the socket at `path`, once it is there.
+    /// Connects to the socket at `path` as soon as it is there, within `deadline`.
     pub fn connect(name: &str, path: &Path, deadline: Duration) -> Result<Self> {
-        let stream = eventually(deadline, &format!("port {name}"), || {
-            UnixStream::connect(path).map_err(|error| error.to_string())
-        })?;
+        let stream = eventually(deadline, &format!("port {name}"), || Ok(UnixStream::connect(path)?))?;
         let lines = read_on(stream.try_clone().context("failed to clone a socket")?);
         Ok(Self { name: name.to_owned(), stream, lines })
     }

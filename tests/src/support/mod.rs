@@ -1,6 +1,9 @@
-//! Help that every fixture needs: waiting, processes, lines of text, reproducible noise, limits of a process.
+//! Help that every fixture needs: waiting, processes, lines of text, reproducible noise, limits, cleaning up.
 
+pub mod bpffs;
+pub mod cleanup;
 pub mod eventually;
+pub mod files;
 pub mod limits;
 pub mod lines;
 pub mod noise;

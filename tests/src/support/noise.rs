@@ -19,7 +19,6 @@ impl Noise {
         Self::new(clock ^ (u64::from(std::process::id()) << 40))
     }
 
-    /// The next 64 bits.
     pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -28,23 +27,17 @@ impl Noise {
         mixed ^ (mixed >> 31)
     }
 
-    /// The next 128 bits.
-    pub const fn next_u128(&mut self) -> u128 {
-        ((self.next() as u128) << 64) | self.next() as u128
-    }
-
     /// A number below `bound`, which must not be 0.
     pub const fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
     /// A number in −1.0 ..= 1.0.
-    #[allow(clippy::cast_precision_loss, reason = "a jitter needs no 64 bits")]
+    #[expect(clippy::cast_precision_loss, reason = "a jitter needs no 64 bits")]
     pub fn signed_unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
     }
 
-    /// Fills `bytes`.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             let word = self.next().to_le_bytes();
@@ -65,12 +58,10 @@ impl Noise {
 pub struct Digester(Sha256);
 
 impl Digester {
-    /// Adds `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The digest of everything added.
     pub fn hex(self) -> String {
         self.0.finalize().iter().fold(String::new(), |mut hex, byte| {
             let _infallible = write!(hex, "{byte:02x}");

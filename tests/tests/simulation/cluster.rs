@@ -1,148 +1,34 @@
 //! Peer sync of seven controllers on a simulated network, with an attacker, and a record of everything they saw.
 
+mod record;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
 use std::future::pending;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
-use balancer::cluster::peers::{Host, Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
+use balancer::cluster::peers::{Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
 use balancer::juju::key::ClusterKey;
 use tests::support::noise::Noise;
 use tokio::sync::{mpsc, watch};
 use turmoil::net::UdpSocket;
 use turmoil::{Builder, Sim};
 
-pub const CONTROLLERS: usize = 7;
-const PORT: u16 = 17078;
+use self::record::{Event, Seen};
+use crate::air::{
+    ATTACKER, Air, CONTROLLERS, LONGEST, PORT, STEP, Sent, SharedAir, SimulatedHost, address, attack, member,
+    ms, name, socket_address,
+};
+
 /// Time at the start of every simulation.
 const EPOCH: Duration = Duration::from_hours(500_000);
-/// Tick of the simulation: datagrams arrive, and views are read, once a tick.
-pub const STEP: Duration = Duration::from_millis(2);
 /// Interval at which an agent publishes its report, changed or not.
 const TICK: Duration = Duration::from_millis(100);
 /// Prefix of the lines of a course that give a measured time.
 pub const TOOK: &str = "took: ";
-/// Length of the longest datagram that the attacker sends.
-const LONGEST: usize = 2048;
-
-pub const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
-
-pub fn name(node: usize) -> String {
-    char::from(b'a' + node as u8).to_string()
-}
-
-pub fn address(node: usize) -> IpAddr {
-    Ipv4Addr::new(10, 0, 0, 1 + node as u8).into()
-}
-
-pub fn socket_address(node: usize) -> SocketAddr {
-    SocketAddr::new(address(node), PORT)
-}
-
-const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 99);
-
-pub fn member(node: usize) -> Member {
-    Member { name: name(node), addresses: vec![address(node)] }
-}
-
-pub fn everybody() -> Vec<usize> {
-    (0..CONTROLLERS).collect()
-}
-
-#[derive(Clone)]
-pub struct Sent {
-    pub from: usize,
-    pub to: usize,
-    pub datagram: Vec<u8>,
-}
-
-/// The network's effect on datagrams, and the hosts' clocks.
-struct Air {
-    noise: Noise,
-    /// Probabilities of a loss and of a duplicate, from 0.0 to 1.0.
-    lost: f64,
-    doubled: f64,
-    recorded: Option<Vec<Sent>>,
-    /// Milliseconds by which each wall clock is ahead.
-    ahead_ms: [i64; CONTROLLERS],
-    attacks: VecDeque<(SocketAddr, usize, Vec<u8>)>,
-}
-
-impl Air {
-    fn happens(&mut self, part: f64) -> bool {
-        part > 0.0 && f64::midpoint(self.noise.signed_unit(), 1.0) < part
-    }
-
-    /// Returns the number of times that a datagram arrives.
-    fn carry(&mut self, from: usize, datagram: &[u8], to: SocketAddr) -> usize {
-        if let Some(recorded) = &mut self.recorded
-            && let Some(to) = (0..CONTROLLERS).find(|&node| socket_address(node) == to)
-        {
-            recorded.push(Sent { from, to, datagram: datagram.to_vec() });
-        }
-        match (self.happens(self.lost), self.happens(self.doubled)) {
-            (true, _) => 0,
-            (false, true) => 2,
-            (false, false) => 1,
-        }
-    }
-}
-
-#[derive(Clone)]
-struct SharedAir(Arc<Mutex<Air>>);
-
-impl SharedAir {
-    fn lock(&self) -> MutexGuard<'_, Air> {
-        self.0.lock().expect("no thread panics while it holds the lock")
-    }
-}
-
-/// A controller's host. The attacker's datagrams begin with the address that they are spoofed from.
-struct SimulatedHost {
-    node: usize,
-    socket: UdpSocket,
-    air: SharedAir,
-}
-
-#[async_trait]
-impl Host for SimulatedHost {
-    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
-        let times = self.air.lock().carry(self.node, datagram, to);
-        for _ in 0..times {
-            self.socket.send_to(datagram, to).await?;
-        }
-        Ok(())
-    }
-
-    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let mut received = [0; 6 + LONGEST];
-        let (length, source) = self.socket.recv_from(&mut received).await?;
-        let (source, datagram) = match received[..length].split_first_chunk() {
-            Some((&[a, b, c, d, high, low], datagram)) if source.ip() == ATTACKER => {
-                let port = u16::from_be_bytes([high, low]);
-                (SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port), datagram)
-            }
-            Some(_) | None => (source, &received[..length]),
-        };
-        let length = datagram.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&datagram[..length]);
-        Ok((length, source))
-    }
-
-    fn wall_clock(&self) -> SystemTime {
-        let now = turmoil::since_epoch().expect("a host's clock is read on the host");
-        let ahead_ms = self.air.lock().ahead_ms[self.node];
-        SystemTime::UNIX_EPOCH + ms((now.as_millis() as u64).saturating_add_signed(ahead_ms))
-    }
-}
 
 /// Running peer sync of a host.
 struct Running {
@@ -157,24 +43,6 @@ struct Node {
     published: Option<Report>,
     /// Wall clock at its last start.
     started_ns: u64,
-}
-
-/// One controller's view of another.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
-    pub alive: bool,
-    pub generation: u64,
-    pub connections: Option<u64>,
-}
-
-/// A change in one controller's view of another.
-#[derive(Debug)]
-pub struct Event {
-    pub at: Duration,
-    pub observer: usize,
-    pub subject: usize,
-    pub died: bool,
-    pub seen: Seen,
 }
 
 pub struct Cluster {
@@ -324,6 +192,11 @@ impl Cluster {
             self.set_started(node);
         }
         self.run(STEP);
+        self.publish_all(nodes, connections);
+    }
+
+    /// Publishes a report of each, with another count each.
+    pub fn publish_all(&mut self, nodes: &[usize], connections: u64) {
         for &node in nodes {
             self.publish(node, connections + node as u64);
         }
@@ -401,13 +274,11 @@ impl Cluster {
         each_pair(these, those, |a, b| self.sim.release(address(a), address(b)));
     }
 
-    pub fn set_latency(&self, these: &[usize], those: &[usize], latency: Duration) {
-        each_pair(these, those, |a, b| self.sim.set_link_latency(address(a), address(b), latency));
-    }
-
-    pub fn set_max_latency(&self, these: &[usize], those: &[usize], latency: Duration) {
+    /// Sets the range of latencies between them.
+    pub fn set_latency(&self, these: &[usize], those: &[usize], (least, most): (u64, u64)) {
         each_pair(these, those, |a, b| {
-            self.sim.set_link_max_message_latency(address(a), address(b), latency);
+            self.sim.set_link_latency(address(a), address(b), ms(least));
+            self.sim.set_link_max_message_latency(address(a), address(b), ms(most));
         });
     }
 
@@ -486,82 +357,6 @@ impl Cluster {
                 })
             })
         })
-    }
-
-    pub fn deaths(&self, since: Duration) -> Vec<&Event> {
-        self.events.iter().filter(|event| event.died && event.at >= since).collect()
-    }
-
-    /// Counts of datagrams that a controller dropped since the last call or its start.
-    pub fn drops(&mut self, node: usize) -> SyncCounts {
-        let now = self.with(node, |peers| peers.counters().snapshot());
-        let before = std::mem::replace(&mut self.counted[node], now);
-        let counts = SyncCounts {
-            sent: 0,
-            send_errors: now.send_errors - before.send_errors,
-            received: now.received - before.received,
-            accepted: now.accepted - before.accepted,
-            unknown_sender: now.unknown_sender - before.unknown_sender,
-            malformed: now.malformed - before.malformed,
-            wrong_key: now.wrong_key - before.wrong_key,
-            replayed: now.replayed - before.replayed,
-            clock_skew: now.clock_skew - before.clock_skew,
-            bad_reports: now.bad_reports - before.bad_reports,
-            restarts: now.restarts - before.restarts,
-        };
-        let SyncCounts { unknown_sender, malformed, wrong_key, replayed, clock_skew, .. } = counts;
-        let dropped = unknown_sender + malformed + wrong_key + replayed + clock_skew;
-        assert_eq!(counts.received, counts.accepted + dropped, "{counts:?}");
-        SyncCounts { received: 0, accepted: 0, ..counts }
-    }
-
-    /// The whole course of the simulation as text.
-    pub fn course(&self) -> String {
-        let mut course = format!("{:?}\n", self.events);
-        for (what, took) in &self.took {
-            let _ = writeln!(course, "{TOOK}{what}: {} ms", took.as_millis());
-        }
-        for node in &self.nodes {
-            if let Some(running) = &*node.running.borrow() {
-                let _ = writeln!(course, "{:?}", running.peers.counters().snapshot());
-            }
-        }
-        course
-    }
-}
-
-/// Prints the last known views.
-impl std::fmt::Display for Cluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "at {:?}, last seen:", self.elapsed())?;
-        for ((observer, subject), seen) in &self.seen {
-            writeln!(f, "  {} of {}: {seen:?}", name(*observer), name(*subject))?;
-        }
-        for (index, node) in self.nodes.iter().enumerate() {
-            let published = node.published.as_ref().map(|report| report.connections);
-            write!(f, "  {} published {published:?}", name(index))?;
-            match &*node.running.borrow() {
-                Some(running) => writeln!(f, "; {:?}", running.peers.counters().snapshot())?,
-                None => writeln!(f, "; it is down")?,
-            }
-        }
-        for event in self.events.iter().rev().take(12) {
-            writeln!(f, "  {event:?}")?;
-        }
-        Ok(())
-    }
-}
-
-async fn attack(air: SharedAir) -> Result<(), Box<dyn std::error::Error>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
-    loop {
-        let due: Vec<_> = air.lock().attacks.drain(..).collect();
-        for (source, to, datagram) in due {
-            let IpAddr::V4(v4) = source.ip() else { continue };
-            let envelope = [&v4.octets()[..], &source.port().to_be_bytes(), &datagram].concat();
-            socket.send_to(&envelope, socket_address(to)).await?;
-        }
-        tokio::time::sleep(STEP).await;
     }
 }
 

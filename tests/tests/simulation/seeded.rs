@@ -8,12 +8,10 @@ use std::any::type_name;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{c_uint, c_void};
-use std::fmt::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::{env, thread};
 
-use sha2::{Digest as _, Sha256};
-use tests::support::noise::Noise;
+use tests::support::noise::{Digester, Noise};
 
 use crate::cluster::TOOK;
 
@@ -46,6 +44,11 @@ extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint) -> is
 
 /// Runs `row`, which returns its course, under seeds from 1 on; the first seed twice, which must give the same course.
 pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
+    each_named(type_name::<Row>(), count, row);
+}
+
+/// [`each_seed`] for a row in the test of the closure called `name`.
+pub fn each_named(name: &str, count: u64, row: impl Fn(u64) -> String + Send) {
     if let Some(seed) = number(ONE) {
         let course = seeded(seed, row);
         for line in course.lines().filter(|line| line.starts_with(TOOK)) {
@@ -54,7 +57,6 @@ pub fn each_seed<Row: Fn(u64) -> String + Send>(count: u64, row: Row) {
         eprintln!("{SAID}{}", digest(&course));
         return;
     }
-    let name = type_name::<Row>();
     let name = name.trim_end_matches("::{{closure}}").split_once("::").expect("the path of a function").1;
     let mut seeds = (1..=number(MANY).unwrap_or(count)).chain([1]);
     let (mut courses, mut took) = (Vec::new(), BTreeMap::new());
@@ -96,7 +98,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Uses a new thread, as it has drawn no random numbers before.
-fn seeded<Row: Fn(u64) -> String + Send>(seed: u64, row: Row) -> String {
+fn seeded(seed: u64, row: impl Fn(u64) -> String + Send) -> String {
     let run = move || {
         SEEDED.set(Some(seed));
         row(seed)
@@ -120,9 +122,7 @@ fn course(output: &Output) -> Option<String> {
 }
 
 fn digest(course: &str) -> String {
-    let mut text = String::new();
-    for byte in Sha256::digest(course.as_bytes()) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    let mut digest = Digester::default();
+    digest.update(course.as_bytes());
+    digest.hex()
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::noise::Noise;
 
-/// Whose habits a client has.
+/// The program that a client behaves like.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -18,11 +18,11 @@ pub enum Kind {
     Libjuju,
     /// Exactly one TCP, TLS and websocket handshake with the first address: for exact counts.
     Single,
-    /// Exactly one TCP connection to the first address, no TLS: for a `--plain` server.
+    /// Exactly one TCP connection to the first address, no TLS: for a plain server.
     Raw,
 }
 
-/// Juju's times, in milliseconds; a test shortens what it cannot wait for.
+/// Juju's times, in milliseconds; a test shortens those that are too long for it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timing {
@@ -30,13 +30,10 @@ pub struct Timing {
     pub agent_stagger: u64,
     /// An agent gives a TCP dial this long.
     pub agent_dial: u64,
-    /// An agent's first back-off.
     pub back_off_first: u64,
-    /// An agent's longest back-off.
     pub back_off_max: u64,
     /// A connection that lived this long ends the back-off's growth.
     pub settled: u64,
-    /// Between an agent's pings.
     pub ping: u64,
     /// A ping unanswered for this long ends the connection.
     pub ping_answer: u64,

@@ -2,26 +2,24 @@
 //! setting and over a low MTU, firewalls, and the share of connections that is relayed at all.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
+mod firewalls;
+
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::cluster::judge::{exact, no_drift};
+use tests::cluster::judge::{Controllers as _, exact, no_drift, unharmed};
+use tests::cluster::status::{controllers, counter, seen};
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS, is_even};
 use tests::juju::fleet::{Dial, Dialled, How, Kind};
-use tests::network::firewall;
-use tests::network::topology::{Host, Net};
-use tests::support::eventually::eventually;
+use tests::network::net::Host;
+use tests::network::sockets::TcpSocketRow;
+use tests::support::eventually::{SOON, eventually, wait_for};
 
-/// Deadline for a state to appear, with room for a busy machine.
-const SOON: Duration = Duration::from_secs(10);
 /// Bulk data arrives within this unless it stalls, with room for a busy machine.
 const BULK: Duration = Duration::from_mins(1);
-/// A port that every firewall blocks.
-const OTHER_PORT: u16 = 17_100;
 /// Offload settings of most hosts.
 const ALL_OFFLOADS: &str = "tx on sg on tso on gso on rx on gro on";
 /// Index of the controller that owns every relayed connection of a cluster made by [`one_owner`].
@@ -42,27 +40,13 @@ fn one_owner(options: ClusterOptions) -> Result<Cluster> {
         }
     }
     for daemon in &cluster.daemons {
-        eventually(SOON, "only b is ready, and takes relays", || {
-            let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-            let states: Vec<_> =
-                ["a", "b", "c"].iter().map(|name| seen(&status, name)["state"].clone()).collect();
-            let relay = seen(&status, "b")["relay"].clone();
-            let settled = states == ["not-ready", "ready", "not-ready"] && (relay == "ok" || relay == "self");
-            if settled { Ok(()) } else { Err(format!("{states:?}, relays to b: {relay}")) }
+        daemon.await_status("only b is ready, and takes relays", |status| {
+            let states = controllers(status).map(|one| &one["state"]);
+            let relay = seen(status, "b").map_or(&Value::Null, |b| &b["relay"]);
+            states.eq(["not-ready", "ready", "not-ready"]) && (relay == "ok" || relay == "self")
         })?;
     }
     Ok(cluster)
-}
-
-/// The entry of controller `name` in `status`; null if it is not listed.
-fn seen<'a>(status: &'a Value, name: &str) -> &'a Value {
-    let mut controllers = status["controllers"].as_array().into_iter().flatten();
-    controllers.find(|one| one["name"] == name).unwrap_or(&Value::Null)
-}
-
-fn counter(cluster: &Cluster, index: usize, name: &str) -> Result<u64> {
-    let status = cluster.daemons[index].status()?;
-    status["counters"][name].as_u64().with_context(|| format!("counter {name} in {status}"))
 }
 
 fn endpoint(cluster: &Cluster, index: usize, ipv6: bool) -> SocketAddr {
@@ -73,29 +57,17 @@ fn client(cluster: &Cluster, ipv6: bool, port: u16) -> SocketAddr {
     SocketAddr::new(cluster.net.clients[0].address(ipv6), port)
 }
 
-fn ensure_clean(dialled: &Dialled, count: usize) -> Result<()> {
-    ensure!(dialled.ok == count && dialled.failed_attempts == 0, "no client sees an error: {dialled:?}");
-    ensure!(dialled.wrong_peer == 0, "the owner sees the client's address: {dialled:?}");
-    Ok(())
-}
-
 /// Dials one client from the address and port `bind`.
 fn dial_from(cluster: &mut Cluster, kind: Kind, bind: SocketAddr, server: SocketAddr) -> Result<Dialled> {
-    let mut dial = Dial::new(&format!("{bind} to {server}"), kind, 1, &[server]);
-    dial.bind = vec![bind];
-    cluster.fleet.dial(&dial)
+    let dial = Dial::new(&format!("{bind} to {server}"), kind, 1, &[server]);
+    cluster.fleet.dial(&Dial { bind: vec![bind], ..dial })
 }
 
 /// Sends echoes over every open connection until each has had about four correct answers.
 fn ensure_echoes(cluster: &mut Cluster, open: u64) -> Result<()> {
-    let before = cluster.fleet.stats()?.echoes;
+    let wanted = cluster.fleet.stats()?.echoes + 4 * open;
     cluster.fleet.traffic(Duration::from_millis(50))?;
-    let fleet = &mut cluster.fleet;
-    let stats = eventually(SOON, "echoes", || match fleet.stats() {
-        Ok(stats) if stats.echoes >= before + 4 * open => Ok(stats),
-        Ok(stats) => Err(format!("{stats:?}")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    let stats = cluster.fleet.await_stats(SOON, "echoes", |stats| stats.echoes >= wanted)?;
     cluster.fleet.traffic(Duration::ZERO)?;
     ensure!(stats.open == open && stats.data_errors == 0, "{open} connections work: {stats:?}");
     Ok(())
@@ -107,8 +79,7 @@ fn the_owner_sees_the_clients_address_and_port() -> Result<()> {
     let mut cluster = one_owner(ClusterOptions::new("rpeer"))?;
     for ipv6 in [false, true] {
         let entry = endpoint(&cluster, 0, ipv6);
-        let dialled = cluster.fleet.dial(&Dial::new("peers", Kind::Single, CLIENTS, &[entry]))?;
-        ensure_clean(&dialled, CLIENTS)?;
+        cluster.fleet.dial_unharmed(&Dial::new("peers", Kind::Single, CLIENTS, &[entry]))?;
         let rows = cluster.net.clients[0].namespace.sockets()?;
         let rows = rows.into_iter().filter(|row| row.state == "ESTAB" && row.peer == entry);
         let ends: BTreeSet<SocketAddr> = rows.map(|row| row.local).collect();
@@ -140,8 +111,8 @@ fn one_client_port_is_open_directly_and_through_both_entries() -> Result<()> {
         for index in [OWNER, ENTRIES[0], ENTRIES[1]] {
             let server = endpoint(&cluster, index, ipv6);
             let dialled = dial_from(&mut cluster, Kind::Single, bind, server)?;
-            ensure_clean(&dialled, 1)?;
-            ensure!(dialled.by_server.get("b") == Some(&1), "served by b: {dialled:?}");
+            unharmed(&dialled, 1)?;
+            ensure!(dialled.at("b") == 1, "served by b: {dialled:?}");
         }
         ensure_echoes(&mut cluster, 3)?;
         let peers = cluster.servers[OWNER].peers()?;
@@ -172,11 +143,8 @@ fn end(cluster: &mut Cluster, how: End, bind: SocketAddr) -> Result<()> {
         End::Client => cluster.fleet.close(1, How::Fin).map(drop)?,
         End::Reset => cluster.fleet.close(1, How::Rst).map(drop)?,
     }
-    let states = |host: &Host, of: &dyn Fn(&tests::network::topology::TcpSocketRow) -> SocketAddr| {
-        let rows = host.namespace.sockets().map_err(|error| format!("{error:#}"))?;
-        Ok::<Vec<String>, String>(
-            rows.into_iter().filter(|row| of(row) == bind).map(|row| row.state).collect(),
-        )
+    let states = |host: &Host, ours: &dyn Fn(&TcpSocketRow) -> bool| -> Result<Vec<String>> {
+        Ok(host.namespace.sockets()?.into_iter().filter(|row| ours(row)).map(|row| row.state).collect())
     };
     let (client, owner): (&[&str], &[&str]) = match how {
         End::Server => (&[], &["TIME-WAIT"]),
@@ -184,13 +152,10 @@ fn end(cluster: &mut Cluster, how: End, bind: SocketAddr) -> Result<()> {
         End::Reset => (&[], &[]),
     };
     eventually(SOON, &format!("{bind} closed by {how:?}"), || {
-        let at_client = states(&cluster.net.clients[0], &|row| row.local)?;
-        let at_owner = states(&cluster.net.controllers[OWNER], &|row| row.peer)?;
-        if at_client == client && at_owner == owner {
-            Ok(())
-        } else {
-            Err(format!("client {at_client:?}, owner {at_owner:?}"))
-        }
+        let at_client = states(&cluster.net.clients[0], &|row| row.local == bind)?;
+        let at_owner = states(&cluster.net.controllers[OWNER], &|row| row.peer == bind)?;
+        ensure!(at_client == client && at_owner == owner, "client {at_client:?}, owner {at_owner:?}");
+        Ok(())
     })
 }
 
@@ -203,27 +168,27 @@ fn a_client_port_is_reusable_at_once_whichever_side_closed_first() -> Result<()>
     for ipv6 in [false, true] {
         for (how, port) in [(End::Server, 44_001), (End::Client, 44_002), (End::Reset, 44_003)] {
             let (bind, entry) = (client(&cluster, ipv6, port), endpoint(&cluster, 0, ipv6));
-            let relayed = counter(&cluster, 0, "opened")?;
+            let relayed = cluster.daemons[0].counter("opened")?;
             let mut slowest = 0.0_f64;
             for round in 0..4 {
-                let dialled = eventually(SOON, "the client's kernel releases the port", || {
-                    let dialled = dial_from(&mut cluster, Kind::Raw, bind, entry)
-                        .map_err(|error| format!("{error:#}"))?;
-                    let held =
-                        dialled.errors.iter().any(|error| error.contains("Cannot assign requested address"));
-                    if held { Err(format!("{dialled:?}")) } else { Ok(dialled) }
-                })?;
-                ensure_clean(&dialled, 1).with_context(|| format!("{how:?}, round {round}"))?;
+                let dial = || dial_from(&mut cluster, Kind::Raw, bind, entry);
+                let released = |dialled: &Dialled| {
+                    !dialled.errors.iter().any(|error| error.contains("Cannot assign requested address"))
+                };
+                let dialled = wait_for(SOON, "the client's kernel releases the port", dial, released)?;
+                unharmed(&dialled, 1).with_context(|| format!("{how:?}, round {round}"))?;
                 // The client may be connected before the server's accept() returns.
-                eventually(SOON, "the client at b", || match cluster.servers[OWNER].peers() {
-                    Ok(peers) if peers.iter().any(|(peer, _)| *peer == bind) => Ok(()),
-                    other => Err(format!("{other:?}")),
-                })?;
+                wait_for(
+                    SOON,
+                    "the client at b",
+                    || cluster.servers[OWNER].peers(),
+                    |peers| peers.iter().any(|(peer, _)| *peer == bind),
+                )?;
                 slowest = slowest.max(dialled.connect_ms.max);
                 ensure_echoes(&mut cluster, 1)?;
                 end(&mut cluster, how, bind)?;
             }
-            ensure!(counter(&cluster, 0, "opened")? == relayed + 4, "every connection is relayed");
+            ensure!(cluster.daemons[0].counter("opened")? == relayed + 4, "every connection is relayed");
             ensure!(slowest < 900.0, "no SYN is repeated: {how:?} took {slowest} ms");
             println!("{bind}, closed first by {how:?}: four times, longest connect {slowest:.1} ms");
         }
@@ -235,12 +200,12 @@ fn a_client_port_is_reusable_at_once_whichever_side_closed_first() -> Result<()>
 fn bulk(cluster: &mut Cluster, what: &str, ipv6: bool, bytes: u64) -> Result<()> {
     let entry = endpoint(cluster, 0, ipv6);
     let accepted = cluster.servers[OWNER].stats()?.accepted;
-    let opened = counter(cluster, 0, "opened")?;
+    let opened = cluster.daemons[0].counter("opened")?;
     let done = cluster.fleet.bulk(entry, bytes, BULK).with_context(|| {
         let counters = cluster.daemons[0].status().map(|status| status["counters"].to_string());
         format!("{what}, {entry}: counters of the entry {}", counters.unwrap_or_default())
     })?;
-    ensure!(counter(cluster, 0, "opened")? == opened + 1, "{what}: the connection is relayed");
+    ensure!(cluster.daemons[0].counter("opened")? == opened + 1, "{what}: the connection is relayed");
     ensure!(cluster.servers[OWNER].stats()?.accepted > accepted, "{what}: served by the owner");
     let (up, down) = (done.up_ms, done.down_ms);
     println!("{what}, {entry}: {} MB up in {up:.0} ms, down in {down:.0} ms", bytes / 1_000_000);
@@ -298,9 +263,9 @@ fn bulk_data_arrives_intact_with_the_hooks_of_older_kernels() -> Result<()> {
 fn a_low_mtu_in_front_of_the_clients_stalls_no_transfer() -> Result<()> {
     let mut cluster = one_owner(ClusterOptions { router_mtu: Some(1300), ..ClusterOptions::new("rmtu") })?;
     for ipv6 in [false, true] {
-        let before = counter(&cluster, 0, "icmp_to_owner")?;
+        let before = cluster.daemons[0].counter("icmp_to_owner")?;
         bulk(&mut cluster, "1300-byte link", ipv6, 50_000_000)?;
-        let translated = counter(&cluster, 0, "icmp_to_owner")? - before;
+        let translated = cluster.daemons[0].counter("icmp_to_owner")? - before;
         println!("{translated} ICMP errors translated for the owner");
         ensure!(translated > 0, "the entry translates the router's errors for the owner");
         let owner = cluster.firewalls()?[OWNER];
@@ -324,24 +289,18 @@ fn few_of_the_evenly_spread_are_relayed(tag: &str, rate: f64) -> Result<()> {
     const EACH: usize = 1000;
     let mut cluster = Cluster::start(ClusterOptions::new(tag))?;
     for index in 0..3 {
-        let mut dial = Dial::new(&format!("to {index}"), Kind::Single, EACH, &[cluster.address(index)]);
-        dial.concurrency = 50;
-        dial.rate = rate;
-        cluster.fleet.start_dial(&dial)?;
+        let dial = Dial::new(&format!("to {index}"), Kind::Single, EACH, &[cluster.address(index)]);
+        cluster.fleet.start_dial(&Dial { concurrency: 50, rate, ..dial })?;
     }
     for index in 0..3 {
-        let dialled = cluster.fleet.dialled(&format!("to {index}"), BULK)?;
-        ensure_clean(&dialled, EACH)?;
+        unharmed(&cluster.fleet.dialled(&format!("to {index}"), BULK)?, EACH)?;
     }
-    let counts =
-        cluster.await_counts(SOON, "all established", |counts| counts.iter().sum::<usize>() == 3 * EACH)?;
-    let statuses =
-        cluster.daemons.iter().map(tests::cluster::daemon::Daemon::status).collect::<Result<Vec<_>>>()?;
+    let counts = cluster.await_total("all established", 3 * EACH)?;
+    let statuses = cluster.statuses()?;
     let relays: Vec<u64> = statuses.iter().filter_map(|status| status["relays"]["out"].as_u64()).collect();
-    let opened: Vec<u64> =
-        statuses.iter().filter_map(|status| status["counters"]["opened"].as_u64()).collect();
+    let opened = statuses.iter().map(|status| counter(status, "opened")).collect::<Result<Vec<_>>>()?;
     println!("counts {counts:?}, relays out {relays:?}, opened {opened:?}");
-    ensure!(relays.len() == 3 && opened.len() == 3, "every status counts relays: {statuses:?}");
+    ensure!(relays.len() == 3, "every status counts relays: {statuses:?}");
     let most = 3 * EACH as u64 * 15 / 100;
     ensure!(opened.iter().sum::<u64>() <= most, "at most {most} are relayed: {opened:?}");
     ensure!(relays.iter().sum::<u64>() <= most, "at most {most} are relayed: {relays:?}");
@@ -354,8 +313,7 @@ fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
     const EACH: usize = 300;
     let mut cluster = Cluster::start(ClusterOptions { ipv6, mptcp: true, ..ClusterOptions::new(tag) })?;
     let share = |cluster: &mut Cluster, id: &str| -> Result<()> {
-        let dialled = cluster.fleet.dial(&Dial::new(id, Kind::Single, EACH, &[cluster.address(0)]))?;
-        ensure_clean(&dialled, EACH)?;
+        let dialled = cluster.dial(id, Kind::Single, EACH)?;
         println!("{id}: {:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
         ensure!(dialled.connect_ms.max < 900.0, "no SYN is repeated: {dialled:?}");
         let counts = exact(cluster, id, EACH)?;
@@ -365,8 +323,8 @@ fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
         exact(cluster, "closed", 0).map(drop)
     };
     share(&mut cluster, "servers before balancers")?;
-    let (code, text, _) = cluster.daemons[1].cli(&["check"])?;
-    ensure!(code == Some(0) && text.contains("handed relayed connections one by one"), "{code:?} {text}");
+    let text = cluster.daemons[1].operate(&["check"])?;
+    ensure!(text.contains("handed relayed connections one by one"), "{text}");
     cluster.restart_server(1)?;
     cluster.restart_server(2)?;
     cluster.await_settled()?;
@@ -383,96 +341,4 @@ fn an_mptcp_listener_accepts_relayed_connections() -> Result<()> {
 #[test]
 fn an_mptcp_listener_accepts_relayed_connections_over_ipv6() -> Result<()> {
     mptcp("rmptcp6", true)
-}
-
-/// Whether `from` can connect to [`OTHER_PORT`] of `to`, where a listener waits.
-fn gets_through(from: &Host, to: &Host, within: Duration) -> Result<bool> {
-    let address = SocketAddr::new(to.address(false), OTHER_PORT);
-    match from.namespace.enter(|| TcpStream::connect_timeout(&address, within))? {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("neither connected nor timed out: {address}")),
-    }
-}
-
-#[test]
-fn firewalls_work_and_see_relayed_connections_only_at_their_owner() -> Result<()> {
-    const CLIENTS: usize = 1500;
-    let mut cluster = Cluster::start(ClusterOptions::new("rnft"))?;
-    let mut dial = Dial::new("all", Kind::Single, CLIENTS, &[cluster.address(0)]);
-    dial.concurrency = 100;
-    ensure_clean(&cluster.fleet.dial(&dial)?, CLIENTS)?;
-    ensure_echoes(&mut cluster, CLIENTS as u64)?;
-    cluster.ensure_valid()?;
-    for (index, (host, counted)) in cluster.net.controllers.iter().zip(cluster.firewalls()?).enumerate() {
-        let relayed = host.ss_established(|port| RELAY_PORTS.contains(&port))? as u64;
-        println!("{}: {relayed} relayed to it, {counted:?}", host.name);
-        let as_dialled = if index == 0 { counted.relayed == 0 } else { relayed > 300 };
-        ensure!(as_dialled && counted.relayed >= relayed, "{}: {relayed} relayed, {counted:?}", host.name);
-        let invalids = firewall::invalids(&host.namespace)?;
-        ensure!(invalids == "none of TCP", "{}: {invalids}", host.name);
-    }
-
-    // Each host listens on a port that its firewall blocks and that is open without the firewall.
-    let Net { controllers, clients, .. } = &cluster.net;
-    let hosts: Vec<&Host> = controllers.iter().chain(clients).collect();
-    let listen = |host: &&Host| -> Result<TcpListener> {
-        Ok(host.namespace.enter(|| TcpListener::bind(("0.0.0.0", OTHER_PORT)))??)
-    };
-    let listeners = hosts.iter().map(listen).collect::<Result<Vec<_>>>()?;
-    let pairs = || hosts.iter().zip(hosts.iter().cycle().skip(1));
-    let before = cluster.firewalls()?;
-    for (to, from) in pairs() {
-        ensure!(
-            !gets_through(from, to, Duration::from_millis(500))?,
-            "{}'s firewall drops connections to {OTHER_PORT}",
-            to.name
-        );
-    }
-    for ((host, before), after) in hosts.iter().zip(before).zip(cluster.firewalls()?) {
-        ensure!(after.refused > before.refused, "{}: {before:?}, then {after:?}", host.name);
-    }
-    for host in &hosts {
-        firewall::remove(&host.namespace)?;
-    }
-    for (to, from) in pairs() {
-        ensure!(gets_through(from, to, SOON)?, "{} accepts connections to {OTHER_PORT}", to.name);
-    }
-    drop(listeners);
-    let stats = cluster.fleet.stats()?;
-    ensure!(stats.lost == 0 && stats.open == CLIENTS as u64, "no connection is lost: {stats:?}");
-    Ok(())
-}
-
-#[test]
-fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result<()> {
-    const CLIENTS: usize = 600;
-    let mut cluster = Cluster::start(ClusterOptions::new("rblock"))?;
-    firewall::drop_ports(&cluster.net.controllers[OWNER].namespace, "17080-17095")?;
-    let started = Instant::now();
-    let mut dial = Dial::new("blocked", Kind::Single, CLIENTS, &[cluster.address(0)]);
-    dial.concurrency = 100;
-    let dialled = cluster.fleet.dial(&dial)?;
-    println!("{:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
-    ensure_clean(&dialled, CLIENTS)?;
-    ensure!(dialled.connect_ms.max < 1500.0, "every client is served within 1.5 s: {:?}", dialled.connect_ms);
-    ensure!(!dialled.by_server.contains_key("b"), "b cannot be reached: {dialled:?}");
-    let repicked = counter(&cluster, 0, "repicked")?;
-    ensure!(repicked > 0, "some clients were relayed to b first");
-    let daemon = &cluster.daemons[0];
-    let told = eventually(SOON, "status names b unreachable", || {
-        let status = daemon.status().map_err(|error| format!("{error:#}"))?;
-        let relay = seen(&status, "b")["relay"].clone();
-        if relay == "unreachable" { Ok(started.elapsed()) } else { Err(relay.to_string()) }
-    })?;
-    cluster.daemons[0].await_log(0, "controller b does not answer relayed connections", SOON)?;
-    println!("{repicked} picked anew; status and log name b after {} ms", told.as_millis());
-    let later = cluster.fleet.dial(&Dial { id: "later".to_owned(), ..dial })?;
-    ensure_clean(&later, CLIENTS)?;
-    ensure!(
-        later.connect_ms.max < 900.0,
-        "no client waits once b is known to be unreachable: {:?}",
-        later.connect_ms
-    );
-    Ok(())
 }
