@@ -126,7 +126,7 @@ connections                 a      b      c   dialled  opened   lost   median op
 without the balancer      300      0      0       300     300      0        4.3 ms
 with the balancer         101    100     99       300     300      0        4.3 ms
 b down                    101      0     99         0       0    100             -
-b back, new clients in      101    100     99       100     100      0        4.3 ms
+b back, new clients in    101    100     99       100     100      0        4.3 ms
 ";
         assert_eq!(figures().table(), expected);
     }
