@@ -97,7 +97,7 @@ counters! {
         Returned = 18,
         /// Owner: to the entry instead of the client.
         Diverted = 19,
-        /// RST: every controller is full.
+        /// RST: this controller is full, and no other can take the client.
         Full = 20,
         /// RST: the owner is dead.
         OwnerDead = 21,

@@ -53,12 +53,12 @@ fn refuses<T: Tables>(tables: &T, segment: &Segment) -> bool {
         return false;
     };
     let now_ns = tables.now_ns();
-    let is_spared =
+    let was_refused =
         tables.recently_refused(&segment.source).is_some_and(|at| now_ns.wrapping_sub(at) < BACK_OFF_NS);
-    if !is_spared {
+    if !was_refused {
         tables.note_refused(&segment.source, now_ns);
     }
-    elsewhere && !home && !is_spared
+    elsewhere && !home && !was_refused
 }
 
 /// Serves the client here, if it gets a reservation.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// jujud's descriptor limit (its unit's `LimitNOFILE`), where it cannot be read.
+/// jujud's descriptor limit, the `LimitNOFILE` of its unit in every known version.
 const DESCRIPTORS: u64 = 64_000;
 /// Descriptors that jujud needs for everything but its API's connections.
 const RESERVED: u64 = 4_000;

@@ -171,7 +171,7 @@ pub(crate) fn choose<'a>(
 }
 
 /// Reads a budget and the counts of received relays of one moment: `received` twice with `budget` in between, until both
-/// are the same. An entry would otherwise believe until the next report that a relay takes no place, or two of them.
+/// are the same. An entry would otherwise believe until the next report that a relay counts nowhere, or twice.
 pub(crate) fn of_one_moment(
     budget: impl Fn() -> anyhow::Result<Budget>,
     received: impl Fn() -> anyhow::Result<BTreeMap<String, u64>>,
@@ -186,7 +186,7 @@ pub(crate) fn of_one_moment(
         }
         before = after;
     }
-    // Two places rather than none.
+    // Counted twice rather than not at all.
     Ok((budget()?, before))
 }
 

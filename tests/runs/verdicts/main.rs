@@ -112,7 +112,7 @@ fn programs_have_taken_the_place_of_others() -> Result<()> {
 }
 
 #[test]
-fn whatever_may_become_of_a_packet_is_in_a_row() {
+fn every_reason_to_pass_send_or_drop_is_in_a_row() {
     let scene = Scene::v4(ANY_TIME);
     let rows = [all(&scene), open::exhausted(&scene)].concat();
     let counted: HashSet<_> = rows.iter().flat_map(Row::counted).collect();

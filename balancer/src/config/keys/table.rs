@@ -21,7 +21,7 @@ pub const KEYS: &[Key] = &[
         "Where the packet programs attach. tc: traffic control only. auto: native XDP as well, on interfaces where it \
          is safe. xdp: as auto, with a warning for each interface where it is not."),
     key("api.hard_limit", Whole(1, u32::MAX),
-        Derived("derived from jujud's file limit and the memory, logged at start", "10000"),
+        Derived("derived from 64,000 descriptors and the host's memory, logged at start", "10000"),
         "Most client connections that this controller admits; it refuses more."),
     key("api.health", Choice(&["https", "tcp", "none"]), Value("\"https\""),
         "How to find out whether the local API server is ready. https: GET /health answers 200. tcp: the port accepts a \
