@@ -120,7 +120,7 @@ impl DataPath {
             (None, None) => None,
             (None, Some(_)) => self.attach_xdp(known.index).err().map(|error| format!("{error:#}")),
             (Some(why), _) => {
-                self.unpin("xdp", known.index);
+                self.remove_link("xdp", known.index);
                 Some(why)
             }
         };
@@ -162,25 +162,24 @@ impl DataPath {
         let gone = hooks.flat_map(|(_, AttachedHooks { index, .. })| [("xdp", index), ("ingress", index)]);
         let gone: Vec<_> = gone.chain(egresses.map(|(index, _)| ("egress", index))).collect();
         for (program, index) in gone {
-            self.unpin(program, index);
+            self.remove_link(program, index);
         }
     }
 
     /// Detaches `ingress` from an interface that is no longer API-facing.
     pub fn detach_ingress(&mut self, name: &str) {
         let Some(AttachedHooks { index, tc, .. }) = self.hooks.remove(name) else { return };
-        self.unpin("xdp", index);
+        self.remove_link("xdp", index);
         match tc {
-            TcHook::Tcx => self.unpin("ingress", index),
+            TcHook::Tcx => self.remove_link("ingress", index),
             TcHook::Clsact => {
                 detach_filter(name, TcAttachType::Ingress);
             }
         }
     }
 
-    /// Removes a link by its pin, which holds it.
-    fn unpin(&self, program: &str, index: u32) {
-        let _: io::Result<()> = fs::remove_file(self.layout.join(format!("links/{program}-{index}")));
+    fn remove_link(&self, program: &str, index: u32) {
+        links::remove(&self.layout.join(format!("links/{program}-{index}")));
     }
 
     fn attach(&mut self, program: &str, name: &str, index: u32, direction: TcAttachType) -> Result<TcHook> {

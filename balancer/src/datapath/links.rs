@@ -33,6 +33,24 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
+/// Detaches the link pinned at `pin` and removes the pin, as far as they are there. A link whose last pin is removed stays
+/// attached for a moment: the kernel frees the pin's inode, and with it the link, after an RCU grace period
+/// (`bpf_free_inode`).
+pub fn remove(pin: &Path) {
+    if let Ok(link) = open(pin) {
+        detach(&link);
+    }
+    let _: io::Result<()> = fs::remove_file(pin);
+}
+
+/// `BPF_LINK_DETACH`, Linux 5.9. It fails if the link's target is gone, and with it the attachment.
+fn detach(link: &OwnedFd) {
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let descriptor = link.as_raw_fd();
+    // SAFETY: the command's attributes are the link's descriptor alone, which lives until the call returns.
+    unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const descriptor, size_of::<i32>()) };
+}
+
 /// Attaches an XDP program to an interface, in its driver, and pins the link. `EBUSY`: another program is
 /// there. On an error nothing is attached.
 pub fn attach_xdp(pin: &Path, program: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::programs::TcAttachType;
 
-use super::attach;
+use super::{attach, links};
 
 /// Removes the programs, maps and links that an agent has pinned under `pins`, and its clsact filters on `interfaces`. Relayed
 /// connections end. Returns whether there was anything.
@@ -17,7 +17,7 @@ pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     let mut found = pins.exists();
     // Detach `admit` first: without `ingress` it would refuse every relayed connection.
     for layout in layouts(pins) {
-        let _: io::Result<()> = fs::remove_file(layout.join("links/admit"));
+        links::remove(&layout.join("links/admit"));
     }
     for interface in interfaces {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
@@ -44,13 +44,19 @@ pub fn layouts(pins: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 pub fn remove_layout(layout: &Path) {
+    let pins = |part: &str| {
+        let pins = fs::read_dir(layout.join(part)).into_iter().flatten().flatten();
+        pins.map(|pin| pin.path()).collect::<Vec<_>>()
+    };
     // Links first, so that no program runs on maps that are removed.
+    for pin in pins("links") {
+        links::remove(&pin);
+    }
+    for pin in pins("maps") {
+        let _: io::Result<()> = fs::remove_file(pin);
+    }
     for part in ["links", "maps"] {
-        let directory = layout.join(part);
-        for pin in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let _: io::Result<()> = fs::remove_file(pin.path());
-        }
-        let _: io::Result<()> = fs::remove_dir(directory);
+        let _: io::Result<()> = fs::remove_dir(layout.join(part));
     }
     let _: io::Result<()> = fs::remove_dir(layout);
 }
