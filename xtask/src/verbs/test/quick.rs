@@ -15,10 +15,11 @@ use crate::command::cargo;
 use crate::step::step;
 
 /// Harnesses of the package `tests`, and the tests to run by their full names; all if there are none.
-pub const TESTS: [(&str, &[&str]); 13] = [
+pub const TESTS: [(&str, &[&str]); 14] = [
     ("laws", &[]),
     ("properties", &[]),
     ("seeds", &[]),
+    ("sockets", &[]),
     ("verdicts", &[]),
     ("verifier", &[]),
     ("balance", &["three_controllers_share_clients_that_all_dial_one"]),
@@ -28,7 +29,7 @@ pub const TESTS: [(&str, &[&str]); 13] = [
     ("juju", &["three_controllers_of_juju_3_need_no_configuration"]),
     ("faults", &["agents_restarted_one_after_another_break_no_connection"]),
     ("upgrade", &["agents_of_another_layout_take_relays_counts_and_settings_over"]),
-    ("refusals", &["garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted"]),
+    ("refusals", &["sync::garbage_and_a_wrong_key_at_the_sync_port_are_dropped_and_counted"]),
 ];
 
 pub fn run(compiler: &str) -> Result<ExitCode> {
