@@ -16,8 +16,7 @@ mod start;
 mod status;
 
 use std::{
-    path::Path,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 

@@ -76,13 +76,14 @@ impl Agent {
         config.cluster = group(&listed, &self.cluster.reported_by(&listed));
         let own = &config.cluster.this().addresses;
         interfaces::api_interfaces(&self.programs.devices, config.api.interfaces.as_deref(), own)?;
-        if config.cluster.controllers != self.config.running.cluster.controllers {
-            self.balance.membership_changed(now);
-        }
+        let changed = config.cluster.controllers != self.config.running.cluster.controllers;
         let before = std::mem::replace(&mut self.config.running, config);
         if let Err(error) = self.adopt_controllers(now, listed) {
             self.config.running = before;
             return Err(error);
+        }
+        if changed {
+            self.balance.membership_changed(now);
         }
         self.balance.set_limit(start::limit(&self.config.running).0);
         self.write_addresses()?;

@@ -313,9 +313,9 @@ mod tests {
         let rows: [(&[u64], u32); 4] =
             [(&[5, 5], 1), (&[5, 6, 6], 2), (&[5, 6, 7, 7], 3), (&[1, 2, 3, 4, 5], 4)];
         for (looks, budgets) in rows {
-            let (mut_looks, taken) = (Cell::new(0), Cell::new(0));
+            let (looked, taken) = (Cell::new(0), Cell::new(0));
             let received = || {
-                let look = mut_looks.replace(mut_looks.get() + 1);
+                let look = looked.replace(looked.get() + 1);
                 Ok(BTreeMap::from([("b".to_owned(), looks[look.min(looks.len() - 1)])]))
             };
             let budget = || {
