@@ -7,7 +7,8 @@ use bytemuck::Pod;
 use crate::{
     policy::pick::PickScratch,
     records::{
-        AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Tracked, Traffic, Tuple,
+        AddressClass, Budget, Controller, Device, Flow, Fragment, FragmentKey, Network, Probe, Reservation,
+        Settings, Tracked, Traffic, Tuple,
     },
     stages::socket_state::Operation,
     verdict::{Event, SendReason},
@@ -73,6 +74,8 @@ pub trait SocketEvent {
 pub trait Tables {
     /// A flow's record in place.
     type Flow: DerefMut<Target = Flow>;
+    /// A network's record in place.
+    type Network: DerefMut<Target = Network>;
     /// Room for a pick.
     type Scratch: DerefMut<Target = PickScratch>;
 
@@ -102,6 +105,17 @@ pub trait Tables {
     /// Removes a half-open flow.
     fn remove_half_open(&self, key: &Tuple);
 
+    /// The packet that a fragment belongs to.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Notes a packet's first fragment; an old one may give way.
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// The network with the key `key` ([`Network::of`]).
+    fn network(&self, key: &Address) -> Option<Self::Network>;
+    /// Adds a network; an old one may give way.
+    fn insert_network(&self, key: &Address, network: &Network);
+    /// The probe that the agent sends from these ends.
+    fn probe(&self, key: &Tuple) -> Option<Probe>;
+
     /// Runs `change` on the budget under its lock.
     fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
     /// Runs `change` on the budget of one client address under its lock, making one if there is none.
@@ -112,6 +126,8 @@ pub trait Tables {
     fn reservation(&self, key: &Tuple) -> Option<Reservation>;
     /// Notes a handshake; unless `replace`, only if there is none. `false`: there is one, or no room.
     fn reserve(&self, key: &Tuple, reservation: &Reservation, replace: bool) -> bool;
+    /// Notes the acknowledgement number that completes a handshake, if it is noted at all.
+    fn note_answer(&self, key: &Tuple, ack: u32);
     /// Forgets a handshake. `false`: there was none.
     fn forget(&self, key: &Tuple) -> bool;
 
@@ -170,9 +186,10 @@ pub enum Exchange {
     Received,
     /// The controller answered a relayed SYN, now (boot clock, nanoseconds).
     Answered(u64),
-    /// The controller had not answered a relayed SYN when the client repeated it, now (boot clock,
-    /// nanoseconds).
-    Unanswered(u64),
+    /// A relayed SYN was repeated, or answered by another than the controller's balancer.
+    Doubted,
+    /// A client got no connection by a relay to the controller, and then one here, now (boot clock, nanoseconds).
+    Failed(u64),
 }
 
 impl Exchange {
@@ -180,16 +197,10 @@ impl Exchange {
     #[inline(always)]
     pub fn conclude(self, traffic: &mut Traffic) {
         match self {
-            Self::Sent | Self::Received => {}
-            Self::Answered(now_ns) => {
-                traffic.answered_ns = now_ns;
-                if traffic.strikes != 0 {
-                    traffic.strikes = 0;
-                }
-            }
-            Self::Unanswered(now_ns) => {
-                let answers = now_ns.saturating_sub(traffic.answered_ns) < Traffic::REACHABLE_NS;
-                if traffic.strikes >= Traffic::STRIKES && !answers {
+            Self::Sent | Self::Received | Self::Doubted => {}
+            Self::Answered(now_ns) => traffic.answered_ns = now_ns,
+            Self::Failed(now_ns) => {
+                if now_ns.saturating_sub(traffic.answered_ns) >= Traffic::REACHABLE_NS {
                     traffic.unreachable_until_ns = now_ns.wrapping_add(Traffic::UNREACHABLE_NS);
                 }
             }

@@ -71,6 +71,12 @@ pub fn write_ends<P: Packet>(
     }
 }
 
+/// The smaller of two sizes, of which 0 is unknown.
+#[inline(always)]
+pub const fn narrower(one: u32, other: u32) -> u32 {
+    if other == 0 || (one != 0 && one < other) { one } else { other }
+}
+
 /// Lowers a SYN's maximum segment size to fit the other leg, if it is the first option, as in the SYNs of
 /// Linux, the BSDs and Windows. Otherwise path MTU discovery does the work.
 #[inline(always)]

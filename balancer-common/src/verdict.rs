@@ -86,6 +86,10 @@ counters! {
         IcmpRestored = 9,
         /// Towards a relay source port, of no flow, but a socket of this host has it.
         Socket = 10,
+        /// A client's SYN that was relayed, repeated: this controller serves it itself.
+        Repeated = 11,
+        /// The SYN of the agent's own probe of a relay.
+        Probed = 12,
     }
     /// Why a packet was sent on.
     SendReason from 16 {
@@ -99,8 +103,8 @@ counters! {
         Diverted = 19,
         /// RST: this controller is full, and no other can take the client.
         Full = 20,
-        /// RST: the owner is dead.
-        OwnerDead = 21,
+        /// RST: the owner is no longer a controller of the cluster.
+        OwnerLeft = 21,
         /// RST: on a relay port, of no flow.
         NoFlow = 22,
         /// RST: a handshake's final ACK found no room.
@@ -132,12 +136,20 @@ counters! {
         Unwritable = 37,
         /// RST not sent: to a RST, or to a multicast or own address.
         NoAnswer = 38,
+        /// On a relay, a RST or an ICMP error that is not from the owner's balancer.
+        ForeignReset = 40,
+        /// The refusal of an owner: the client is served here when it repeats its SYN.
+        ServedNext = 41,
+        /// This host's stack refused a segment of a relay that goes on.
+        StackReset = 42,
         /// Of no relay or socket, right after the programs replaced another version's: the sender repeats it.
         GracePeriod = 39,
+        /// A SYN of a denied address, to the API port or relayed.
+        Denied = 47,
     }
     /// Counted besides the reasons.
     Event from 48 {
-        /// A relayed SYN repeated without an answer: picked anew. A subset of opened and chosen.
+        /// A relayed SYN was repeated, and this controller is full: picked anew. A subset of opened and chosen.
         Repicked = 48,
         /// A handshake at a relay was completed.
         Completed = 49,

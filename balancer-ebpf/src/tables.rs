@@ -18,7 +18,8 @@ use balancer_common::{
     hooks::{Exchange, Socket, Tables},
     policy::pick::PickScratch,
     records::{
-        AddressClass, Budget, Controller, Device, Flow, Reservation, Settings, Tracked, Traffic, Tuple,
+        AddressClass, Budget, Controller, Device, Flow, Fragment, FragmentKey, Network, Probe, Reservation,
+        Settings, Tracked, Traffic, Tuple,
     },
     verdict::{Event, SendReason},
     wire::{Address, Family, Port},
@@ -95,6 +96,7 @@ fn locked<R>(budget: *mut Budget, change: impl FnOnce(&mut Budget) -> R) -> R {
 
 impl Tables for Maps {
     type Flow = &'static mut Flow;
+    type Network = &'static mut Network;
     type Scratch = &'static mut PickScratch;
 
     #[inline(always)]
@@ -118,10 +120,8 @@ impl Tables for Maps {
         match exchange {
             Exchange::Sent => add(&raw mut traffic.sent),
             Exchange::Received => add(&raw mut traffic.received),
-            Exchange::Unanswered(_) => {
-                add(&raw mut traffic.unanswered);
-                add(&raw mut traffic.strikes);
-            }
+            Exchange::Doubted => add(&raw mut traffic.doubts),
+            Exchange::Failed(_) => add(&raw mut traffic.failed),
             Exchange::Answered(_) => {}
         }
         exchange.conclude(traffic);
@@ -169,6 +169,33 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: copied at once.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        let _: Result<(), i32> = maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn network(&self, key: &Address) -> Option<Self::Network> {
+        in_place(maps::NETWORKS.get_ptr_mut(key))
+    }
+
+    #[inline(always)]
+    fn insert_network(&self, key: &Address, network: &Network) {
+        let _: Result<(), i32> = maps::NETWORKS.insert(key, network, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn probe(&self, key: &Tuple) -> Option<Probe> {
+        // SAFETY: copied at once.
+        unsafe { maps::PROBES.get(key) }.copied()
+    }
+
+    #[inline(always)]
     fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
         maps::BUDGET.get_ptr_mut(0).map(|budget| locked(budget, change))
     }
@@ -200,6 +227,13 @@ impl Tables for Maps {
         maps::RESERVED
             .insert(key, reservation, u64::from(if replace { BPF_ANY } else { BPF_NOEXIST }))
             .is_ok()
+    }
+
+    #[inline(always)]
+    fn note_answer(&self, key: &Tuple, ack: u32) {
+        if let Some(reservation) = in_place(maps::RESERVED.get_ptr_mut(key)) {
+            reservation.ack = ack;
+        }
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
 
 /// Every packet that arrives on an API-facing interface.
 #[classifier]
+#[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
     match Handover::take(&ctx) {
         None => act(&ctx, ingress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx))),
@@ -31,6 +32,7 @@ macro_rules! programs {
     )+) => {
         $($(#[$doc])*
         #[classifier]
+#[inline(always)]
         pub fn $tc(ctx: TcContext) -> i32 {
             act(&ctx, stages::$module::decide(&mut Frame::$reach(&ctx), &Maps::new(&ctx)))
         })+
@@ -40,6 +42,7 @@ for_each_stage!(programs);
 
 /// Every packet that leaves.
 #[classifier]
+#[inline(always)]
 pub fn egress(ctx: TcContext) -> i32 {
     act(&ctx, egress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx)))
 }

@@ -24,6 +24,7 @@ use crate::{frame::xdp::Frame, handover::Handover, maps, tables::Maps};
 
 /// Every frame that arrives on an API-facing interface with XDP in its driver.
 #[xdp]
+#[inline(always)]
 pub fn ingress_xdp(ctx: XdpContext) -> u32 {
     let (mut frame, tables) = (Frame::new(&ctx), Maps::new(&ctx));
     if !ingress::is_for_entry(&frame, &tables) || frame.make_room().is_none() {
@@ -39,6 +40,7 @@ macro_rules! programs {
         $stage:ident = $number:literal, $module:ident, $reach:ident, $tc:ident $(, $xdp:ident)?;
     )+) => {
         $($(#[xdp]
+        #[inline(always)]
         pub fn $xdp(ctx: XdpContext) -> u32 {
             act(&ctx, stages::$module::decide(&mut Frame::new(&ctx), &Maps::new(&ctx)))
         })?)+

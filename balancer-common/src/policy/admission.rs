@@ -236,7 +236,7 @@ fn reserve<T: Tables>(
     now_s: u32,
     proven: bool,
 ) -> Admission {
-    if !tables.reserve(key, &Reservation { reserved_s: now_s, isn }, false) {
+    if !tables.reserve(key, &Reservation { reserved_s: now_s, isn, ack: 0 }, false) {
         // Another CPU has just reserved for a copy of the same packet.
         return if tables.reservation(key).is_some() { Admission::Reserved } else { Admission::Deferred };
     }
@@ -257,7 +257,7 @@ fn reserve<T: Tables>(
         Admission::Reserved => {}
         Admission::Deferred => {
             tables.count(Event::Unreserved);
-            tables.reserve(key, &Reservation { reserved_s: 0, isn }, true);
+            tables.reserve(key, &Reservation { reserved_s: 0, isn, ack: 0 }, true);
         }
         Admission::Full => {
             tables.forget(key);

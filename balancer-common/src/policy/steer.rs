@@ -12,20 +12,17 @@ use crate::{
     wire::Address,
 };
 
-/// Decides whether a client of another controller is relayed there, or refused here so that it finds that
-/// controller by itself: as configured, or because no controller with room can be relayed to.
+/// Decides whether a client of another controller is relayed there, or refused here so that it finds that controller by
+/// itself, as configured. A client is never refused because no relay works: it is served here.
 #[inline(always)]
 pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, client: &Address) {
     let client = hashed(client);
     let own = u64::from(field.own);
-    let (mut open, mut reachable, mut highest, mut home) = (0u64, 0u64, 0u64, own);
+    let (mut highest, mut home) = (0u64, own);
     let mut index = 0;
     while index < MAX_CONTROLLERS {
         if let (Some(candidate), Some(controller)) = (field.candidates.get(index), tables.controller(index)) {
             let eligible = if_below(0, u64::from(candidate.eligible));
-            let others = eligible & !if_equal(index as u64, own);
-            open |= others;
-            reachable |= others & if_below(0, u64::from(candidate.relayable));
             // Rendezvous hashing: every entry finds the same home.
             let score = score(client, controller.name_hash) & eligible;
             let higher = if_below(highest, score);
@@ -34,12 +31,7 @@ pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings
         }
         index += 1;
     }
-    // After a relayed SYN without an answer, the client has waited long enough.
-    let fallback = if_equal(u64::from(settings.steer), Steer::Relay as u64)
-        & open
-        & !reachable
-        & if_equal(u64::from(field.avoid), MAX_CONTROLLERS as u64);
-    let refuses = fallback | if_equal(u64::from(settings.steer), Steer::Refuse as u64);
+    let refuses = if_equal(u64::from(settings.steer), Steer::Refuse as u64);
     field.refuses = refuses as u32 & 1;
     field.home = home as u32;
     let mut index = 0;

@@ -55,12 +55,14 @@ pub struct Reservation {
     pub reserved_s: u32,
     /// The client's initial sequence number (host order).
     pub isn: u32,
+    /// The acknowledgement number that completes the handshake (host order); 0: this host has not answered yet.
+    pub ack: u32,
 }
 
 impl Reservation {
     /// No handshake. (Not an `Option`: LLVM spills the payload that a `None` does not have, and the verifier
     /// rejects the read of a register that was never written.)
-    pub const NONE: Self = Self { reserved_s: 0, isn: 0 };
+    pub const NONE: Self = Self { reserved_s: 0, isn: 0, ack: 0 };
 }
 
 /// An established socket of the API.

@@ -2,13 +2,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::wire::{Address, Port};
+use crate::wire::{Address, Family, Port};
 
 /// Whether a controller can be given clients.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum State {
-    /// Not a member, or declared dead: flows with it are answered with RST.
+    /// Not a member, or never heard.
     Absent = 0,
     /// Its jujud serves.
     Ready = 1,
@@ -16,7 +16,7 @@ pub enum State {
     NotReady = 2,
     /// An operator is emptying it.
     Draining = 3,
-    /// Its agent is silent but its host answers: not picked, its flows go on.
+    /// Its agent is silent: it is not picked, and its flows go on.
     Silent = 4,
 }
 
@@ -54,7 +54,7 @@ pub struct Controller {
     pub weight: u32,
     /// New client connections a second that its clients dial, in 1/1000.
     pub arrivals_milli: u32,
-    /// Interface towards it; 0: unknown.
+    /// Interface towards [`Controller::v4`]; 0: none.
     pub ifindex: u32,
     /// Relay port that it announced to this host, the target of relays to it. 0: none, do not relay.
     pub relay_out: Port,
@@ -62,16 +62,51 @@ pub struct Controller {
     pub relay_in: Port,
     /// A [`State`].
     pub state: u8,
+    /// Bits by family, [`Controller::path`]: relays to it are proved to work.
+    pub paths: u8,
     /// Explicit padding.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
+    /// Interface towards [`Controller::v6`]; 0: none.
+    pub ifindex_v6: u32,
+    /// Largest IP packet that the routes towards it carry, bytes, by family as in [`Controller::path`]; 0: unknown.
+    pub mtu: [u32; 2],
+    /// Explicit padding.
+    pub pad_end: [u8; 4],
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
     pub later: u64,
 }
 
-const _: () = assert!(size_of::<Controller>() == if cfg!(feature = "other-layout") { 88 } else { 80 });
+const _: () = assert!(size_of::<Controller>() == if cfg!(feature = "other-layout") { 104 } else { 96 });
 
 impl Controller {
+    /// The bit of a family in [`Controller::paths`].
+    #[inline(always)]
+    pub const fn path(family: Family) -> u8 {
+        match family {
+            Family::V4 => 1,
+            Family::V6 => 2,
+        }
+    }
+
+    /// The interface towards it for relays of `family`; 0: none.
+    #[inline(always)]
+    pub const fn way(&self, family: Family) -> u32 {
+        match family {
+            Family::V4 => self.ifindex,
+            Family::V6 => self.ifindex_v6,
+        }
+    }
+
+    /// The largest IP packet of `family` that the way there carries, bytes; 0: unknown.
+    #[inline(always)]
+    pub const fn mtu(&self, family: Family) -> u32 {
+        match family {
+            Family::V4 => self.mtu[0],
+            Family::V6 => self.mtu[1],
+        }
+    }
+
     /// Its state.
     pub fn state(&self) -> State {
         State::from_u8(self.state)
@@ -86,23 +121,21 @@ pub struct Traffic {
     pub sent: u64,
     /// Connections relayed from it, since the maps were made.
     pub received: u64,
-    /// Relayed SYNs that it did not answer, in total.
-    pub unanswered: u64,
-    /// Relayed SYNs in a row that it did not answer.
-    pub strikes: u64,
-    /// Boot clock, nanoseconds: until then nothing is relayed to it.
+    /// Signs that relays to it may not work, each of which may be forged: a relayed SYN was repeated, or answered by
+    /// another than its balancer. The agent then probes the path.
+    pub doubts: u64,
+    /// Clients that got no connection by a relay to it, and then one at this host.
+    pub failed: u64,
+    /// Boot clock, nanoseconds: until then nothing is relayed to it, so that the agent can probe the path.
     pub unreachable_until_ns: u64,
     /// Boot clock, nanoseconds: the last time that it answered a relayed SYN.
     pub answered_ns: u64,
 }
 
 impl Traffic {
-    /// Unanswered SYNs in a row after which a controller counts as unreachable.
-    pub const STRIKES: u64 = 3;
-    /// How long it then counts as unreachable, nanoseconds.
-    pub const UNREACHABLE_NS: u64 = 30_000_000_000;
-    /// How long an answer proves that it is reachable, nanoseconds. Otherwise an attacker could forge
-    /// addresses, repeat their SYNs without ever answering, and so keep other clients' relays from the
-    /// controller.
+    /// How long a client's failure keeps other clients' relays from a controller, nanoseconds: the agent takes less to
+    /// decide about the path.
+    pub const UNREACHABLE_NS: u64 = 2_000_000_000;
+    /// How long an answer proves that it is reachable, nanoseconds: a failure then concerns its client's network only.
     pub const REACHABLE_NS: u64 = 3_000_000_000;
 }

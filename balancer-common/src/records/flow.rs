@@ -52,7 +52,7 @@ pub struct Flow {
     kind: u8,
     /// Index of the other controller of this relay.
     pub controller: u8,
-    /// Bits: [`Flow::ANSWERED`], [`Flow::FIN`], [`Flow::RST`].
+    /// Bits: [`Flow::ANSWERED`], [`Flow::FIN`], [`Flow::RST`], [`Flow::REPEATED`], [`Flow::PROBE`].
     pub state: u8,
     pad: u8,
     /// Interface to leave by; 0 at the owner's [`Kind::Restore`], which goes up the stack.
@@ -66,20 +66,36 @@ pub struct Flow {
     pub opened_s: u32,
     /// Boot clock, seconds: the time of the last packet.
     pub seen_s: u32,
+    /// The sequence number after the last byte that this direction has sent (host order); 0: not known.
+    pub next: u32,
+    /// The sequence number of the last FIN in this direction (host order), while [`Flow::FIN`] is set, or of a RST while
+    /// [`Flow::RST_AHEAD`] is.
+    pub fin: u32,
+    /// Boot clock, seconds: the time of the last segment in this direction that the other end must answer; 0:
+    /// none yet.
+    pub asked_s: u32,
+    /// [`super::Settings::epoch`] as of which `ifindex` is right.
+    pub epoch: u32,
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
     pub later: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == if cfg!(feature = "other-layout") { 64 } else { 60 });
+const _: () = assert!(size_of::<Flow>() == if cfg!(feature = "other-layout") { 80 } else { 76 });
 
 impl Flow {
     /// The owner's SYN-ACK went by (set in [`Kind::Return`] and [`Kind::Divert`]).
     pub const ANSWERED: u8 = 1;
     /// A FIN went by in this direction.
     pub const FIN: u8 = 2;
-    /// A RST went by in this direction.
+    /// A RST went by in this direction that its receiver accepts.
     pub const RST: u8 = 4;
+    /// The client has repeated its SYN, and this host answers it itself (set in [`Kind::Forward`]).
+    pub const REPEATED: u8 = 8;
+    /// A RST went by that is ahead of data; [`Flow::fin`] has its number.
+    pub const RST_AHEAD: u8 = 32;
+    /// The entry's own probe of the path (set in [`Kind::Restore`] and [`Kind::Divert`]).
+    pub const PROBE: u8 = 16;
 
     /// A direction that turns `matched` into a packet from `source` to `destination`.
     #[inline(always)]
@@ -106,6 +122,10 @@ impl Flow {
             ack: 0,
             opened_s: now_s,
             seen_s: now_s,
+            next: 0,
+            fin: 0,
+            asked_s: 0,
+            epoch: 0,
             #[cfg(feature = "other-layout")]
             later: now_s,
         }
@@ -137,10 +157,27 @@ impl Flow {
         }
     }
 
-    /// Whether the connection is over, given both directions' [`Flow::state`]: the sender of `forward` no
-    /// longer needs its port. The far side may still be sending; it will get a RST.
+    /// Whether a FIN went by in this direction behind everything that its sender has sent. `acknowledged`: the last
+    /// acknowledgement number in the other direction.
+    ///
+    /// A forged FIN with another number never is: the sender's bytes do not end there.
     #[inline(always)]
-    pub fn over(forward: u8, back: u8) -> bool {
-        (forward | back) & Self::RST != 0 || forward & Self::FIN != 0
+    pub fn closed(&self, acknowledged: u32) -> bool {
+        self.state & Self::FIN != 0 && self.frontier(acknowledged).wrapping_sub(self.fin) <= 1
+    }
+
+    /// The sequence number after the last byte that this direction has sent, as far as this host can tell: segments may
+    /// have been lost before they came here, but not bytes that the other end has acknowledged.
+    #[inline(always)]
+    pub fn frontier(&self, acknowledged: u32) -> u32 {
+        let ahead = acknowledged.wrapping_sub(self.next);
+        if acknowledged != 0 && ahead < 1 << 31 { acknowledged } else { self.next }
+    }
+
+    /// Whether the connection is over, given both directions. A sender that has closed may still receive, so both must
+    /// have closed.
+    #[inline(always)]
+    pub fn over(forward: &Self, back: &Self) -> bool {
+        (forward.state | back.state) & Self::RST != 0 || forward.closed(back.ack) && back.closed(forward.ack)
     }
 }

@@ -26,6 +26,8 @@ macro_rules! for_each_map {
             COUNTERS: PerCpuArray<u64, COUNTER_SLOTS>, Rebuilt;
             /// Network devices by interface index. The agent writes it; clamping and `admit` read it.
             DEVICES: HashMap<u32, Device, 1_024, ON_DEMAND>, Rebuilt;
+            /// Packets of relays that arrive in fragments; the oldest give way. The stage for fragments alone uses it.
+            FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4_096>, Scratch;
             /// Flows before the end of their handshake; the oldest give way, so that a flood pushes out no live flow.
             /// The programs write it, the agent removes those that are over.
             HALF_OPEN: LruHashMap<Tuple, Flow, 32_768>, Followed;
@@ -34,10 +36,15 @@ macro_rules! for_each_map {
             LISTENERS: SockMap<2>, Rebuilt;
             /// Flows after their handshake: two records a relayed connection, at its entry and again at its owner. The programs write it, the agent removes those that are over.
             LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND>, Followed;
+            /// The networks that clients were seen in; the oldest give way. The programs note clients and failures, the
+            /// agent ways.
+            NETWORKS: LruHashMap<Address, Network, 16_384>, Rebuilt;
             /// New flows on this CPU: the second in the high half, their number in the low one. For the flood guard.
             NEW_FLOWS: PerCpuArray<u64, 1>, Scratch;
             /// The pick of one SYN on its way from `client_syn` to `commit`; too large for the stack.
             PICK_SCRATCH: PerCpuArray<PickScratch, 1>, Scratch;
+            /// Relays that the agent opens itself, by their ends at this host. The agent writes it; `egress` reads it.
+            PROBES: HashMap<Tuple, Probe, 256, ON_DEMAND>, Rebuilt;
             /// 1 while one of the programs looks up a socket: the kernel runs `admit` inside that look-up.
             PROBING: PerCpuArray<u32, 1>, Scratch;
             /// When a client address was last refused for another controller's sake, or served where it might have been
@@ -68,8 +75,8 @@ macro_rules! for_each_map {
 pub mod prelude {
     pub use super::{
         super::{
-            AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked,
-            Traffic, Tuple,
+            AddressClass, Budget, Controller, Device, Flow, Fragment, FragmentKey, MAX_CONTROLLERS, Network,
+            Probe, Reservation, Settings, Tracked, Traffic, Tuple,
         },
         MAX_FLOWS, MAX_TRACKED, ON_DEMAND,
     };

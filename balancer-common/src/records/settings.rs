@@ -57,12 +57,17 @@ pub struct Settings {
     /// Boot clock, seconds: until this time, handshakes may exist that began before these programs were
     /// attached. If these programs replaced another version's, relays may exist too that these do not know.
     pub grace_until_s: u32,
+    /// Grows by one with every change of the host's links, addresses, routes or rules, once the agent knows the ways
+    /// anew. Never 0 once the agent has looked.
+    pub epoch: u32,
+    /// The interface by which this host reaches every client, if it has only one; 0: it has several.
+    pub only_way: u32,
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
     pub later: u64,
 }
 
-const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 96 } else { 88 });
+const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 104 } else { 96 });
 
 /// How to treat a new client that another controller should serve.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -116,6 +121,8 @@ pub enum Class {
     Own = 2,
     /// Configured as exempt, or loopback.
     Exempt = 3,
+    /// Configured as denied: a client that gets no new connection. Its connections count as any client's.
+    Denied = 4,
 }
 
 /// Class of a prefix.
@@ -141,6 +148,12 @@ impl AddressClass {
     #[inline(always)]
     pub fn is(self, class: Class) -> bool {
         self.class == class as u8
+    }
+
+    /// Whether its connections count as clients'.
+    #[inline(always)]
+    pub fn is_clients(self) -> bool {
+        self.is(Class::Client) || self.is(Class::Denied)
     }
 }
 

@@ -9,8 +9,8 @@ use crate::{
         pick::{Candidate, MOST, Pick, PickScratch, pick},
         steer,
     },
-    records::{Controller, MAX_CONTROLLERS, Settings, State, Steer},
-    stages::Stage,
+    records::{Controller, MAX_CONTROLLERS, Network, Settings, State, Steer},
+    stages::{Stage, flow::is_current},
     verdict::{PassReason, Verdict},
     wire::{
         Address, Family,
@@ -28,7 +28,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     if let Some(mut field) = tables.pick_scratch() {
         let field: &mut PickScratch = &mut field;
-        if fill(field, tables, settings, segment.family).is_none() {
+        let network = tables.network(&Network::of(&segment.source)).map_or(Network::NONE, |network| *network);
+        if fill(field, tables, settings, segment.family, &network).is_none() {
             return Verdict::Pass(PassReason::Other);
         }
         steer::apply(field, tables, settings, &segment.source);
@@ -52,41 +53,55 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 /// Fills in the scratch record of a pick for a client of `family`. `None`: a controller's slot is missing;
 /// the map always has all slots.
 #[inline(always)]
-fn fill<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, family: Family) -> Option<()> {
+fn fill<T: Tables>(
+    field: &mut PickScratch,
+    tables: &T,
+    settings: &Settings,
+    family: Family,
+    network: &Network,
+) -> Option<()> {
     let now_ns = tables.now_ns();
+    let own_index = settings.own as usize & (MAX_CONTROLLERS - 1);
+    let load = tables.budget(|budget| {
+        budget.advance((now_ns / 1_000_000_000) as u32);
+        budget.load(settings.adjust)
+    });
+    let load = load.unwrap_or(0).min(MOST);
+    let own = tables.controller(own_index)?;
+    // The agent may want new clients to go elsewhere before it refuses them.
+    let limit = settings.limit.min(own.limit);
+    let takes = own.state == State::Ready as u8 && load < limit;
+    let mut barred = network.barred();
+    if takes && settings.only_way == 0 && !is_current(network, settings) {
+        // The way back to the client is not known yet, and the client can be served here meanwhile.
+        barred = u32::MAX;
+    }
     let mut index = 0;
     while index < MAX_CONTROLLERS {
         // Return at once: else the verifier follows the rest of the program again for each controller that
         // might be left out.
         let (controller, traffic) = (tables.controller(index)?, tables.traffic(index)?);
         *field.candidates.get_mut(index)? =
-            other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns);
+            other(controller, traffic.sent, traffic.unreachable_until_ns, family, now_ns, barred >> index);
         index += 1;
     }
     if let Some(avoided) = field.candidates.get_mut(field.avoid as usize) {
         avoided.eligible = 0;
     }
-    let own_index = settings.own as usize & (MAX_CONTROLLERS - 1);
-    let load = tables.budget(|budget| {
-        budget.advance((now_ns / 1_000_000_000) as u32);
-        budget.load(settings.adjust)
-    });
-    if let (Some(own), Some(controller)) = (field.candidates.get_mut(own_index), tables.controller(own_index))
-    {
-        own.load = load.unwrap_or(0).min(MOST);
-        // The agent may want new clients to go elsewhere before it refuses them.
-        own.limit = settings.limit.min(controller.limit);
+    if let Some(own) = field.candidates.get_mut(own_index) {
+        own.load = load;
+        own.limit = limit;
         own.relayable = 1;
         own.age_ms = 0;
-        own.eligible = u32::from(controller.state == State::Ready as u8 && own.load < own.limit);
+        own.eligible = u32::from(takes);
     }
     field.own = own_index as u32;
     field.report_ms = settings.report_ms;
     Some(())
 }
 
-/// Another controller as a candidate: eligible if it is ready, below its limit, has reported lately and can
-/// be relayed to over the client's family.
+/// Another controller as a candidate: eligible if it is ready, below its limit and has reported lately; relayable if the
+/// path there is proved, for the client's family and as far as is known for its network. `barred`: bit 0 tells.
 #[inline(always)]
 fn other(
     controller: &Controller,
@@ -94,6 +109,7 @@ fn other(
     unreachable_until_ns: u64,
     family: Family,
     now_ns: u64,
+    barred: u32,
 ) -> Candidate {
     let age_ns = lacking(now_ns, controller.reported_ns);
     let load = controller.view(sent);
@@ -102,8 +118,10 @@ fn other(
         & if_below(u64::from(load), u64::from(controller.limit))
         & if_below(age_ns, STALE_NS)
         & !if_equal(u64::from(a | b | c | d), 0);
-    let relayable =
-        !if_below(now_ns, unreachable_until_ns) & !if_equal(u64::from(controller.relay_out.ne()), 0);
+    let relayable = !if_below(now_ns, unreachable_until_ns)
+        & !if_equal(u64::from(controller.relay_out.ne()), 0)
+        & !if_equal(u64::from(controller.paths & Controller::path(family)), 0)
+        & if_equal(u64::from(barred & 1), 0);
     Candidate {
         load,
         limit: controller.limit,

@@ -4,10 +4,11 @@
 
 use crate::{
     hooks::{Exchange, Packet, Socket, Tables},
-    records::{Class, Flow, MAX_CONTROLLERS},
+    policy::admission::{self, Admission},
+    records::{Class, Flow, MAX_CONTROLLERS, Settings, State, Tuple},
     stages::{Stage, commit::serve, flow, ingress::arriving},
-    verdict::{Event, PassReason, Verdict},
-    wire::segment::{Parsed, parse},
+    verdict::{DropReason, Event, PassReason, Verdict},
+    wire::segment::{Parsed, Segment, parse},
 };
 
 /// Decides for a SYN to the API port.
@@ -19,30 +20,47 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if !tables.class_of(&segment.destination).is(Class::Own) {
         return Verdict::Pass(PassReason::Other);
     }
-    if !tables.class_of(&segment.source).is(Class::Client) {
+    let class = tables.class_of(&segment.source);
+    if class.is(Class::Denied) {
+        return Verdict::Drop(DropReason::Denied);
+    }
+    if !class.is(Class::Client) {
         return Verdict::Pass(PassReason::Exempt);
     }
     let key = arriving(segment);
     if let Some(mut flow) = tables.live(&key) {
         let opposite = flow.opposite(&key);
         if !flow::is_over(tables, &flow, &opposite) {
-            // Not over as far as this host knows: the owner's stack decides.
-            return flow::live(packet, tables, segment, &mut flow);
+            // Not over as far as this host knows: the owner decides, and its answer names this SYN.
+            if let Some(mut back) = tables.live(&opposite) {
+                back.isn = segment.seq;
+            }
+            return flow::live(packet, tables, settings, segment, &key, &mut flow);
         }
         flow::remove(tables, &key, &opposite);
     }
     let mut avoid = MAX_CONTROLLERS;
-    if let Some(flow) = tables.half_open(&key) {
+    if let Some(mut flow) = tables.half_open(&key) {
         let opposite = flow.opposite(&key);
-        let answered =
-            tables.half_open(&opposite).is_some_and(|opposite| opposite.state & Flow::ANSWERED != 0);
         if flow.isn == segment.seq {
+            if flow.state & Flow::REPEATED != 0 {
+                return Verdict::Pass(PassReason::Repeated);
+            }
+            let answered =
+                tables.half_open(&opposite).is_some_and(|opposite| opposite.state & Flow::ANSWERED != 0);
+            avoid = flow.controller as usize;
+            tables.exchanged(avoid, Exchange::Doubted);
+            if serves_again(tables, settings, segment, &key) {
+                flow.state |= Flow::REPEATED;
+                if !answered {
+                    tables.remove_half_open(&opposite);
+                }
+                return Verdict::Pass(PassReason::Repeated);
+            }
             if answered {
                 return Verdict::Next(Stage::RelaySyn);
             }
-            // The SYN was repeated and never answered: pick another controller.
-            avoid = flow.controller as usize;
-            tables.exchanged(avoid, Exchange::Unanswered(tables.now_ns()));
+            // No room here: pick another controller.
             tables.count(Event::Repicked);
         }
         flow::remove(tables, &key, &opposite);
@@ -65,4 +83,12 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     };
     field.avoid = avoid as u32;
     Verdict::Next(Stage::Choose)
+}
+
+/// Whether this host takes a client that has repeated its SYN, because the first one got no answer that completes: the
+/// client has waited for long enough.
+#[inline(always)]
+fn serves_again<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> bool {
+    tables.controller(settings.own as usize).is_some_and(|own| own.state == State::Ready as u8)
+        && admission::admit_syn(tables, settings, key, segment.seq) != Admission::Full
 }

@@ -104,9 +104,9 @@ fn relay_to<T: Tables>(
         let back_key = Tuple { remote: *there, local: *here, remote_port: owner.relay_out, local_port: port };
         if tables.live(&back_key).is_none() && tables.insert_half_open(&back_key, &back, false) {
             let to = (*there, owner.relay_out);
-            let ifindex = if owner.ifindex == 0 { came_in } else { owner.ifindex };
-            let forward =
-                Flow::new(Kind::Forward, index as u8, (*here, port), to, ifindex, segment.seq, now_s);
+            let mut forward =
+                Flow::new(Kind::Forward, index as u8, (*here, port), to, came_in, segment.seq, now_s);
+            forward.next = segment.seq.wrapping_add(1);
             if !tables.insert_half_open(key, &forward, true) {
                 tables.remove_half_open(&back_key);
                 break;

@@ -7,9 +7,10 @@
 //! than the hosts' links.
 
 use crate::{
-    hooks::{Packet, Tables},
+    hooks::{Exchange, Packet, Tables},
     records::{Flow, Kind, Tuple},
     rewrite,
+    stages::flow::way,
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Address, Family, Ipv4, Ipv6, Port,
@@ -36,6 +37,7 @@ struct Quoted {
 /// Decides for an ICMP error.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     let Parsed::Icmp(family) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let Some(quoted) = quoted(packet, family) else { return Verdict::Pass(PassReason::Other) };
     // The message is cut short or ends before the quote does: the stack decides.
@@ -50,22 +52,38 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         remote_port: destination_port,
         local_port: source_port,
     };
-    let Some(flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
+    let Some(mut flow) = tables.live(&key).or_else(|| tables.half_open(&key)) else {
         return Verdict::Pass(PassReason::Other);
     };
     if flow.is(Kind::Divert) {
         // This host sends no packet of that tuple, so no router quotes one.
         return Verdict::Pass(PassReason::Other);
     }
+    // About the way from this entry to the owner. Only the size of a packet matters to the client: whether the owner can be
+    // reached is for this host to find out, which serves the client itself.
+    if flow.is(Kind::Return) && !is_too_big(packet, family) {
+        tables.exchanged(flow.controller as usize, Exchange::Doubted);
+        return Verdict::Drop(DropReason::ForeignReset);
+    }
     if translate(packet, family, &quoted, &flow).is_none() {
         return Verdict::Drop(DropReason::Unwritable);
     }
     if flow.is(Kind::Forward) {
-        Verdict::Send(SendReason::IcmpToOwner, flow.ifindex)
+        Verdict::Send(SendReason::IcmpToOwner, way(tables, settings, family, &mut flow))
     } else if flow.is(Kind::Return) {
-        Verdict::Send(SendReason::IcmpToClient, flow.ifindex)
+        Verdict::Send(SendReason::IcmpToClient, way(tables, settings, family, &mut flow))
     } else {
         Verdict::Pass(PassReason::IcmpRestored)
+    }
+}
+
+/// Whether the error reports a packet that was larger than a link carries (RFC 1191, RFC 8201).
+#[inline(always)]
+fn is_too_big<P: Packet>(packet: &P, family: Family) -> bool {
+    let kind: Option<[u8; 2]> = packet.read(family.l4());
+    match family {
+        Family::V4 => kind == Some([3, 4]),
+        Family::V6 => kind == Some([2, 0]),
     }
 }
 

@@ -3,12 +3,12 @@
 use crate::{
     hooks::{Packet, Socket, Tables},
     policy::admission,
-    records::{Class, Reservation, Settings, Tuple},
+    records::{Class, Kind, Reservation, Settings, Tuple},
     stages::{Stage, flow},
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Ethernet, Family, Ipv4, Ipv6, Port, Tcp,
-        segment::{Parsed, Segment, parse},
+        segment::{Parsed, Segment, is_fragment, parse},
     },
 };
 
@@ -22,6 +22,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     match parse(packet) {
         Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
         Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
+        Parsed::Other if is_fragment(packet) => Verdict::Next(Stage::Fragment),
         Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(PassReason::Other),
     }
 }
@@ -64,11 +65,16 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
         return Verdict::Next(if to_api { Stage::ClientSyn } else { Stage::OwnerSyn });
     }
     let key = arriving(segment);
-    if let Some(mut flow) = tables.live(&key) {
-        return flow::live(packet, tables, segment, &mut flow);
+    let mut found = arriving_live(tables, &key);
+    if found.is_none() {
+        if tables.half_open(&key).is_some_and(|flow| !flow.is(Kind::Divert)) {
+            return Verdict::Next(Stage::Handshake);
+        }
+        // Another CPU may have completed the handshake between the two looks.
+        found = arriving_live(tables, &key);
     }
-    if let Some(mut flow) = tables.half_open(&key) {
-        return flow::half_open(packet, tables, settings, segment, &key, &mut flow);
+    if let Some(mut flow) = found {
+        return flow::live(packet, tables, settings, segment, &key, &mut flow);
     }
     if to_api {
         return local(tables, settings, segment, &key);
@@ -88,21 +94,30 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
     }
 }
 
+/// The live flow of an arriving segment. A record of leaving packets is none: its client is far away, and sends to the
+/// entry.
+#[inline(always)]
+pub fn arriving_live<T: Tables>(tables: &T, key: &Tuple) -> Option<T::Flow> {
+    tables.live(key).filter(|flow| !flow.is(Kind::Divert))
+}
+
 /// A segment to the API port that belongs to a connection served here, or to none.
 #[inline(always)]
-fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+pub fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if segment.has(Tcp::RST) {
         admission::abandon(tables, settings, key, segment.seq);
         return Verdict::Pass(PassReason::Local);
     }
     let now_s = tables.now_s();
     if (settings.in_grace_period(now_s) || tables.checks_final_ack(now_s))
-        && tables.class_of(&segment.source).is(Class::Client)
+        && tables.class_of(&segment.source).is_clients()
     {
         let held = tables.reservation(key).unwrap_or(Reservation::NONE);
         let socket =
             if held == Reservation::NONE { tables.socket(key, segment.family) } else { Socket::Handshake };
         match socket {
+            // Only the client knows the number of this host's answer; the stack refuses all others.
+            Socket::Handshake if held.ack != 0 && held.ack != segment.ack => {}
             Socket::Handshake if !admission::admit_ack(tables, settings, key, held) => {
                 return Verdict::Reset(SendReason::Late);
             }
@@ -119,10 +134,14 @@ fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tu
 }
 
 /// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own outgoing
-/// connection, if the ephemeral port range includes relay ports. The socket of a relayed connection does not
-/// match: it has the client's address by now.
+/// connection, if the ephemeral port range includes relay ports. The socket of a relayed connection has the client's
+/// address, from which nothing arrives here.
 #[inline(always)]
 fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
+    // A record of leaving packets is left only, and the socket of its connection would take the segment.
+    if tables.live(key).is_some() || tables.half_open(key).is_some() {
+        return Verdict::Drop(DropReason::Stranger);
+    }
     if tables.socket(key, segment.family) == Socket::Connection {
         Verdict::Pass(PassReason::Socket)
     } else if tables.class_of(&segment.source).is(Class::Controller) {

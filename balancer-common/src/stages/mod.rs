@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! entry   ingress → client_syn → choose → commit → relay_syn → (wire)
+//!         egress → probe_syn → (wire)
 //! owner   ingress → owner_syn → restore → (stack)
-//! both    ingress → flow: a segment of a relayed connection; icmp: an error about one; reset: the answer to a
-//!         segment without a home.  egress: the owner's stack answers.
+//! both    ingress → flow: a segment of a relayed connection; handshake: one before it is complete; fragment: a part of
+//!         one; icmp: an error about one; reset: the answer to a segment without a home.
+//!         egress: the owner's stack answers.
 //! sockets socket_lookup: may a connection begin?  socket_state: it has begun, or ended.
 //! ```
 //!
@@ -16,9 +18,12 @@ pub mod client_syn;
 pub mod commit;
 pub mod egress;
 pub mod flow;
+pub mod fragment;
+pub mod handshake;
 pub mod icmp;
 pub mod ingress;
 pub mod owner_syn;
+pub mod probe_syn;
 pub mod relay_syn;
 pub mod reset;
 pub mod restore;
@@ -52,6 +57,12 @@ macro_rules! for_each_stage {
             Icmp = 6, icmp, with_quote, tc_icmp;
             /// A segment that is answered with RST.
             Reset = 7, reset, with_headers, tc_reset, xdp_reset;
+            /// A SYN of this host to another controller's relay port.
+            ProbeSyn = 8, probe_syn, with_headers, tc_probe_syn;
+            /// A fragment with TCP inside.
+            Fragment = 9, fragment, with_headers, tc_fragment;
+            /// A segment of a relay whose handshake is not complete.
+            Handshake = 10, handshake, with_headers, tc_handshake, xdp_handshake;
         }
     };
 }

@@ -3,9 +3,9 @@
 //! An accepted SYN goes on in [`crate::stages::restore`].
 
 use crate::{
-    hooks::{Exchange, Packet, Tables},
+    hooks::{Exchange, Packet, Socket, Tables},
     policy::admission::{self, Admission},
-    records::{Class, Flow, Kind, Tuple},
+    records::{Class, Flow, Kind, Reservation, Tuple},
     stages::{Stage, flow, ingress::arriving},
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
@@ -36,9 +36,14 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let key = arriving(segment);
     if segment.payload() == 0 {
         return match tables.live(&key) {
-            Some(mut flow) => flow::live(packet, tables, segment, &mut flow),
-            // A liveness probe of this host.
-            None => Verdict::Reset(SendReason::NoFlow),
+            // Its connection must be there still: a SYN of another one would be refused.
+            Some(mut flow)
+                if !flow.is(Kind::Divert)
+                    && tables.socket(&flow.opposite(&key), segment.family) != Socket::None =>
+            {
+                flow::live(packet, tables, settings, segment, &key, &mut flow)
+            }
+            Some(_) | None => Verdict::Reset(SendReason::NoFlow),
         };
     }
     if segment.payload() != Trailer::LEN {
@@ -60,10 +65,17 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Reject::Form) => return Verdict::Drop(DropReason::BadTrailer),
         Err(Reject::Tag) => return Verdict::Drop(DropReason::BadTag),
     };
+    // The entry's own list may differ, or be older.
+    if tables.class_of(&client.0).is(Class::Denied) {
+        return Verdict::Drop(DropReason::Denied);
+    }
     let now_s = tables.now_s();
     let here = (segment.destination, segment.destination_port);
     let back_key = Tuple { remote: client.0, remote_port: client.1, ..key };
-    let flow = Flow::new(Kind::Restore, entry, client, here, 0, segment.seq, now_s);
+    let next = segment.seq.wrapping_add(1);
+    let state = if trailer.is_probe() { Flow::PROBE } else { 0 };
+    let mut flow = Flow::new(Kind::Restore, entry, client, here, 0, segment.seq, now_s);
+    (flow.next, flow.state) = (next, state);
     let repeated = |known: Option<T::Flow>| {
         known.is_some_and(|known| known.isn == segment.seq && known.opposite(&key) == back_key)
     };
@@ -76,8 +88,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     }
     if let Some(back) = tables.live(&back_key) {
         let known = back.opposite(&back_key);
-        let forward = tables.live(&known).map_or(Flow::RST, |forward| forward.state);
-        if known != key && !Flow::over(forward, back.state) {
+        let is_over = tables.live(&known).is_none_or(|forward| Flow::over(&forward, &back));
+        if known != key && !is_over {
             return Verdict::Drop(DropReason::Conflict);
         }
         flow::remove(tables, &known, &back_key);
@@ -85,12 +97,18 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if let Some(back) = tables.half_open(&back_key) {
         flow::remove(tables, &back.opposite(&back_key), &back_key);
     }
-    tables.exchanged(entry as usize, Exchange::Received);
-    if admission::admit_syn(tables, settings, &back_key, segment.seq) == Admission::Full {
-        return Verdict::Reset(SendReason::RelayFull);
+    if trailer.is_probe() {
+        // It takes no client's place, and `admit` lets in a handshake that is noted.
+        tables.reserve(&back_key, &Reservation { reserved_s: 0, isn: segment.seq, ack: 0 }, true);
+    } else {
+        tables.exchanged(entry as usize, Exchange::Received);
+        if admission::admit_syn(tables, settings, &back_key, segment.seq) == Admission::Full {
+            return Verdict::Reset(SendReason::RelayFull);
+        }
     }
     let entry_end = (segment.source, segment.source_port);
-    let back = Flow::new(Kind::Divert, entry, here, entry_end, packet.ifindex(), segment.seq, now_s);
+    let mut back = Flow::new(Kind::Divert, entry, here, entry_end, packet.ifindex(), segment.seq, now_s);
+    back.state = state;
     if !tables.insert_half_open(&key, &flow, true) || !tables.insert_half_open(&back_key, &back, true) {
         return Verdict::Drop(DropReason::NoRecord);
     }

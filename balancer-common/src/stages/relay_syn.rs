@@ -3,7 +3,7 @@
 use crate::{
     hooks::{Packet, Tables},
     rewrite,
-    stages::ingress::arriving,
+    stages::{flow::way, ingress::arriving},
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         checksum::Change,
@@ -23,13 +23,14 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return Verdict::Drop(DropReason::Unwritable);
     }
     // A flood pushed the flow out. The client repeats its SYN.
-    let Some(flow) = tables.half_open(&arriving(&segment)) else {
+    let Some(mut flow) = tables.half_open(&arriving(&segment)) else {
         return Verdict::Drop(DropReason::NoRecord);
     };
     let mut change = Change::default();
-    if let Some(device) = tables.device(packet.ifindex()) {
-        rewrite::clamp_mss(packet, &segment, device.mtu, &mut change);
-    }
+    // The narrower of the client's way here and of the way on.
+    let to_client = tables.device(packet.ifindex()).map_or(0, |device| device.mtu);
+    let to_owner = tables.controller(flow.controller as usize).map_or(0, |owner| owner.mtu(segment.family));
+    rewrite::clamp_mss(packet, &segment, rewrite::narrower(to_client, to_owner), &mut change);
     let hop = Hop {
         source: flow.source,
         destination: flow.destination,
@@ -48,7 +49,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         .and_then(|()| packet.write_anywhere(at as usize, &trailer))
         .and_then(|()| rewrite::readdress(packet, &segment, &flow, length, change));
     match written {
-        Some(()) => Verdict::Send(SendReason::Opened, flow.ifindex),
+        Some(()) => Verdict::Send(SendReason::Opened, way(tables, settings, segment.family, &mut flow)),
         None => Verdict::Drop(DropReason::Unwritable),
     }
 }

@@ -89,7 +89,7 @@ fn rst(segment: &Segment) -> Tcp {
         ack: ack.to_be_bytes(),
         data_offset: 0x50,
         flags,
-        window: [0; 2],
+        window: Tcp::LABEL.to_be_bytes(),
         checksum: [0; 2],
         urgent: [0; 2],
     }

@@ -67,10 +67,11 @@ pub fn decide<T: Tables>(tables: &T, lookup: &Lookup) -> Answer {
     }
     let key = &lookup.key();
     if tables.reservation(key).is_none() {
-        if !tables.class_of(&key.remote).is(Class::Client) {
+        let class = tables.class_of(&key.remote);
+        if !class.is_clients() {
             return Answer::Pass;
         }
-        if !admits(tables, settings, lookup.ifindex, key, relayed) {
+        if class.is(Class::Denied) || !admits(tables, settings, lookup.ifindex, key, relayed) {
             tables.count(Event::Refused);
             return Answer::Drop;
         }
@@ -81,10 +82,10 @@ pub fn decide<T: Tables>(tables: &T, lookup: &Lookup) -> Answer {
 
 /// Whether a client without a reservation may begin a connection.
 ///
-/// `ingress` decides about the SYNs that arrive where it is attached. A segment that comes without its decision is most
-/// likely a stray one, which must take no reservation, except while final ACKs are checked, where it may be a SYN
-/// cookie's, and in the grace period, where another `ingress`, or none, may have let it in. It may also be a SYN that
-/// `ingress` does not parse or does not know the port of: one with IP options, or one that the host's own NAT sends here.
+/// `ingress` decides about the SYNs that arrive where it is attached, and notes them. A segment without such a note is most
+/// likely a stray one, or a forged ACK, which must take no reservation. It may also be a SYN that `ingress` does not parse or
+/// does not know the port of (one with IP options, or one that the host's own NAT sends here), or the ACK of a SYN cookie
+/// whose note a flood has pushed out. In the grace period another `ingress`, or none, may have let it in.
 #[inline(always)]
 fn admits<T: Tables>(tables: &T, settings: &Settings, ifindex: u32, key: &Tuple, relayed: bool) -> bool {
     // Where the kernel does not tell the interface, device 0 stands for all. `ingress` does not decide about addresses of
@@ -95,7 +96,7 @@ fn admits<T: Tables>(tables: &T, settings: &Settings, ifindex: u32, key: &Tuple,
     let in_grace_period = settings.in_grace_period(now_s);
     if !in_grace_period && relayed {
         false
-    } else if !in_grace_period && has_ingress && !tables.checks_final_ack(now_s) {
+    } else if !in_grace_period && has_ingress {
         admission::has_room(tables, settings)
     } else {
         admission::admit_lookup(tables, settings, key)

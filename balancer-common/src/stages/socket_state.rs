@@ -3,9 +3,10 @@
 //! Runs at `sock_ops` on the cgroup root, which sees the sockets of all network namespaces.
 
 use crate::{
-    hooks::{SocketEvent, Tables},
+    hooks::{Exchange, SocketEvent, Tables},
     policy::admission,
-    records::{Class, Settings, Tracked, Tuple},
+    records::{Flow, Network, Settings, Tracked, Tuple},
+    stages::flow,
     verdict::Event,
     wire::Port,
 };
@@ -64,7 +65,13 @@ fn established<T: Tables, E: SocketEvent>(tables: &T, settings: &Settings, event
     let [remote, local] = event.addresses();
     let remote_port = event.remote_port();
     let key = Tuple { remote, local, remote_port, local_port: port };
-    let client = tables.class_of(&remote).is(Class::Client);
+    // The entry's own probe is no client, although it has a client's address.
+    let is_probe = port != settings.api_port
+        && tables
+            .live(&key)
+            .or_else(|| tables.half_open(&key))
+            .is_some_and(|flow| flow.state & Flow::PROBE != 0);
+    let client = !is_probe && tables.class_of(&remote).is_clients();
     let tracked = Tracked { since_s: tables.now_s(), client: u8::from(client), seeded: 0, pad: [0; 2] };
     if !tables.track(event.cookie(), &tracked) {
         tables.count(Event::Untracked);
@@ -72,10 +79,36 @@ fn established<T: Tables, E: SocketEvent>(tables: &T, settings: &Settings, event
     }
     if client {
         admission::establish(tables, settings, &key);
+        if port == settings.api_port {
+            note_served(tables, &key);
+        }
     } else {
+        if is_probe {
+            tables.forget(&key);
+        }
         tables.budget(|budget| budget.exempt = budget.exempt.wrapping_add(1));
     }
     Action::Done
+}
+
+/// A client is served here that dialled here. If it was relayed before, and got no connection, then its network is not
+/// relayed there for some time: its own handshake with this host proves that its address is not forged.
+#[inline(always)]
+fn note_served<T: Tables>(tables: &T, key: &Tuple) {
+    flow::note_client(tables, key);
+    let Some((owner, opposite)) = tables
+        .half_open(key)
+        .filter(|flow| flow.state & Flow::REPEATED != 0)
+        .map(|flow| (flow.controller, flow.opposite(key)))
+    else {
+        return;
+    };
+    tables.remove_half_open(key);
+    tables.remove_half_open(&opposite);
+    tables.exchanged(owner as usize, Exchange::Failed(tables.now_ns()));
+    if let Some(mut network) = tables.network(&Network::of(&key.remote)) {
+        network.barred |= 1u16.wrapping_shl(u32::from(owner));
+    }
 }
 
 #[inline(always)]

@@ -199,6 +199,11 @@ impl Tcp {
     pub const RST: u8 = 0x04;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 0x10;
+    /// Offset of [`Self::window`].
+    pub const WINDOW_AT: usize = 14;
+    /// The window of a RST that a balancer sends or lets pass: by it an entry tells a refusal of the owner's balancer from
+    /// the RST of a stack or a firewall, which have 0 there. No receiver reads it.
+    pub const LABEL: u16 = u16::from_be_bytes(*b"JB");
     /// Offset of [`Self::checksum`].
     pub const CHECKSUM_AT: usize = 16;
     /// IP protocol number.

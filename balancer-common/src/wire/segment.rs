@@ -33,6 +33,8 @@ pub struct Segment {
     pub ack: u32,
     /// TCP flags.
     pub flags: u8,
+    /// The window, unscaled (host order).
+    pub window: u16,
     /// Length of the TCP header in bytes, 20–60.
     pub header: u32,
     /// Length of the IP packet behind the IP header in bytes: TCP header and payload.
@@ -62,18 +64,37 @@ impl Segment {
 /// Parses a frame as far as the balancer needs.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P) -> Parsed {
-    parse_or_none(packet).unwrap_or(Parsed::Other)
+    parse_or_none(packet, 0x3f).unwrap_or(Parsed::Other)
+}
+
+/// Whether it is a fragment of an IPv4 packet with TCP inside, without IP options.
+#[inline(always)]
+pub fn is_fragment<P: Packet>(packet: &P) -> bool {
+    let is_v4 = packet.read::<Ethernet>(0).is_some_and(|ethernet| ethernet.ethertype == Ethernet::IPV4);
+    is_v4
+        && !packet.tagged()
+        && packet.read::<Ipv4>(Family::L3).is_some_and(|ip| {
+            let place = u16::from_be_bytes(ip.fragment) & 0x3fff;
+            ip.version_ihl == 0x45 && place != 0 && ip.protocol == Tcp::PROTOCOL
+        })
+}
+
+/// Parses a fragment with offset 0: the segment's length is the fragment's.
+#[inline(always)]
+pub fn parse_first_fragment<P: Packet>(packet: &P) -> Parsed {
+    // The bit for more fragments (RFC 791, 3.1) does not count.
+    parse_or_none(packet, 0x1f).unwrap_or(Parsed::Other)
 }
 
 #[inline(always)]
-fn parse_or_none<P: Packet>(packet: &P) -> Option<Parsed> {
+fn parse_or_none<P: Packet>(packet: &P, fragment_bits: u8) -> Option<Parsed> {
     if packet.tagged() {
         return None;
     }
     let ethernet: Ethernet = packet.read(0)?;
     if ethernet.ethertype == Ethernet::IPV4 {
         let ip: Ipv4 = packet.read(Family::L3)?;
-        if ip.version_ihl != 0x45 || ip.fragment[0] & 0x3f != 0 || ip.fragment[1] != 0 {
+        if ip.version_ihl != 0x45 || ip.fragment[0] & fragment_bits != 0 || ip.fragment[1] != 0 {
             return None;
         }
         let length = u32::from(u16::from_be_bytes(ip.total_len)).checked_sub(size_of::<Ipv4>() as u32)?;
@@ -129,6 +150,7 @@ fn next<P: Packet>(
         seq: u32::from_be_bytes(tcp.seq),
         ack: u32::from_be_bytes(tcp.ack),
         flags: tcp.flags,
+        window: u16::from_be_bytes(tcp.window),
         header,
         length,
     }))

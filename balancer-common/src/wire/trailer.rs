@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0      2     3      4     6     8                24      32
-//!  ├ "JB" ┼ ver ┼ zero ┼ port┼zero ┼ client address ┼  tag  ┤
+//!  ├ "JB" ┼ ver ┼ kind ┼ port┼zero ┼ client address ┼  tag  ┤
 //! ```
 //! All fields are in network byte order. The tag is SipHash-2-4 (Aumasson and Bernstein, 2012) under a key
 //! that only the cluster has, over the fields before it and the relay hop that carries them: both addresses,
@@ -18,7 +18,8 @@ use crate::wire::{Address, Port};
 pub struct Trailer {
     magic: [u8; 2],
     version: u8,
-    zero: u8,
+    /// 0: a client's SYN; [`Trailer::PROBE`]: the entry's own.
+    kind: u8,
     port: Port,
     zeros: [u8; 2],
     address: Address,
@@ -55,13 +56,32 @@ impl Trailer {
     const MAGIC: [u8; 2] = *b"JB";
     const VERSION: u8 = 1;
 
+    const PROBE: u8 = 1;
+
     /// Seals a client's address for `hop`.
     #[inline(always)]
     pub fn seal(address: &Address, port: Port, hop: &Hop, key: [u64; 2]) -> Self {
+        Self::sealed(0, address, port, hop, key)
+    }
+
+    /// Seals the address in whose name the entry probes the path, for `hop`.
+    #[inline(always)]
+    pub fn seal_probe(address: &Address, port: Port, hop: &Hop, key: [u64; 2]) -> Self {
+        Self::sealed(Self::PROBE, address, port, hop, key)
+    }
+
+    /// Whether the entry probes the path; counts once [`Trailer::open`] has succeeded.
+    #[inline(always)]
+    pub fn is_probe(&self) -> bool {
+        self.kind == Self::PROBE
+    }
+
+    #[inline(always)]
+    fn sealed(kind: u8, address: &Address, port: Port, hop: &Hop, key: [u64; 2]) -> Self {
         let mut trailer = Self {
             magic: Self::MAGIC,
             version: Self::VERSION,
-            zero: 0,
+            kind,
             port,
             zeros: [0; 2],
             address: *address,
@@ -97,6 +117,7 @@ impl Trailer {
         let [source_high, source_low] = pair(hop.source.words());
         let [destination_high, destination_low] = pair(hop.destination.words());
         let fields = u64::from(self.version)
+            | u64::from(self.kind) << 8
             | u64::from(self.port.host()) << 16
             | u64::from(hop.source_port.host()) << 32
             | u64::from(hop.destination_port.host()) << 48;
