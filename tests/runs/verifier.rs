@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use tests::packet::cost::{Cost, costs};
 
 /// Most instructions: a twentieth of the verifier's own limit.
-const INSTRUCTIONS: u64 = 50_000;
+const INSTRUCTIONS: u64 = 100_000;
 /// Most bytes of stack.
 const STACK: u64 = 512;
 

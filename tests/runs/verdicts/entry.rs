@@ -1,63 +1,69 @@
 //! Packets of relays at their entry, in both directions.
 
 use balancer_common::hooks::Socket;
-use balancer_common::records::{Flow, State, Traffic};
+use balancer_common::records::{Flow, State};
 use tests::packet::frame::{ACK, FIN, PSH, RST, SYN, Segment};
 use tests::packet::host::World;
 
 use crate::row::{Row, arrives, rst};
-use crate::scene::{CAME_IN, ISN, OLD, RELAY, Scene, TOWARDS, TRAILER, gone_by, tuple};
-
-const ACKED: u32 = 0x2000_0000;
+use crate::scene::{
+    ANSWER, CAME_IN, ISN, LIMIT, OLD, RELAY, Scene, TOWARDS, TRAILER, gone_by, in_order, tuple,
+};
 
 /// Packets from client to owner.
 pub fn forward(scene: &Scene) -> Vec<Row> {
     let (live, dialled) = (scene.relaying(), scene.dialled());
     let on = |segment: &Segment| segment.clone().between(scene.near(), scene.owner());
-    let gone = |state| move |world: &mut World| gone_by(world, dialled, Some(ACKED), state);
-    let row = |what, world: &World, segment: &Segment, state: u8| {
-        arrives(what, world, segment.clone()).sent("forwarded", TOWARDS, on(segment)).then(gone(state))
+    let row = |what, world: &World, segment: &Segment| {
+        arrives(what, world, segment.clone())
+            .sent("forwarded", TOWARDS, on(segment))
+            .then(|world| in_order(world, dialled, segment))
     };
     let data = scene.ack().flags(PSH | ACK).payload(b"some data of odd length");
     let plain = Segment { options: Vec::new(), ..scene.ack() };
-    let mut owner_dead = live.clone();
-    owner_dead.controllers[1].state = State::Absent as u8;
+    let mut owner_left = live.clone();
+    owner_left.controllers[1].name_hash = 0;
+    let mut owner_absent = live.clone();
+    owner_absent.controllers[1].state = State::Absent as u8;
     let mut owner_silent = live.clone();
     owner_silent.controllers[1].state = State::Silent as u8;
     let reset = scene.ack().flags(RST).ack(0);
-    let beginning = scene.beginning(RELAY);
-    let back = tuple(scene.owner(), scene.near());
-    let mut answered = beginning.clone();
-    answered.half_open.get_mut(&back).expect("a flow").state = Flow::ANSWERED;
-    let mut torn = beginning.clone();
-    torn.half_open.remove(&back);
+    let (beginning, answered) = (scene.beginning(RELAY), scene.answered(RELAY));
+    let mut torn = answered.clone();
+    torn.half_open.remove(&tuple(scene.owner(), scene.near()));
     vec![
-        row("data with time stamps", &live, &data, 0),
-        row("data without options", &live, &plain.clone().payload(&[7; 1400]), 0),
-        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60), 0),
-        row("bytes behind the packet stay behind it", &live, &data.clone().padded(300), 0),
-        row("a broken checksum stays broken", &live, &data.clone().broken(0x4321), 0),
-        row("FIN is noted", &live, &scene.ack().flags(FIN | ACK), Flow::FIN),
-        row("RST is noted", &live, &scene.ack().flags(RST | ACK), Flow::RST),
-        arrives("RST without ACK keeps what was acknowledged", &live, reset.clone())
-            .sent("forwarded", TOWARDS, on(&reset))
-            .then(|world| gone_by(world, dialled, None, Flow::RST)),
-        row("the owner's agent is silent: goes on", &owner_silent, &data, 0),
-        arrives("the owner is dead: RST", &owner_dead, data.clone())
-            .answered("owner_dead", rst(&data, ACKED, None)),
-        arrives("the owner is dead: FIN is answered too", &owner_dead, scene.ack().flags(FIN | ACK))
-            .answered("owner_dead", rst(&scene.ack(), ACKED, None)),
-        arrives("the owner is dead: RST is not answered", &owner_dead, reset.clone()).dropped("no_answer"),
-        row("the handshake's final ACK: the relay is live", &answered, &scene.ack(), 0)
-            .also("completed")
-            .then(|world| {
+        row("data with time stamps", &live, &data),
+        row("data without options", &live, &plain.clone().payload(&[7; 1400])),
+        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60)),
+        row("bytes behind the packet stay behind it", &live, &data.clone().padded(300)),
+        row("a broken checksum stays broken", &live, &data.clone().broken(0x4321)),
+        row("FIN is noted", &live, &scene.ack().flags(FIN | ACK)),
+        row("FIN with data is noted behind the data", &live, &data.clone().flags(FIN | ACK)),
+        row("RST is noted", &live, &scene.ack().flags(RST | ACK)),
+        row("RST without ACK is noted", &live, &reset),
+        row("the owner's agent is silent: goes on", &owner_silent, &data),
+        row("the owner is declared dead: goes on", &owner_absent, &data),
+        arrives("the owner has left the cluster: RST", &owner_left, data.clone())
+            .answered("owner_left", rst(&data, ANSWER, None)),
+        arrives(
+            "the owner has left the cluster: FIN is answered too",
+            &owner_left,
+            scene.ack().flags(FIN | ACK),
+        )
+        .answered("owner_left", rst(&scene.ack(), ANSWER, None)),
+        arrives("the owner has left the cluster: RST is not answered", &owner_left, reset.clone())
+            .dropped("no_answer"),
+        row("the handshake's final ACK: the relay is live", &answered, &scene.ack()).also("completed").then(
+            |world| {
                 let half_open = std::mem::take(&mut world.half_open);
                 world.live.extend(half_open);
-            }),
-        row("an ACK before the answer proves nothing", &beginning, &scene.ack(), 0),
-        row("RST in the handshake is noted", &answered, &scene.ack().flags(RST | ACK), Flow::RST),
+                scene.note_client(world);
+            },
+        ),
+        row("an ACK before the answer proves nothing", &beginning, &scene.ack()),
+        row("RST in the handshake is noted", &answered, &scene.ack().flags(RST | ACK)),
         arrives("half of the relay is gone: RST", &torn, scene.ack())
-            .answered("superseded", rst(&scene.ack(), ACKED, None))
+            .answered("superseded", rst(&scene.ack(), ANSWER, None))
             .then(|world| world.half_open.clear()),
         arrives("half of the relay is gone: RST is not answered", &torn, reset.clone())
             .dropped("no_answer")
@@ -69,71 +75,88 @@ pub fn forward(scene: &Scene) -> Vec<Row> {
 pub fn back(scene: &Scene) -> Vec<Row> {
     let live = scene.relaying();
     let key = tuple(scene.owner(), scene.near());
-    let from_owner = Segment::new(scene.owner(), scene.near()).stamps();
+    let from_owner = scene.from_owner();
     let on = |segment: &Segment| segment.clone().between(scene.api(), scene.dialler());
-    let row = |what, world: &World, segment: &Segment, out: Segment, state: u8| {
-        let ack = Some(segment.ack);
+    let row = |what, world: &World, segment: &Segment| {
         arrives(what, world, segment.clone())
-            .sent("returned", CAME_IN, out)
-            .then(move |world| gone_by(world, key, ack, state))
+            .sent("returned", CAME_IN, on(segment))
+            .then(|world| in_order(world, key, segment))
     };
-    let same = |what, world: &World, segment: &Segment, state| row(what, world, segment, on(segment), state);
-    let answered = |world: &mut World| world.traffic[1].answered_ns = scene.now_ns;
+    let syn_ack = from_owner.clone().flags(SYN | ACK).seq(ANSWER - 1).syn_options(1400);
+    let answered = |world: &mut World| {
+        world.traffic[1].answered_ns = scene.now_ns;
+        let flow = world.half_open.get_mut(&key).expect("a flow");
+        (flow.next, flow.ack, flow.state) = (ANSWER, ISN + 1, flow.state | Flow::ANSWERED);
+    };
     let beginning = scene.beginning(RELAY);
-    let mut struck = beginning.clone();
-    struck.traffic[1] = Traffic { sent: 5, strikes: 2, unanswered: 2, ..Traffic::default() };
-    let mut narrow = beginning.clone();
-    narrow.devices.values_mut().for_each(|device| device.mtu = 1300);
-    let clamped = if scene.a.is_ipv4() { 1260 } else { 1240 };
-    let syn_ack = from_owner.clone().flags(SYN | ACK).ack(ISN + 1).syn_options(1400);
-    let refusal = Segment { options: Vec::new(), window: 0, ..from_owner.clone() }.flags(RST | ACK).seq(0);
+    let doubted = |world: &mut World| world.traffic[1].doubts += 1;
+    let mut full = beginning.clone();
+    full.budget.established = LIMIT;
+    let refusal = Segment { options: Vec::new(), ..from_owner.clone() }.flags(RST | ACK).seq(0).labelled();
     let all = ISN + 1 + TRAILER;
+    let reset = |world: &mut World| gone_by(world, key, |flow| flow.state |= Flow::RST);
     // The SYN was picked again: the client's record points to another relay.
     let mut anew = scene.beginning(RELAY);
     let [_, old] = scene.out(OLD, (scene.b, 1), scene.then_s());
     anew.half_open.extend([old]);
     let late = syn_ack.clone().between(scene.owner(), (scene.a, OLD).into());
     vec![
-        same("data with time stamps", &live, &from_owner.clone().payload(b"odd data"), 0),
-        same(
+        row("data with time stamps", &live, &from_owner.clone().payload(b"odd data")),
+        row(
             "data without options",
             &live,
             &Segment { options: Vec::new(), ..from_owner.clone() }.payload(&[1; 999]),
-            0,
         ),
-        same("a broken checksum stays broken", &live, &from_owner.clone().broken(0xfff0), 0),
-        same("FIN is noted", &live, &from_owner.clone().flags(FIN | ACK), Flow::FIN),
-        same("RST is noted", &live, &from_owner.clone().flags(RST | ACK), Flow::RST),
-        same("the owner answers", &beginning, &syn_ack, Flow::ANSWERED).then(answered),
-        same("the owner answers: nothing is held against it", &struck, &syn_ack, Flow::ANSWERED)
-            .then(|world| world.traffic[1].strikes = 0)
+        row("a broken checksum stays broken", &live, &from_owner.clone().broken(0xfff0)),
+        row("FIN is noted", &live, &from_owner.clone().flags(FIN | ACK)),
+        row("RST of the owner's balancer is noted", &live, &from_owner.clone().flags(RST | ACK).labelled()),
+        arrives("RST of another is dropped", &live, from_owner.clone().flags(RST | ACK))
+            .dropped("foreign_reset")
+            .then(doubted),
+        arrives("the owner answers", &beginning, syn_ack.clone())
+            .sent("returned", CAME_IN, on(&syn_ack))
             .then(answered),
-        row(
-            "the owner answers over a narrow leg: the segment size is clamped",
-            &narrow,
-            &syn_ack,
-            on(&syn_ack).syn_options(clamped),
-            Flow::ANSWERED,
-        )
-        .then(answered),
-        row(
-            "the owner refuses: the trailer that it acknowledges is taken off",
-            &beginning,
-            &refusal.clone().ack(all),
-            on(&refusal).ack(ISN + 1),
-            Flow::RST,
-        )
-        .then(answered),
-        row(
-            "the same with a broken checksum",
-            &beginning,
-            &refusal.clone().ack(all).broken(9),
-            on(&refusal).ack(ISN + 1).broken(9),
-            Flow::RST,
-        )
-        .then(answered),
-        same("the owner refuses without the trailer", &beginning, &refusal.clone().ack(ISN + 1), Flow::RST)
+        arrives("the owner answers again", &scene.answered(RELAY), syn_ack.clone())
+            .sent("returned", CAME_IN, on(&syn_ack))
             .then(answered),
+        arrives("an answer to another SYN is none", &beginning, syn_ack.clone().ack(ISN + 2)).sent(
+            "returned",
+            CAME_IN,
+            on(&syn_ack.clone().ack(ISN + 2)),
+        ),
+        arrives("the owner's balancer refuses, and there is room here", &beginning, refusal.clone().ack(all))
+            .dropped("served_next")
+            .then(doubted),
+        arrives("another refuses", &beginning, Segment { window: 0, ..refusal.clone().ack(all) })
+            .dropped("foreign_reset")
+            .then(doubted),
+        arrives(
+            "another refuses, and all are taken",
+            &full,
+            Segment { window: 501, ..refusal.clone().ack(all) },
+        )
+        .dropped("foreign_reset")
+        .then(doubted),
+        arrives(
+            "the owner's balancer refuses, and all are taken: the trailer that it acknowledges is taken off",
+            &full,
+            refusal.clone().ack(all),
+        )
+        .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1))
+        .then(doubted)
+        .then(reset),
+        arrives("the same with a broken checksum", &full, refusal.clone().ack(all).broken(9))
+            .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1).broken(9))
+            .then(doubted)
+            .then(reset),
+        arrives(
+            "the owner's balancer refuses without the trailer, and all are taken",
+            &full,
+            refusal.clone().ack(ISN + 1),
+        )
+        .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1))
+        .then(doubted)
+        .then(reset),
         arrives("a late answer to a SYN that was picked anew: RST", &anew, late.clone())
             .answered("superseded", rst(&late, ISN + 1, None))
             .then(move |world| {
@@ -153,7 +176,7 @@ pub fn back(scene: &Scene) -> Vec<Row> {
 
 /// Packets to a relay source port that belong to no relay.
 pub fn strays(scene: &Scene) -> Vec<Row> {
-    let (world, stray) = (scene.world(), Segment::new(scene.owner(), scene.near()).flags(SYN | ACK).stamps());
+    let (world, stray) = (scene.world(), scene.from_owner().flags(SYN | ACK));
     let mut connected = world.clone();
     connected.sockets.insert(tuple(scene.owner(), scene.near()), Socket::Connection);
     vec![

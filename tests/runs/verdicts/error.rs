@@ -82,7 +82,25 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
                     TOWARDS,
                     to_owner.clone().kind(kind, code).frame(),
                 ));
+                let of = |report: &Report| report.clone().kind(kind, code).frame();
+                let relay = |what, world: &World| {
+                    arrives(what, world, of(&on_relay))
+                        .dropped("foreign_reset")
+                        .then(|world| world.traffic[1].doubts += 1)
+                };
+                rows.push(relay("about the way to the owner: it says nothing", &entry));
+                rows.push(relay("about the way of a handshake to the owner: it says nothing", &beginning));
+                rows.push(
+                    arrives("about the way back to the entry: the stack decides", &owner, of(&at_owner))
+                        .passes_as("icmp_restored", of(&given_back)),
+                );
             }
+            let to_door = quote(&returned, scene.door(), scene.dialler(), bytes);
+            rows.push(arrives(
+                "about packets that the owner does not send",
+                &owner,
+                Report::too_big(scene.elsewhere, scene.a, to_door).frame(),
+            ));
         }
     }
     rows.extend(of_others(scene, &entry, &returned));

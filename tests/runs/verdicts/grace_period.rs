@@ -3,7 +3,7 @@
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::Reservation;
-use tests::packet::frame::{ACK, RST, SYN, Segment};
+use tests::packet::frame::{ACK, RST, SYN};
 use tests::packet::host::World;
 
 use crate::row::{Row, arrives, leaves, rst};
@@ -25,14 +25,14 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         world
     };
     let mut noted = world.clone();
-    noted.reserved.insert(scene.dialled(), Reservation { reserved_s: 0, isn: ISN });
+    noted.reserved.insert(scene.dialled(), Reservation { reserved_s: 0, isn: ISN, ack: 0 });
     let mut full = noted.clone();
     full.budget.established = LIMIT;
-    let to_owner = Segment::new(scene.entry(), scene.door()).flags(ACK).stamps();
-    let answer = Segment::new(scene.owner(), scene.near()).flags(SYN | ACK).stamps();
+    let to_owner = scene.ack().between(scene.entry(), scene.door());
+    let answer = scene.from_owner().flags(SYN | ACK);
     let from_controller = scene.ack().between((scene.b, FAR).into(), scene.api());
     let renewed = |world: &mut World| scene.reserve(world, scene.dialled());
-    let going = Segment::new(scene.door(), scene.dialler()).flags(SYN | ACK).stamps();
+    let going = scene.going().flags(SYN | ACK);
     vec![
         arrives("an entry's segment of no relay", &world, to_owner.clone()).dropped("grace_period"),
         arrives("its RST", &world, to_owner.clone().flags(RST)).dropped("grace_period"),

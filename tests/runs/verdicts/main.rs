@@ -5,20 +5,28 @@
 #![expect(clippy::too_many_lines, reason = "a table is as long as it has rows")]
 #![expect(clippy::large_stack_arrays, reason = "of rows")]
 
+mod deny;
 mod entry;
 mod error;
+mod foreign;
+mod fragment;
 mod grace_period;
+mod handshake;
 mod open;
 mod owner;
+mod probe;
+mod repeat;
 mod row;
+mod sequence;
 mod steer;
 mod strange;
+mod ways;
 
 use std::collections::HashSet;
 
 use anyhow::{Result, ensure};
 use balancer_common::stages::{relay_syn, restore};
-use balancer_common::verdict::{DropReason, PassReason, SendReason, Verdict};
+use balancer_common::verdict::{DropReason, Event, PassReason, Verdict, names};
 use tests::packet::host::{self, Action, Frame, Host, SHOT, UNSPEC};
 use tests::packet::kernel::{Kernel, Left, apart, boot_clock_ns};
 use tests::packet::scene;
@@ -34,6 +42,11 @@ fn frames_that_are_nothing_of_ours() -> Result<()> {
 #[test]
 fn clients_dial() -> Result<()> {
     prove(open::picked)
+}
+
+#[test]
+fn denied_clients_dial() -> Result<()> {
+    prove(deny::rows)
 }
 
 #[test]
@@ -112,16 +125,117 @@ fn programs_have_taken_the_place_of_others() -> Result<()> {
 }
 
 #[test]
-fn every_reason_to_pass_send_or_drop_is_in_a_row() {
+fn connections_end() -> Result<()> {
+    prove(sequence::ends)
+}
+
+#[test]
+fn connections_go_on() -> Result<()> {
+    prove(sequence::progress)
+}
+
+#[test]
+fn connections_are_over() -> Result<()> {
+    prove(sequence::over)
+}
+
+#[test]
+fn handshakes_end_at_the_entry() -> Result<()> {
+    prove(handshake::at_the_entry)
+}
+
+#[test]
+fn handshakes_end_at_the_owner() -> Result<()> {
+    prove(handshake::at_the_owner)
+}
+
+#[test]
+fn handshakes_end_here() -> Result<()> {
+    prove(handshake::here)
+}
+
+#[test]
+fn relayed_clients_dial_again() -> Result<()> {
+    prove(repeat::syns)
+}
+
+#[test]
+fn relayed_clients_go_on_here() -> Result<()> {
+    prove(repeat::goes_on)
+}
+
+#[test]
+fn relays_are_possible() -> Result<()> {
+    prove(ways::choices)
+}
+
+#[test]
+fn packets_find_their_way() -> Result<()> {
+    prove(ways::interfaces)
+}
+
+#[test]
+fn segments_fit_both_legs() -> Result<()> {
+    prove(ways::sizes)
+}
+
+#[test]
+fn others_reset_relays() -> Result<()> {
+    prove(foreign::resets)
+}
+
+#[test]
+fn this_host_resets_relays() -> Result<()> {
+    prove(foreign::own_stack)
+}
+
+#[test]
+fn clients_write_to_relay_ports() -> Result<()> {
+    prove(foreign::strangers)
+}
+
+#[test]
+fn probes_leave() -> Result<()> {
+    prove(probe::sent)
+}
+
+#[test]
+fn probes_are_answered() -> Result<()> {
+    prove(probe::returned)
+}
+
+#[test]
+fn probes_arrive() -> Result<()> {
+    prove(probe::accepted)
+}
+
+#[test]
+fn probes_go_on() -> Result<()> {
+    prove(probe::goes_on)
+}
+
+#[test]
+fn fragments_of_relays() -> Result<()> {
+    prove(fragment::relayed)
+}
+
+#[test]
+fn fragments_of_others() -> Result<()> {
+    prove(fragment::others)
+}
+
+#[test]
+fn every_counter_is_in_a_row() {
     let scene = Scene::v4(ANY_TIME);
     let rows = [all(&scene), open::exhausted(&scene)].concat();
     let counted: HashSet<_> = rows.iter().flat_map(Row::counted).collect();
-    let reasons =
-        PassReason::ALL.iter().map(|pass| pass.name()).chain(SendReason::ALL.iter().map(|send| send.name()));
-    let reasons = reasons.chain(DropReason::ALL.iter().map(|drop| drop.name()));
-    let missing: Vec<_> = reasons.filter(|name| !counted.contains(name)).collect();
-    // Packets that are not the balancer's are not counted; the next test covers the other one.
-    assert_eq!(missing, [PassReason::Other.name(), DropReason::NoRecord.name()]);
+    let missing: Vec<_> =
+        names().into_iter().filter(|name| !name.is_empty() && !counted.contains(name)).collect();
+    // Packets that are not the balancer's are not counted, the next test covers the second one, and the rows of sockets
+    // the others.
+    let sockets = [Event::Admitted, Event::Refused, Event::NoListener, Event::Untracked].map(Event::name);
+    let elsewhere = [[PassReason::Other.name(), DropReason::NoRecord.name()].as_slice(), &sockets].concat();
+    assert_eq!(missing, elsewhere);
 }
 
 #[test]
@@ -155,6 +269,7 @@ fn all(scene: &Scene) -> Vec<Row> {
         strange::rows,
         open::picked,
         open::left_alone,
+        deny::rows,
         open::again,
         open::served,
         steer::steered,
@@ -166,6 +281,26 @@ fn all(scene: &Scene) -> Vec<Row> {
         owner::refused,
         owner::restored,
         owner::diverted,
+        handshake::at_the_entry,
+        handshake::at_the_owner,
+        handshake::here,
+        repeat::syns,
+        repeat::goes_on,
+        ways::choices,
+        ways::interfaces,
+        ways::sizes,
+        foreign::resets,
+        foreign::own_stack,
+        foreign::strangers,
+        probe::sent,
+        probe::returned,
+        probe::accepted,
+        probe::goes_on,
+        fragment::relayed,
+        fragment::others,
+        sequence::ends,
+        sequence::progress,
+        sequence::over,
         error::rows,
         grace_period::rows,
     ];

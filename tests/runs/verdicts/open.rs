@@ -1,13 +1,13 @@
 //! A client dials: which controller serves it?
 
 use balancer_common::hooks::Socket;
-use balancer_common::records::{CHECK_FINAL_ACK_S, Flow, Reservation, State, Traffic};
+use balancer_common::records::{CHECK_FINAL_ACK_S, Flow, Reservation, State};
 use balancer_common::wire::{Address, Port};
 use tests::packet::frame::{ACK, Segment};
 use tests::packet::host::World;
 
 use crate::row::{Row, arrives, rst};
-use crate::scene::{CAME_IN, ISN, LIMIT, OLD, OUT, RELAY, Scene, TOWARDS, gone_by, tuple};
+use crate::scene::{CAME_IN, ISN, LIMIT, OLD, RELAY, Scene, TOWARDS, begun, ended, tuple};
 
 /// Served by A or by another controller, and the reason.
 pub fn picked(scene: &Scene) -> Vec<Row> {
@@ -36,9 +36,9 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
         let between = out.between(scene.near(), scene.owner()).trailer(scene.dialler());
         arrives(what, world, syn.clone()).sent("opened", TOWARDS, between).also("arrived").then(relay)
     };
-    let same_way = with(&busy, &|world| world.controllers[1].ifindex = 0);
-    let mut here = scene.out(RELAY, (scene.b, 1), scene.now_s());
-    here[0].1.ifindex = CAME_IN;
+    let no_way = with(&busy, &|world| {
+        (world.controllers[1].ifindex, world.controllers[1].ifindex_v6) = (0, 0);
+    });
     let mut rows = vec![
         arrives("A has room: served here", &idle, scene.syn())
             .passes("chosen")
@@ -71,13 +71,10 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
             scene.syn().broken(0x1234),
         ),
         opened("A is not ready: relayed although B has more", &not_ready, &scene.syn(), scene.syn()),
-        arrives("no interface is known towards B: out where it came in", &same_way, scene.syn())
+        arrives("no interface is known towards B: out where it came in", &no_way, scene.syn())
             .sent("opened", CAME_IN, scene.relayed())
             .also("arrived")
-            .then(|world| {
-                world.half_open.extend(here);
-                world.traffic[1].sent += 1;
-            }),
+            .then(relay),
         arrives("all are full: refused at once", &full, scene.syn())
             .answered("full", rst(&scene.syn(), 0, Some(ISN + 1)))
             .also("arrived"),
@@ -93,7 +90,7 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
         .also("arrived")
         .also("unreserved")
         .then(|world| {
-            world.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN });
+            world.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN, ack: 0 });
             world.budget.check_final_ack_until_s = scene.now_s() + CHECK_FINAL_ACK_S;
         }),
         arrives(
@@ -118,43 +115,33 @@ pub fn picked(scene: &Scene) -> Vec<Row> {
             .passes("fast_open")
             .then(reserved),
     ];
-    for (what, out_of_reach, change) in unfit() {
+    for (what, change) in unfit() {
         let world = with(&busy, &|world| change(world, scene));
-        let row = arrives(what, &world, scene.syn()).passes("chosen").also("arrived").then(reserved);
-        // B takes clients but cannot be relayed to. The client is not refused, because A is its home, but
-        // counts as recently refused for a while.
-        let noted = |world: &mut World| {
-            world.recently_refused.insert(scene.dialler().ip().into(), world.now_ns);
-        };
-        rows.push(if out_of_reach { row.then(noted) } else { row });
+        rows.push(arrives(what, &world, scene.syn()).passes("chosen").also("arrived").then(reserved));
     }
     rows
 }
 
 type Change = fn(&mut World, &Scene);
 
-/// Reasons for which B is unfit, one at a time, and whether B still takes clients.
-fn unfit() -> [(&'static str, bool, Change); 9] {
+/// Reasons for which B is unfit, one at a time.
+fn unfit() -> [(&'static str, Change); 9] {
     [
-        ("B is not ready: served here", false, |world, _| world.controllers[1].state = State::NotReady as u8),
-        ("B is being emptied: served here", false, |world, _| {
-            world.controllers[1].state = State::Draining as u8;
-        }),
-        ("B's agent is silent: served here", false, |world, _| {
-            world.controllers[1].state = State::Silent as u8;
-        }),
-        ("B is absent: served here", false, |world, _| world.controllers[1].state = State::Absent as u8),
-        ("B is full: served here", false, |world, _| world.controllers[1].limit = 0),
-        ("B was heard of 10 s ago: served here", false, |world, scene| {
+        ("B is not ready: served here", |world, _| world.controllers[1].state = State::NotReady as u8),
+        ("B is being emptied: served here", |world, _| world.controllers[1].state = State::Draining as u8),
+        ("B's agent is silent: served here", |world, _| world.controllers[1].state = State::Silent as u8),
+        ("B is absent: served here", |world, _| world.controllers[1].state = State::Absent as u8),
+        ("B is full: served here", |world, _| world.controllers[1].limit = 0),
+        ("B was heard of 10 s ago: served here", |world, scene| {
             world.controllers[1].reported_ns = scene.now_ns - 10_000_000_000;
         }),
-        ("B cannot be reached: served here", true, |world, scene| {
-            world.traffic[1].unreachable_until_ns = scene.now_ns + 20_000_000_000;
+        ("a client failed at B just now: served here", |world, scene| {
+            world.traffic[1].unreachable_until_ns = scene.now_ns + 1_500_000_000;
         }),
-        ("B has announced no relay port: served here", true, |world, _| {
+        ("B has announced no relay port: served here", |world, _| {
             world.controllers[1].relay_out = Port::NONE;
         }),
-        ("B has no address of this family: served here", false, |world, _| {
+        ("B has no address of this family: served here", |world, _| {
             world.controllers[1].v4 = Address::UNSPECIFIED;
             world.controllers[1].v6 = Address::UNSPECIFIED;
         }),
@@ -186,89 +173,42 @@ pub fn left_alone(scene: &Scene) -> Vec<Row> {
     ]
 }
 
-/// The same SYN again, or another SYN on the same port.
+/// Another SYN on the same port, or the same SYN again, which was not relayed.
 pub fn again(scene: &Scene) -> Vec<Row> {
     let dialled = scene.dialled();
     let reserved = |world: &mut World| scene.reserve(world, dialled);
     let beginning = scene.beginning(OLD);
-    let [forward, back] = scene.out(OLD, (scene.b, 1), scene.then_s());
-    let mut answered = scene.beginning(RELAY);
-    answered.half_open.get_mut(&tuple(scene.owner(), scene.near())).expect("a flow").state = Flow::ANSWERED;
-    let mut striking = beginning.clone();
-    striking.traffic[1] = Traffic { strikes: 2, unanswered: 7, ..Traffic::default() };
-    let mut answering = striking.clone();
-    answering.traffic[1].answered_ns = scene.now_ns - 2_000_000_000;
-    let mut with_c = beginning.clone();
-    with_c.controllers[2] = scene.ready(scene.c);
-    let to_c = scene.relayed().between(scene.near(), (scene.c, OUT).into());
-    let forget = |world: &mut World| {
-        world.half_open.remove(&forward.0);
-        world.half_open.remove(&back.0);
-    };
-    let unanswered = |world: &mut World| {
-        world.traffic[1].unanswered += 1;
-        world.traffic[1].strikes += 1;
-    };
     let other = scene.syn().seq(ISN + 99);
     let anew = |world: &mut World, isn: u32| {
         let mut flows = scene.out(RELAY, (scene.b, 1), scene.now_s());
         for (_, flow) in &mut flows {
             flow.isn = isn;
         }
+        flows[0].1.next = isn + 1;
         world.half_open.extend(flows);
         world.traffic[1].sent += 1;
     };
     let mut held = scene.idle();
     reserved(&mut held);
     let live = scene.relaying();
-    let ended = |state: [u8; 2]| {
+    let over = |state: [u8; 2]| {
         let mut world = scene.busy();
-        let mut flows = scene.out(OLD, (scene.b, 1), scene.then_s());
-        flows[0].1.state = state[0];
-        flows[1].1.state = state[1];
+        let mut flows = begun(scene.out(OLD, (scene.b, 1), scene.then_s()));
+        ended(&mut flows, state);
         world.live.extend(flows);
         world
     };
-    let mut owner_gone = live.clone();
-    owner_gone.controllers[1].state = State::Absent as u8;
+    let mut owner_left = live.clone();
+    owner_left.controllers[1].name_hash = 0;
+    owner_left.controllers[1].state = State::Absent as u8;
     let mut half_gone = live.clone();
     half_gone.live.remove(&tuple(scene.owner(), scene.near()));
+    // The owner's answer names the SYN.
+    let asks_for = |world: &mut World, port: u16| {
+        let back = tuple(scene.owner(), (scene.a, port).into());
+        world.live.get_mut(&back).expect("a flow").isn = ISN + 99;
+    };
     let mut rows = vec![
-        arrives("repeated, the owner has answered: relayed again the same way", &answered, scene.syn()).sent(
-            "opened",
-            TOWARDS,
-            scene.relayed(),
-        ),
-        arrives("repeated with data: no room for the trailer", &answered, scene.syn().payload(b"odd"))
-            .dropped("unwritable"),
-        arrives("repeated without an answer: picked anew, without B", &beginning, scene.syn())
-            .passes("chosen")
-            .also("repicked")
-            .then(forget)
-            .then(unanswered)
-            .then(reserved),
-        arrives("the third in a row without an answer: B is unreachable for 30 s", &striking, scene.syn())
-            .passes("chosen")
-            .also("repicked")
-            .then(forget)
-            .then(unanswered)
-            .then(reserved)
-            .then(|world| world.traffic[1].unreachable_until_ns = scene.now_ns + 30_000_000_000),
-        arrives("the same, where B has answered another lately", &answering, scene.syn())
-            .passes("chosen")
-            .also("repicked")
-            .then(forget)
-            .then(unanswered)
-            .then(reserved),
-        arrives("repeated without an answer: relayed to C", &with_c, scene.syn())
-            .sent("opened", TOWARDS, to_c)
-            .also("repicked")
-            .then(forget)
-            .then(unanswered)
-            .then(|world| {
-                world.half_open.extend(scene.out(RELAY, (scene.c, 2), scene.now_s()));
-                world.traffic[2].sent += 1;
-            }),
         arrives(
             "another SYN while the handshake goes on: a connection of its own",
             &beginning,
@@ -276,7 +216,7 @@ pub fn again(scene: &Scene) -> Vec<Row> {
         )
         .sent("opened", TOWARDS, scene.relayed().seq(ISN + 99))
         .also("arrived")
-        .then(forget)
+        .then(|world| world.half_open.clear())
         .then(|world| anew(world, ISN + 99)),
         arrives("repeated, served here: keeps its reservation", &held, scene.syn()).passes("chosen"),
         arrives("another SYN, served here: takes over the reservation", &held, other.clone())
@@ -284,15 +224,8 @@ pub fn again(scene: &Scene) -> Vec<Row> {
             .then(|world| world.reserved.get_mut(&dialled).expect("a reservation").isn = ISN + 99),
         arrives("on a live relay: the owner's stack decides", &live, other.clone())
             .sent("forwarded", TOWARDS, other.clone().between(scene.near(), scene.owner()))
-            .then(|world| gone_by(world, dialled, None, 0)),
-        arrives(
-            "on a relay that the owner alone has closed: its stack decides",
-            &ended([0, Flow::FIN]),
-            other.clone(),
-        )
-        .sent("forwarded", TOWARDS, other.clone().between((scene.a, OLD).into(), scene.owner()))
-        .then(|world| gone_by(world, dialled, None, 0)),
-        arrives("on a relay whose owner is dead: picked anew", &owner_gone, scene.syn())
+            .then(|world| asks_for(world, RELAY)),
+        arrives("on a relay whose owner has left the cluster: picked anew", &owner_left, scene.syn())
             .passes("chosen")
             .also("arrived")
             .then(reserved)
@@ -303,15 +236,26 @@ pub fn again(scene: &Scene) -> Vec<Row> {
             .then(|world| world.live.clear())
             .then(|world| anew(world, ISN)),
     ];
-    let over = [
-        ("on a relay that the client has closed: another", [Flow::FIN, 0]),
+    let going_on = [
+        ("on a relay that the client alone has closed: the owner's stack decides", [Flow::FIN, 0]),
+        ("on a relay that the owner alone has closed: its stack decides", [0, Flow::FIN]),
+    ];
+    for (what, state) in going_on {
+        let out = other.clone().between((scene.a, OLD).into(), scene.owner());
+        rows.push(
+            arrives(what, &over(state), other.clone())
+                .sent("forwarded", TOWARDS, out)
+                .then(|world| asks_for(world, OLD)),
+        );
+    }
+    let anew_after = [
         ("on a relay that both have closed: another", [Flow::FIN, Flow::FIN]),
         ("on a relay that the client has reset: another", [Flow::RST, 0]),
         ("on a relay that the owner has reset: another", [0, Flow::RST]),
     ];
-    for (what, state) in over {
+    for (what, state) in anew_after {
         rows.push(
-            arrives(what, &ended(state), other.clone())
+            arrives(what, &over(state), other.clone())
                 .sent("opened", TOWARDS, scene.relayed().seq(ISN + 99))
                 .also("arrived")
                 .then(|world| world.live.clear())
@@ -348,9 +292,9 @@ pub fn served(scene: &Scene) -> Vec<Row> {
         world
     };
     let mut late = checking(world.clone());
-    late.reserved.insert(dialled, Reservation { reserved_s: scene.then_s(), isn: ISN });
+    late.reserved.insert(dialled, Reservation { reserved_s: scene.then_s(), isn: ISN, ack: 0 });
     let mut noted = late.clone();
-    noted.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN });
+    noted.reserved.insert(dialled, Reservation { reserved_s: 0, isn: ISN, ack: 0 });
     let full = |mut world: World| {
         world.budget.established = LIMIT;
         world

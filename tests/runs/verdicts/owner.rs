@@ -6,9 +6,9 @@ use tests::packet::frame::{ACK, FIN, PSH, RST, SYN, Segment, trailer};
 use tests::packet::host::World;
 
 use crate::row::{Row, arrives, leaves, rst};
-use crate::scene::{CAME_IN, FAR, FAR_OLD, IN, ISN, LIMIT, Scene, TRAILER, gone_by, tuple};
-
-const ACKED: u32 = 0x2000_0000;
+use crate::scene::{
+    ANSWER, FAR, FAR_OLD, IN, ISN, LIMIT, Scene, TOWARDS, TRAILER, begun, ended, in_order, tuple,
+};
 
 /// SYNs to a relay port that A accepts.
 pub fn accepted(scene: &Scene) -> Vec<Row> {
@@ -21,9 +21,8 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
         scene.reserve(world, back_key);
     };
     let old = |state: [u8; 2]| {
-        let mut flows = scene.incoming_flows(FAR_OLD, scene.then_s());
-        flows[0].1.state = state[0];
-        flows[1].1.state = state[1];
+        let mut flows = begun(scene.incoming_flows(FAR_OLD, scene.then_s()));
+        ended(&mut flows, state);
         flows
     };
     let with_live = |flows: [_; 2]| {
@@ -38,7 +37,7 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
     let mut known = scene.accepting();
     known.traffic[1].received = 1;
     // An earlier relay of B from the same port, for another client.
-    let others = scene.incoming_flows_of((scene.elsewhere, 6666).into(), FAR, scene.then_s());
+    let others = begun(scene.incoming_flows_of((scene.elsewhere, 6666).into(), FAR, scene.then_s()));
     let mut half_open_other = scene.world();
     half_open_other.half_open.extend(others);
     let over = move |world: &mut World| {
@@ -71,8 +70,14 @@ pub fn accepted(scene: &Scene) -> Vec<Row> {
         )
         .dropped("conflict"),
         arrives(
-            "the client's port had a relay that it has closed",
+            "the client's port has a relay that it alone has closed",
             &with_live(old([Flow::FIN, 0])),
+            scene.incoming(),
+        )
+        .dropped("conflict"),
+        arrives(
+            "the client's port had a relay that both have closed",
+            &with_live(old([Flow::FIN, Flow::FIN])),
             scene.incoming(),
         )
         .passes_as("restored", delivered.clone())
@@ -188,21 +193,19 @@ pub fn refused(scene: &Scene) -> Vec<Row> {
 pub fn restored(scene: &Scene) -> Vec<Row> {
     let live = scene.owning();
     let (key, back_key) = (tuple(scene.entry(), scene.door()), tuple(scene.dialler(), scene.door()));
-    let coming = Segment::new(scene.entry(), scene.door()).seq(ISN + 1).stamps();
-    let row = |what, world: &World, segment: &Segment, state: u8| {
+    let coming = scene.ack().between(scene.entry(), scene.door());
+    let row = |what, world: &World, segment: &Segment| {
         arrives(what, world, segment.clone())
             .passes_as("restored", segment.clone().between(scene.dialler(), scene.door()))
-            .then(move |world| gone_by(world, key, Some(ACKED), state))
+            .then(|world| in_order(world, key, segment))
     };
-    let accepting = scene.accepting();
-    let mut answered = accepting.clone();
-    answered.half_open.get_mut(&back_key).expect("a flow").state = Flow::ANSWERED;
+    let (accepting, answered) = (scene.accepting(), scene.accepted());
     let promote = |world: &mut World| {
         let half_open = std::mem::take(&mut world.half_open);
         world.live.extend(half_open);
     };
     let mut lapsed = answered.clone();
-    lapsed.reserved.insert(back_key, Reservation { reserved_s: scene.then_s(), isn: ISN });
+    lapsed.reserved.insert(back_key, Reservation { reserved_s: scene.then_s(), isn: ISN, ack: 0 });
     lapsed.budget.handshakes = [0; 4];
     let mut late = lapsed.clone();
     late.budget.established = LIMIT;
@@ -212,49 +215,51 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
     let homeless = coming.clone().between(scene.entry(), (scene.a, 17085).into());
     let probe = Segment { options: Vec::new(), ..scene.incoming() };
     let probe = Segment { trailer: None, ..probe };
+    let stray = coming.clone().flags(RST | ACK).seq(ISN + 7);
+    let mut connected = live.clone();
+    connected.sockets.insert(back_key, Socket::Connection);
     let mut own = scene.world();
     own.sockets.insert(tuple(scene.entry(), scene.door()), Socket::Connection);
     vec![
-        row("data with time stamps", &live, &coming.clone().flags(PSH | ACK).payload(b"odd data!"), 0),
-        row("data without options", &live, &plain.clone().payload(&[3; 1001]), 0),
-        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60), 0),
-        row("a broken checksum stays broken", &live, &coming.clone().broken(1), 0),
-        row("FIN is noted", &live, &coming.clone().flags(FIN | ACK), Flow::FIN),
-        row("RST is noted", &live, &coming.clone().flags(RST | ACK), Flow::RST),
-        arrives("a SYN without an address on a live relay: the stack decides", &live, probe.clone())
-            .passes_as("restored", probe.clone().between(scene.dialler(), scene.door()))
-            .then(|world| gone_by(world, key, None, 0)),
-        row("the handshake's final ACK: the relay is live and keeps its reservation", &answered, &coming, 0)
+        row("data with time stamps", &live, &coming.clone().flags(PSH | ACK).payload(b"odd data!")),
+        row("data without options", &live, &plain.clone().payload(&[3; 1001])),
+        row("a bare ACK, padded to 60 bytes", &live, &plain.clone().padded(60)),
+        row("a broken checksum stays broken", &live, &coming.clone().broken(1)),
+        row("FIN is noted", &live, &coming.clone().flags(FIN | ACK)),
+        row("RST is noted", &live, &coming.clone().flags(RST | ACK)),
+        arrives("a SYN without an address on a live relay: the stack decides", &connected, probe.clone())
+            .passes_as("restored", probe.clone().between(scene.dialler(), scene.door())),
+        arrives("the same, the connection is gone: RST", &live, probe.clone())
+            .answered("no_flow", rst(&probe, 0, Some(ISN + 1))),
+        row("the handshake's final ACK: the relay is live and keeps its reservation", &answered, &coming)
             .also("completed")
             .then(promote),
-        row("an ACK before the answer proves nothing", &accepting, &coming, 0),
-        row("a final ACK whose reservation has lapsed takes another", &lapsed, &coming, 0)
+        row("an ACK before the answer proves nothing", &accepting, &coming),
+        row("a final ACK whose reservation has lapsed takes another", &lapsed, &coming)
             .also("completed")
             .then(promote)
             .then(|world| scene.reserve(world, back_key)),
         arrives("a final ACK whose reservation has lapsed, and all are taken: RST", &late, coming.clone())
-            .answered("late", rst(&coming, ACKED, None))
-            .then(|world| gone_by(world, key, Some(ACKED), 0))
+            .answered("late", rst(&coming, ANSWER, None))
             .then(|world| world.reserved.clear()),
         row(
             "a RST in the handshake, in sequence, gives the reservation back",
             &accepting,
             &coming.clone().flags(RST | ACK),
-            Flow::RST,
         )
         .then(|world| world.reserved.clear())
         .then(|world| world.budget.handshakes = [0; 4]),
-        row(
-            "a RST in the handshake, out of sequence, does not",
-            &accepting,
-            &coming.clone().flags(RST | ACK).seq(ISN + 7),
-            Flow::RST,
-        ),
+        arrives("a RST in the handshake, out of sequence, does not", &accepting, stray.clone())
+            .passes_as("restored", stray.between(scene.dialler(), scene.door()))
+            .then(|world| {
+                let flow = world.half_open.get_mut(&key).expect("a flow");
+                (flow.state, flow.fin) = (Flow::RST_AHEAD, ISN + 7);
+            }),
         arrives("half of the relay is gone: RST", &torn, coming.clone())
-            .answered("superseded", rst(&coming, ACKED, None))
+            .answered("superseded", rst(&coming, ANSWER, None))
             .then(|world| world.half_open.clear()),
         arrives("of no relay: RST", &scene.world(), coming.clone())
-            .answered("no_flow", rst(&coming, ACKED, None)),
+            .answered("no_flow", rst(&coming, ANSWER, None)),
         arrives(
             "of no relay, without ACK: RST",
             &scene.world(),
@@ -262,7 +267,7 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
         )
         .answered("no_flow", rst(&coming, 0, Some(ISN + 1 + 3 + 1))),
         arrives("of no relay, on another relay port: RST", &scene.world(), homeless.clone())
-            .answered("no_flow", rst(&homeless, ACKED, None)),
+            .answered("no_flow", rst(&homeless, ANSWER, None)),
         arrives("a RST of no relay", &scene.world(), coming.clone().flags(RST)).dropped("no_answer"),
         arrives("of this host's own connection, from a relay port", &own, coming.clone()).passes("socket"),
         arrives(
@@ -278,34 +283,43 @@ pub fn restored(scene: &Scene) -> Vec<Row> {
 pub fn diverted(scene: &Scene) -> Vec<Row> {
     let live = scene.owning();
     let key = tuple(scene.dialler(), scene.door());
-    let going = Segment::new(scene.door(), scene.dialler()).stamps();
-    let row = |what, world: &World, segment: &Segment, state: u8| {
-        leaves(what, world, segment.clone())
-            .sent("diverted", CAME_IN, segment.clone().between(scene.door(), scene.entry()))
-            .then(move |world| gone_by(world, key, Some(ACKED), state))
+    let going = scene.going();
+    let diverted = |what, world: &World, segment: &Segment, out: Segment| {
+        leaves(what, world, segment.clone()).sent(
+            "diverted",
+            TOWARDS,
+            out.between(scene.door(), scene.entry()),
+        )
     };
+    let row = |what, world: &World, segment: &Segment| {
+        diverted(what, world, segment, segment.clone()).then(|world| in_order(world, key, segment))
+    };
+    let labelled = |what, world: &World, segment: &Segment| {
+        diverted(what, world, segment, segment.clone().labelled()).then(|world| in_order(world, key, segment))
+    };
+    let syn_ack = going.clone().flags(SYN | ACK).seq(ANSWER - 1).syn_options(1400);
+    let reset = going.clone().flags(RST | ACK);
     let mut inactive = live.clone();
     inactive.settings.active = 0;
     vec![
-        row("data with time stamps", &live, &going.clone().payload(b"an answer"), 0),
+        row("data with time stamps", &live, &going.clone().payload(b"an answer")),
         row(
             "data without options",
             &live,
             &Segment { options: Vec::new(), ..going.clone() }.payload(&[9; 1460]),
-            0,
         ),
-        row("a broken checksum stays broken", &live, &going.clone().broken(0x8000), 0),
-        row("FIN is noted", &live, &going.clone().flags(FIN | ACK), Flow::FIN),
-        row("RST is noted", &live, &going.clone().flags(RST | ACK), Flow::RST),
-        row(
-            "the answer to a SYN",
-            &scene.accepting(),
-            &going.clone().flags(SYN | ACK).syn_options(1400),
-            Flow::ANSWERED,
-        ),
-        row("a refusal of a SYN", &scene.accepting(), &going.clone().flags(RST | ACK), Flow::RST),
+        row("a broken checksum stays broken", &live, &going.clone().broken(0x8000)),
+        row("FIN is noted", &live, &going.clone().flags(FIN | ACK)),
+        labelled("RST is noted, and gets the balancer's label", &live, &reset),
+        labelled("RST without ACK gets it too", &live, &reset.clone().flags(RST).ack(0)),
+        labelled("RST with a broken checksum: it stays broken", &live, &reset.clone().broken(0x8000)),
+        diverted("the answer to a SYN", &scene.accepting(), &syn_ack, syn_ack.clone())
+            .then(|world| world.half_open = scene.accepted().half_open),
+        diverted("the same again", &scene.accepted(), &syn_ack, syn_ack.clone()),
+        labelled("a refusal of a SYN gets the label", &scene.accepting(), &reset.clone().seq(0)),
         leaves("the second time it goes by", &live, going.clone().between(scene.door(), scene.entry())),
         leaves("of no relay", &scene.world(), going.clone()),
+        leaves("a RST of no relay", &scene.world(), reset),
         leaves("from the API port", &live, going.clone().between(scene.api(), scene.dialler())),
         leaves("to a relay port", &live, going.clone().between(scene.near(), scene.owner())),
         leaves("not set up", &inactive, going),

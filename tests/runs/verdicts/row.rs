@@ -2,6 +2,7 @@
 
 mod prove;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_common::records::{Flow, Tuple};
 use balancer_common::stages::ingress::is_for_entry;
 use balancer_common::wire::Port;
+use balancer_common::wire::segment::is_fragment;
 use tests::packet::frame::{self, ETHERNET, Segment, ip_header, source_port, verify};
 use tests::packet::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
 use tests::packet::kernel::{Kernel, Left, RanXdp, boot_clock_ns, sockets};
@@ -23,7 +25,7 @@ const SECOND: u64 = 1_000_000_000;
 /// A packet, the state before it, and everything that it must cause.
 #[derive(Clone)]
 pub struct Row {
-    what: &'static str,
+    what: Cow<'static, str>,
     hook: Hook,
     before: World,
     frame: Vec<u8>,
@@ -65,9 +67,9 @@ impl From<Vec<u8>> for Out {
 }
 
 /// A frame arrives. By default the row expects that it passes uncounted and changes nothing.
-pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+pub fn arrives(what: impl Into<Cow<'static, str>>, world: &World, frame: impl Into<Out>) -> Row {
     Row {
-        what,
+        what: what.into(),
         hook: Hook::Ingress,
         before: world.clone(),
         frame: frame.into().bytes(),
@@ -80,7 +82,7 @@ pub fn arrives(what: &'static str, world: &World, frame: impl Into<Out>) -> Row 
 }
 
 /// A frame leaves; the default is the same.
-pub fn leaves(what: &'static str, world: &World, frame: impl Into<Out>) -> Row {
+pub fn leaves(what: impl Into<Cow<'static, str>>, world: &World, frame: impl Into<Out>) -> Row {
     Row { hook: Hook::Egress, ..arrives(what, world, frame) }
 }
 
@@ -150,8 +152,8 @@ impl Row {
     }
 
     /// The row's description.
-    pub fn what(&self) -> &'static str {
-        self.what
+    pub fn what(&self) -> &str {
+        &self.what
     }
 
     fn expected_frame(&self, port: u16) -> Vec<u8> {
@@ -205,10 +207,15 @@ impl Row {
         Ran { action, frame: frame.bytes, found }
     }
 
-    /// The row at the XDP hook: the same if the entry's part decides, else unchanged and uncounted.
+    /// The row at the XDP hook: the same if the entry's part decides, else unchanged and uncounted. It has no stage for
+    /// fragments.
     fn before_ingress(self) -> Self {
         let (frame, host) = (Frame::new(&self.frame, CAME_IN), Host::new(&self.before));
-        if is_for_entry(&frame, &host) { self } else { arrives(self.what, &self.before, self.frame) }
+        if is_for_entry(&frame, &host) && !is_fragment(&frame) {
+            self
+        } else {
+            arrives(self.what, &self.before, self.frame)
+        }
     }
 
     fn by_xdp(&self, kernel: &mut Kernel) -> Result<Ran> {
@@ -270,7 +277,7 @@ impl Row {
 }
 
 /// Counters of answers by RST.
-const ANSWERS: [&str; 7] = ["full", "owner_dead", "no_flow", "late", "relay_full", "superseded", "steered"];
+const ANSWERS: [&str; 7] = ["full", "owner_left", "no_flow", "late", "relay_full", "superseded", "steered"];
 
 /// The result of a packet.
 struct Ran {
@@ -322,10 +329,11 @@ pub fn hex(frame: &[u8]) -> String {
     text
 }
 
-/// The RST that answers `segment`: with `seq` alone, or also with the acknowledgement `ack`.
+/// The balancer's RST that answers `segment`: with `seq` alone, or also with the acknowledgement `ack`.
 pub fn rst(segment: &Segment, seq: u32, ack: Option<u32>) -> Segment {
     let flags = if ack.is_some() { frame::RST | frame::ACK } else { frame::RST };
-    Segment { window: 0, ..Segment::new(segment.destination, segment.source) }
+    Segment::new(segment.destination, segment.source)
+        .labelled()
         .flags(flags)
         .seq(seq)
         .ack(ack.unwrap_or(0))

@@ -67,15 +67,14 @@ pub fn steered(scene: &Scene) -> Vec<Row> {
         relayed("this is its home: relayed", &at_home).then(noted),
         served("A has room: served, and not refused for a while", &world(&scene.idle(), Steer::Refuse, true))
             .then(noted),
-        refused(
-            "none can be relayed to: refused",
+        served(
+            "none can be relayed to: served",
             &with(&world(&scene.busy(), Steer::Relay, true), out_of_reach),
         ),
         served(
             "none can be relayed to, and this is its home: served",
             &with(&world(&scene.busy(), Steer::Relay, false), out_of_reach),
-        )
-        .then(noted),
+        ),
         served(
             "refused lately, and none can be relayed to: served",
             &with(&with(&refusing, out_of_reach), &noted),

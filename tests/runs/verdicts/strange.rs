@@ -53,28 +53,6 @@ pub fn rows(scene: &Scene) -> Vec<Row> {
         rows.extend([
             arrives("IP options", &world, frame(&data, |ip| ip.options = [1, 1, 1, 0].into())),
             arrives("a SYN with IP options", &world, frame(&syn, |ip| ip.options = [1, 1, 1, 0].into())),
-            arrives(
-                "a first fragment",
-                &world,
-                frame(&data, |ip| {
-                    ip.dont_fragment = false;
-                    ip.more_fragments = true;
-                }),
-            ),
-            arrives(
-                "a later fragment",
-                &world,
-                frame(&data, |ip| {
-                    ip.fragment_offset = 1.try_into().expect("an offset");
-                }),
-            ),
-            arrives(
-                "a fragment far behind",
-                &world,
-                frame(&data, |ip| {
-                    ip.fragment_offset = 0x1f00.try_into().expect("an offset");
-                }),
-            ),
             arrives("longer than its frame", &world, frame(&data, |ip| ip.total_len += 1)),
             arrives("a packet shorter than its header", &world, frame(&data, |ip| ip.total_len = 39)),
             arrives("an IP length below the IP header's", &world, frame(&data, |ip| ip.total_len = 19)),

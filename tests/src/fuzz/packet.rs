@@ -3,17 +3,19 @@
 use std::net::SocketAddr;
 
 use balancer_common::hooks::Socket;
-use balancer_common::records::{Flow, Reservation, State, Steer, Traffic};
+use balancer_common::records::{Flow, Network, Probe, Reservation, State, Steer, Traffic};
 use balancer_common::verdict::{DropReason, PassReason, SendReason};
 use balancer_common::wire::Port;
 
 use super::bytes::Bytes;
-use crate::packet::frame::{Report, Segment, other, quote, verify, with_vlan};
+use crate::packet::frame::{Report, Segment, fragments, other, quote, verify, with_vlan};
 use crate::packet::host::{self, Frame, Hook, Host, SHOT, UNSPEC, World};
-use crate::packet::scene::{CAME_IN, FAR, FAR_OLD, ISN, OLD, RELAY, Scene};
+use crate::packet::scene::{ANSWER, CAME_IN, FAR, FAR_OLD, ISN, OLD, RELAY, Scene, tuple};
 
 /// Boot clock of everything, nanoseconds.
 const NOW_NS: u64 = 1_000_000_000_000;
+/// All bits of a flow's state.
+const STATES: u8 = Flow::ANSWERED | Flow::FIN | Flow::RST | Flow::REPEATED | Flow::PROBE | Flow::RST_AHEAD;
 /// Most frames in one input.
 const FRAMES: usize = 12;
 
@@ -63,8 +65,8 @@ fn judge(hook: Hook, before: &Frame, host: &Host) {
     let verdicts = verdicts.filter(|name| rose.contains_key(name)).count();
     let at = || format!("{hook:?} of {before:02x?}: {action:?}, {rose:?}, {:02x?}", frame.bytes);
     assert!(verdicts == 1 || (verdicts == 0 && action.code == UNSPEC), "uncounted: {}", at());
-    let translated = [PassReason::Restored, PassReason::IcmpRestored].map(PassReason::name);
-    if action.code == UNSPEC && !told(&translated) {
+    let changed = [PassReason::Restored, PassReason::IcmpRestored, PassReason::Probed].map(PassReason::name);
+    if action.code == UNSPEC && !told(&changed) {
         assert!(frame.bytes == before.bytes, "changed: {}", at());
     }
     if action.code != SHOT && !before.partial && verify(&before.bytes).is_ok() {
@@ -77,7 +79,7 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
     for _ in 0..bytes.byte() % 8 {
         let index = usize::from(bytes.byte() % 4);
         let value = bytes.word();
-        match bytes.byte() % 20 {
+        match bytes.byte() % 28 {
             0 => world.settings.limit = value,
             1 => world.settings.handshake_cap = value,
             2 => world.settings.flood_per_cpu = value % 4,
@@ -104,19 +106,53 @@ fn alter(world: &mut World, scene: &Scene, bytes: &mut Bytes) {
             16 => world.budget.established = value,
             17 => {
                 world.traffic[index] =
-                    Traffic { sent: value.into(), strikes: u64::from(value % 5), ..Traffic::default() };
+                    Traffic { sent: value.into(), doubts: u64::from(value % 5), ..Traffic::default() };
             }
             18 => {
-                let reservation = Reservation { reserved_s: world.now_s().wrapping_sub(value % 8), isn: ISN };
+                let reservation =
+                    Reservation { reserved_s: world.now_s().wrapping_sub(value % 8), isn: ISN, ack: 0 };
                 world.reserved.insert(scene.dialled(), reservation);
             }
-            _ => {
+            19 => {
                 let socket = bytes.pick(&[Socket::Connection, Socket::Handshake, Socket::Listener]);
                 world.sockets.insert(scene.dialled(), socket);
             }
+            20 => (world.settings.only_way, world.settings.epoch) = (value % 2, value / 2 % 4),
+            21 => world.controllers[index].paths = value as u8,
+            22 => world.controllers[index].mtu = [value, value.rotate_left(16)],
+            23 => {
+                (world.controllers[index].ifindex, world.controllers[index].name_hash) =
+                    (value % 3, value.into());
+            }
+            24 => {
+                let network = Network {
+                    seen_s: value,
+                    ifindex: value % 3,
+                    epoch: value / 4 % 4,
+                    barred: value as u16,
+                    ..Network::NONE
+                };
+                let client = bytes.pick(&[scene.client, scene.elsewhere]);
+                world.networks.insert(Network::of(&client.into()), network);
+            }
+            25 => {
+                let probe = Probe { client: scene.client.into(), port: Port::new(value as u16), pad: [0; 2] };
+                world.probes.insert(tuple(scene.owner(), scene.near()), probe);
+            }
+            26 => world.reserved.values_mut().for_each(|reservation| reservation.ack = value),
+            _ => {
+                for flow in world.live.values_mut().chain(world.half_open.values_mut()) {
+                    match index {
+                        0 => flow.next = value,
+                        1 => flow.ack = value,
+                        2 => flow.fin = value,
+                        _ => flow.isn = value,
+                    }
+                }
+            }
         }
     }
-    let state = bytes.byte() & (Flow::ANSWERED | Flow::FIN | Flow::RST);
+    let state = bytes.byte() & STATES;
     for flow in world.live.values_mut().chain(world.half_open.values_mut()) {
         flow.state = state;
     }
@@ -138,6 +174,7 @@ fn frame(scene: &Scene, kind: u8, bytes: &mut Bytes) -> Vec<u8> {
             other(from, to, bytes.byte(), bytes.some(length))
         }
         3 => with_vlan(&segment(scene, bytes).frame(), 5),
+        7 => fragment(scene, bytes),
         _ => segment(scene, bytes).frame(),
     };
     if kind & 8 != 0 {
@@ -188,7 +225,8 @@ fn ends(scene: &Scene, bytes: &mut Bytes) -> (SocketAddr, SocketAddr) {
 fn segment(scene: &Scene, bytes: &mut Bytes) -> Segment {
     let (source, destination) = ends(scene, bytes);
     let any = bytes.word();
-    let number = |bytes: &mut Bytes| bytes.pick(&[ISN, ISN + 1, ISN + 33, any]);
+    let number =
+        |bytes: &mut Bytes| bytes.pick(&[ISN, ISN + 1, ISN + 33, any, ANSWER - 1, ANSWER, ISN + 2, 0]);
     let options = usize::from(bytes.byte() % 11) * 4;
     let payload = usize::from(bytes.byte());
     let mut segment = Segment::new(source, destination)
@@ -203,7 +241,22 @@ fn segment(scene: &Scene, bytes: &mut Bytes) -> Segment {
         0 => segment.syn_options(bytes.half()),
         1 => segment.trailer(scene.dialler()),
         2 => segment.broken(bytes.half()),
+        3 => segment.labelled(),
+        4 => segment.probe(scene.dialler()),
         _ => segment,
+    }
+}
+
+/// A fragment of a segment, or the whole of it if it is of IPv6 or short.
+fn fragment(scene: &Scene, bytes: &mut Bytes) -> Vec<u8> {
+    let frame = segment(scene, bytes).frame();
+    let (at, which) = (u16::from(bytes.byte() % 32) * 8, usize::from(bytes.byte() % 2));
+    // Behind the packet there may be padding.
+    let length = u16::from_be_bytes([frame[16], frame[17]]).saturating_sub(20);
+    if frame[12..14] == [0x08, 0x00] && (1..length).contains(&at) {
+        fragments(&frame, &[at]).swap_remove(which)
+    } else {
+        frame
     }
 }
 

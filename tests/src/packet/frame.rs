@@ -5,17 +5,16 @@
 //! expected description.
 #![expect(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
+mod report;
 mod verify;
 
 use std::hash::Hasher as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use etherparse::{
-    EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header,
-    Ipv6Header, TcpHeader,
-};
+use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 use siphasher::sip::SipHasher24;
 
+pub use self::report::{Report, quote};
 pub use self::verify::{source_port, verify};
 
 /// No more data.
@@ -64,6 +63,8 @@ pub struct Segment {
     /// The client address in the trailer behind the payload, sealed for this segment's ends and sequence
     /// number.
     pub trailer: Option<SocketAddr>,
+    /// Whether the trailer is that of the entry's own probe.
+    pub probes: bool,
     /// Hops left.
     pub hops: u8,
     /// Error of the TCP checksum (one's complement).
@@ -85,6 +86,7 @@ impl Segment {
             options: Vec::new(),
             payload: Vec::new(),
             trailer: None,
+            probes: false,
             hops: 63,
             checksum_error: 0,
             least: 0,
@@ -141,6 +143,18 @@ impl Segment {
         Self { trailer: Some(client), ..self }
     }
 
+    /// With the trailer of the entry's own probe in the name of `client`.
+    #[must_use]
+    pub fn probe(self, client: SocketAddr) -> Self {
+        Self { trailer: Some(client), probes: true, ..self }
+    }
+
+    /// With the window by which an entry knows the RST of the owner's balancer.
+    #[must_use]
+    pub fn labelled(self) -> Self {
+        Self { window: u16::from_be_bytes(*b"JB"), ..self }
+    }
+
     /// With a checksum that is wrong by `error`.
     #[must_use]
     pub fn broken(self, error: u16) -> Self {
@@ -178,7 +192,8 @@ impl Segment {
     fn segment(&self) -> Vec<u8> {
         let mut payload = self.payload.clone();
         if let Some(client) = self.trailer {
-            payload.extend(trailer(client, self.source, self.destination, self.seq));
+            let hop = (self.source, self.destination);
+            payload.extend(sealed(u8::from(self.probes), client, hop, self.seq));
         }
         let has = |flag| self.flags & flag != 0;
         let mut tcp = TcpHeader::new(self.source.port(), self.destination.port(), self.seq, self.window);
@@ -199,84 +214,6 @@ impl Segment {
     }
 }
 
-/// An ICMP or `ICMPv6` message that quotes a packet.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Source of the message.
-    pub source: IpAddr,
-    /// Its destination.
-    pub destination: IpAddr,
-    /// Type.
-    pub kind: u8,
-    /// Code.
-    pub code: u8,
-    /// The four bytes before the quote.
-    pub rest: [u8; 4],
-    /// The quoted packet.
-    pub quote: Vec<u8>,
-    /// Hops left.
-    pub hops: u8,
-    /// Error of the checksum (one's complement).
-    pub checksum_error: u16,
-}
-
-impl Report {
-    /// "The packet is too big": fragmentation needed (RFC 1191), or packet too big (RFC 4443).
-    pub fn too_big(source: IpAddr, destination: IpAddr, quote: Vec<u8>) -> Self {
-        let (kind, code) = if source.is_ipv4() { (3, 4) } else { (2, 0) };
-        let rest = [0, 0, 5, 20];
-        Self { source, destination, kind, code, rest, quote, hops: 60, checksum_error: 0 }
-    }
-
-    /// With another type and code.
-    #[must_use]
-    pub fn kind(self, kind: u8, code: u8) -> Self {
-        Self { kind, code, ..self }
-    }
-
-    /// With a checksum that is wrong by `error`.
-    #[must_use]
-    pub fn broken(self, error: u16) -> Self {
-        Self { checksum_error: error, ..self }
-    }
-
-    /// The frame.
-    pub fn frame(&self) -> Vec<u8> {
-        let mut message = match (self.source, self.destination) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => {
-                let kind =
-                    Icmpv4Type::Unknown { type_u8: self.kind, code_u8: self.code, bytes5to8: self.rest };
-                Icmpv4Header::with_checksum(kind, &self.quote).to_bytes().to_vec()
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                let kind =
-                    Icmpv6Type::Unknown { type_u8: self.kind, code_u8: self.code, bytes5to8: self.rest };
-                let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), &self.quote);
-                header.expect("a quote that fits").to_bytes().to_vec()
-            }
-            _ => panic!("ends of two families: {self:?}"),
-        };
-        let right = u16::from_be_bytes([message[2], message[3]]);
-        message[2..4].copy_from_slice(&plus(right, self.checksum_error).to_be_bytes());
-        message.extend(&self.quote);
-        let number = if self.source.is_ipv4() { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
-        let mut frame = ethernet(self.source);
-        frame.extend(ip(self.source, self.destination, number, self.hops, message.len()));
-        frame.extend(message);
-        frame
-    }
-}
-
-/// A quoted packet as seen by a router that knows only the translated connection: `original` with other ends
-/// and its original TCP checksum, cut to `bytes` behind the IP header.
-pub fn quote(original: &Segment, source: SocketAddr, destination: SocketAddr, bytes: usize) -> Vec<u8> {
-    let header = ip_header(source.ip());
-    let mut packet = original.clone().between(source, destination).packet();
-    packet[header + 16..header + 18].copy_from_slice(&original.packet()[header + 16..header + 18]);
-    packet.truncate(header + bytes);
-    packet
-}
-
 /// A frame of any protocol.
 pub fn other(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = ethernet(source);
@@ -292,6 +229,26 @@ pub fn with_ipv4(frame: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> 
     change(&mut header);
     header.header_checksum = header.calc_header_checksum();
     [&frame[..ETHERNET], header.to_bytes().as_slice(), payload].concat()
+}
+
+/// The fragments of an IPv4 frame's packet (RFC 791, 2.3), cut where `cuts` say, in bytes behind the IP header.
+#[must_use]
+pub fn fragments(frame: &[u8], cuts: &[u16]) -> Vec<Vec<u8>> {
+    let (header, payload) = Ipv4Header::from_slice(&frame[ETHERNET..]).expect("an IPv4 frame");
+    let all = header.payload_len().expect("a length");
+    let starts = [&[0], cuts].concat();
+    let ends = [cuts, &[all]].concat();
+    let fragment = |(start, end): (u16, u16)| {
+        let part = &payload[usize::from(start)..usize::from(end)];
+        let whole = [&frame[..ETHERNET], header.to_bytes().as_slice(), part].concat();
+        with_ipv4(&whole, |ip| {
+            ip.dont_fragment = false;
+            ip.more_fragments = end != all;
+            ip.fragment_offset = (start / 8).try_into().expect("an offset");
+            ip.set_payload_len(part.len()).expect("a length that fits");
+        })
+    };
+    starts.into_iter().zip(ends).map(fragment).collect()
 }
 
 /// An IPv6 frame with an extension header of `kind` before its payload; `rest` follows the header's first
@@ -313,13 +270,18 @@ pub fn with_vlan(frame: &[u8], id: u16) -> Vec<u8> {
 
 /// The trailer with the client's address, as it follows a relayed SYN from `source` to `destination`.
 pub fn trailer(client: SocketAddr, source: SocketAddr, destination: SocketAddr, seq: u32) -> Vec<u8> {
+    sealed(0, client, (source, destination), seq)
+}
+
+fn sealed(kind: u8, client: SocketAddr, hop: (SocketAddr, SocketAddr), seq: u32) -> Vec<u8> {
     let port = |end: SocketAddr| end.port().to_le_bytes();
-    let fields = [[1, 0], port(client), port(source), port(destination)].concat();
-    let ends = [client, source, destination].map(|end| mapped(end.ip()).octets()).concat();
+    let fields = [[1, kind], port(client), port(hop.0), port(hop.1)].concat();
+    let ends = [client, hop.0, hop.1].map(|end| mapped(end.ip()).octets()).concat();
     let mut hash = SipHasher24::new_with_keys(KEY[0], KEY[1]);
     hash.write(&[&fields[..], &u64::from(seq).to_le_bytes(), &ends].concat());
     let tag = hash.finish().to_be_bytes();
-    [&b"JB\x01\x00"[..], &client.port().to_be_bytes(), &[0, 0], &mapped(client.ip()).octets(), &tag].concat()
+    let head = [b'J', b'B', 1, kind];
+    [&head[..], &client.port().to_be_bytes(), &[0, 0], &mapped(client.ip()).octets(), &tag].concat()
 }
 
 fn mapped(address: IpAddr) -> Ipv6Addr {

@@ -1,6 +1,7 @@
-//! The decisions on the host: `Packet` over a vector, `Tables` over hash maps.
+//! The decisions on the host: `Tables` over hash maps.
 #![expect(clippy::missing_panics_doc, reason = "a fixture panics to fail its test")]
 
+mod frame;
 mod run;
 mod world;
 
@@ -8,97 +9,18 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use balancer_common::hooks::Packet;
 use balancer_common::hooks::{Exchange, Socket, Tables};
 use balancer_common::policy::pick::PickScratch;
 use balancer_common::records::{
-    AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked, Traffic,
-    Tuple,
+    AddressClass, Budget, Controller, Device, Flow, Fragment, FragmentKey, MAX_CONTROLLERS, Network, Probe,
+    Reservation, Settings, Tracked, Traffic, Tuple,
 };
 use balancer_common::verdict::{COUNTER_SLOTS, Event, SendReason, names};
-use balancer_common::wire::checksum::Change;
 use balancer_common::wire::{Address, Family, Port};
-use bytemuck::Pod;
 
+pub use self::frame::Frame;
 pub use self::run::{Action, Hook, REDIRECT, SHOT, UNSPEC, look_up, run};
 pub use self::world::{World, prefix_length, show};
-
-/// A frame on the host.
-#[derive(Clone, Debug)]
-pub struct Frame {
-    /// Contents.
-    pub bytes: Vec<u8>,
-    /// Interface that it came in by or leaves by.
-    pub ifindex: u32,
-    /// A VLAN tag was moved into metadata.
-    pub tagged: bool,
-    /// The transport checksum holds only the pseudo header's sum, for a device to complete
-    /// (`CHECKSUM_PARTIAL`).
-    pub partial: bool,
-}
-
-impl Frame {
-    /// A frame with complete checksums.
-    pub fn new(bytes: &[u8], ifindex: u32) -> Self {
-        Self { bytes: bytes.to_vec(), ifindex, tagged: false, partial: false }
-    }
-}
-
-impl Packet for Frame {
-    fn len(&self) -> u32 {
-        self.bytes.len() as u32
-    }
-
-    fn ifindex(&self) -> u32 {
-        self.ifindex
-    }
-
-    fn tagged(&self) -> bool {
-        self.tagged
-    }
-
-    fn read<T: Pod>(&self, at: usize) -> Option<T> {
-        self.bytes.get(at..at.checked_add(size_of::<T>())?).map(bytemuck::pod_read_unaligned)
-    }
-
-    fn read_anywhere<T: Pod>(&self, at: usize) -> Option<T> {
-        self.read(at)
-    }
-
-    fn write<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
-        let end = at.checked_add(size_of::<T>())?;
-        self.bytes.get_mut(at..end)?.copy_from_slice(bytemuck::bytes_of(value));
-        Some(())
-    }
-
-    fn write_anywhere<T: Pod>(&mut self, at: usize, value: &T) -> Option<()> {
-        self.write(at, value)
-    }
-
-    fn resize(&mut self, len: u32) -> Option<()> {
-        self.bytes.resize(len as usize, 0);
-        Some(())
-    }
-
-    // Like the kernel's inet_proto_csum_replace_by_diff (net/core/utils.c).
-    fn change_checksum(&mut self, at: usize, change: &Change, _family: Family) -> Option<()> {
-        let field: u16 = self.read(at)?;
-        let (pseudo, segment) = (u64::from(change.pseudo.wsum()), u64::from(change.segment.wsum()));
-        let changed = if self.partial {
-            fold(u64::from(field) + pseudo)
-        } else {
-            !fold(u64::from(!field) + pseudo + segment)
-        };
-        self.write(at, &changed)
-    }
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
-}
 
 type Slots<V> = RefCell<HashMap<Tuple, V>>;
 /// A record in place. It is never freed: a removed record stays valid for its holders, as under RCU. If two
@@ -117,6 +39,8 @@ pub struct Host {
     traffic: RefCell<[Traffic; MAX_CONTROLLERS]>,
     live: Slots<Slot>,
     half_open: Slots<Slot>,
+    fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    networks: RefCell<HashMap<Address, &'static RefCell<Network>>>,
     reserved: Slots<Reservation>,
     tracked: RefCell<HashMap<u64, Tracked>>,
     budget: RefCell<Budget>,
@@ -128,7 +52,11 @@ pub struct Host {
     new_flows: Cell<(u32, u32)>,
     counters: RefCell<[u64; COUNTER_SLOTS]>,
     reset_reason: Cell<Option<SendReason>>,
+    meanwhile: RefCell<Option<Meanwhile>>,
 }
+
+/// Something that another CPU does just before a look at the half-open flows, after that many more.
+type Meanwhile = (u32, Box<dyn FnOnce(&Host)>);
 
 impl Host {
     /// The tables of `world`.
@@ -145,6 +73,14 @@ impl Host {
             traffic: RefCell::new(world.traffic),
             live,
             half_open,
+            fragments: RefCell::new(world.fragments.clone()),
+            networks: RefCell::new(
+                world
+                    .networks
+                    .iter()
+                    .map(|(key, network)| (*key, &*Box::leak(Box::new(RefCell::new(*network)))))
+                    .collect(),
+            ),
             reserved: RefCell::new(world.reserved.clone()),
             tracked: RefCell::new(world.tracked.clone()),
             budget: RefCell::new(world.budget),
@@ -155,6 +91,7 @@ impl Host {
             new_flows: Cell::default(),
             counters: RefCell::new([0; COUNTER_SLOTS]),
             reset_reason: Cell::default(),
+            meanwhile: RefCell::default(),
         }
     }
 
@@ -167,6 +104,8 @@ impl Host {
             traffic: *self.traffic.borrow(),
             live: flows(&self.live),
             half_open: flows(&self.half_open),
+            fragments: self.fragments.borrow().clone(),
+            networks: self.networks.borrow().iter().map(|(key, network)| (*key, *network.borrow())).collect(),
             reserved: self.reserved.borrow().clone(),
             tracked: self.tracked.borrow().clone(),
             budget: *self.budget.borrow(),
@@ -179,6 +118,11 @@ impl Host {
     /// Sets the clock.
     pub fn set_now_s(&mut self, now_s: u32) {
         self.world.now_ns = u64::from(now_s) * 1_000_000_000;
+    }
+
+    /// Lets another CPU do something just before this one looks at the half-open flows, after `looks` more looks there.
+    pub fn meanwhile(&self, looks: u32, acts: impl FnOnce(&Self) + 'static) {
+        self.meanwhile.replace(Some((looks, Box::new(acts))));
     }
 
     /// Sets the result of every random draw.
@@ -218,6 +162,7 @@ impl Drop for Host {
 
 impl Tables for Host {
     type Flow = RefMut<'static, Flow>;
+    type Network = RefMut<'static, Network>;
     type Scratch = RefMut<'static, PickScratch>;
 
     fn settings(&self) -> Option<&Settings> {
@@ -238,10 +183,8 @@ impl Tables for Host {
         match exchange {
             Exchange::Sent => traffic.sent += 1,
             Exchange::Received => traffic.received += 1,
-            Exchange::Unanswered(_) => {
-                traffic.unanswered += 1;
-                traffic.strikes += 1;
-            }
+            Exchange::Doubted => traffic.doubts += 1,
+            Exchange::Failed(_) => traffic.failed += 1,
             Exchange::Answered(_) => {}
         }
         exchange.conclude(traffic);
@@ -270,6 +213,13 @@ impl Tables for Host {
     }
 
     fn half_open(&self, key: &Tuple) -> Option<Self::Flow> {
+        let meanwhile = self.meanwhile.take();
+        match meanwhile {
+            Some((0, acts)) => acts(self),
+            later => {
+                self.meanwhile.replace(later.map(|(looks, acts)| (looks - 1, acts)));
+            }
+        }
         self.half_open.borrow().get(key).map(|slot| slot.borrow_mut())
     }
 
@@ -296,6 +246,26 @@ impl Tables for Host {
         self.half_open.borrow_mut().remove(key);
     }
 
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn network(&self, key: &Address) -> Option<Self::Network> {
+        self.networks.borrow().get(key).map(|network| network.borrow_mut())
+    }
+
+    fn insert_network(&self, key: &Address, network: &Network) {
+        self.networks.borrow_mut().insert(*key, Box::leak(Box::new(RefCell::new(*network))));
+    }
+
+    fn probe(&self, key: &Tuple) -> Option<Probe> {
+        self.world.probes.get(key).copied()
+    }
+
     fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R> {
         Some(change(&mut self.budget.borrow_mut()))
     }
@@ -319,6 +289,12 @@ impl Tables for Host {
             reserved.insert(*key, *reservation);
         }
         free
+    }
+
+    fn note_answer(&self, key: &Tuple, ack: u32) {
+        if let Some(reservation) = self.reserved.borrow_mut().get_mut(key) {
+            reservation.ack = ack;
+        }
     }
 
     fn forget(&self, key: &Tuple) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use crate::packet::host::{Hook, World, named, prefix_length};
 use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
+use crate::support::eventually::{SOON, eventually};
 use crate::support::process::run;
 
 /// The interface that packets come in by, and its peer.
@@ -107,6 +108,9 @@ impl Kernel {
         self.all(map::TRAFFIC, &world.traffic)?;
         self.replace(map::LIVE, &world.live)?;
         self.replace(map::HALF_OPEN, &world.half_open)?;
+        self.replace(map::FRAGMENTS, &world.fragments)?;
+        self.replace(map::NETWORKS, &world.networks)?;
+        self.replace(map::PROBES, &world.probes)?;
         self.replace(map::RESERVED, &world.reserved)?;
         self.replace(map::CLIENTS, &world.clients)?;
         self.replace(map::RECENTLY_REFUSED, &world.recently_refused)?;
@@ -133,6 +137,8 @@ impl Kernel {
             traffic: std::array::from_fn(|index| traffic[index]),
             live: self.contents(map::LIVE)?,
             half_open: self.contents(map::HALF_OPEN)?,
+            fragments: self.contents(map::FRAGMENTS)?,
+            networks: self.contents(map::NETWORKS)?,
             reserved: self.contents::<Tuple, Reservation>(map::RESERVED)?,
             budget: self.array(map::BUDGET)?.get(&0, 0)?,
             clients: self.contents(map::CLIENTS)?,
@@ -271,6 +277,11 @@ pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + S
             let nodad = if address.is_ipv6() { " nodad" } else { "" };
             ip(&format!("addr add {address} dev lo{nodad}"))?;
         }
+        for address in addresses {
+            // The kernel adds the route to an IPv6 address later (`addrconf_dad_work`).
+            let reached = || Ok(UdpSocket::bind((*address, 0))?.connect((*address, 9))?);
+            eventually(SOON, "a route to a namespace's own address", reached)?;
+        }
         work()
     };
     let joined = std::thread::scope(|scope| scope.spawn(inside).join());
@@ -291,7 +302,9 @@ pub fn sockets(world: &World) -> Result<Vec<Socket2>> {
             Socket::Connection => {
                 let far = listener(remote)?;
                 let near = bound(local)?;
-                near.connect(&remote.into()).with_context(|| format!("{local} to {remote}"))?;
+                // Right after the namespace was made, IPv6 may have no route yet.
+                let connect = || Ok(near.connect(&remote.into())?);
+                eventually(SOON, &format!("a connection from {local} to {remote}"), connect)?;
                 near.set_linger(Some(Duration::ZERO))?;
                 sockets.extend([near, far]);
             }

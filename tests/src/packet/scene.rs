@@ -9,13 +9,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::packet::frame::{KEY, SYN, Segment};
+use crate::packet::frame::{FIN, KEY, RST, SYN, Segment};
 use crate::packet::host::World;
 use crate::packet::kernel::INTERFACES;
 use balancer_common::records::{
-    AddressClass, Budget, Class, Controller, Device, Flow, Kind, Reservation, Settings, State, Tuple,
+    AddressClass, Budget, Class, Controller, Device, Flow, Kind, Network, Reservation, Settings, State, Tuple,
 };
-use balancer_common::wire::{Address, Port};
+use balancer_common::wire::{Address, Family, Port};
 use bytemuck::Zeroable as _;
 
 /// Interface by which every packet comes in.
@@ -38,6 +38,8 @@ pub const FAR: u16 = 41000;
 pub const FAR_OLD: u16 = 41001;
 /// The client's initial sequence number.
 pub const ISN: u32 = 0x1000_0000;
+/// The number after the owner's initial sequence number: that of its first byte, which the client acknowledges.
+pub const ANSWER: u32 = 0x2000_0000;
 /// Bytes of a trailer.
 pub const TRAILER: u32 = 32;
 /// Most connections of a controller.
@@ -162,7 +164,17 @@ impl Scene {
 
     /// An ACK of the client to A.
     pub fn ack(&self) -> Segment {
-        Segment::new(self.dialler(), self.api()).seq(ISN + 1).stamps()
+        Segment::new(self.dialler(), self.api()).seq(ISN + 1).ack(ANSWER).stamps()
+    }
+
+    /// An ACK of the owner B to A.
+    pub fn from_owner(&self) -> Segment {
+        Segment::new(self.owner(), self.near()).seq(ANSWER).ack(ISN + 1).stamps()
+    }
+
+    /// An ACK of A's stack to a client of B.
+    pub fn going(&self) -> Segment {
+        Segment::new(self.door(), self.dialler()).seq(ANSWER).ack(ISN + 1).stamps()
     }
 
     /// A and B are ready and empty, C is absent.
@@ -181,6 +193,8 @@ impl Scene {
             peer_first: Port::new(17080),
             peer_last: Port::new(17095),
             active: 1,
+            epoch: 1,
+            only_way: CAME_IN,
             ..Settings::zeroed()
         };
         world.budget = Budget { newest_s: self.now_s(), ..Budget::default() };
@@ -214,6 +228,8 @@ impl Scene {
             relay_out: Port::new(OUT),
             relay_in: Port::new(IN),
             state: State::Ready as u8,
+            paths: Controller::path(Family::V4) | Controller::path(Family::V6),
+            ifindex_v6: TOWARDS,
             ..Controller::zeroed()
         }
     }
@@ -232,12 +248,15 @@ impl Scene {
         world
     }
 
-    /// The two records of a relay from A to `owner` by source port `port`, begun in second `at_s`.
+    /// The two records of a relay from A to `owner` by source port `port`, after a SYN in second `at_s`.
     pub fn out(&self, port: u16, owner: (IpAddr, u8), at_s: u32) -> [(Tuple, Flow); 2] {
         let (here, there) = ((self.a, port).into(), (owner.0, OUT).into());
         let flow = |kind, from, to, ifindex| Flow::new(kind, owner.1, end(from), end(to), ifindex, ISN, at_s);
+        // The SYN came in there. It leaves by the controller's own way.
+        let mut forward = flow(Kind::Forward, here, there, CAME_IN);
+        forward.next = ISN + 1;
         [
-            (tuple(self.dialler(), self.api()), flow(Kind::Forward, here, there, TOWARDS)),
+            (tuple(self.dialler(), self.api()), forward),
             (tuple(there, here), flow(Kind::Return, self.api(), self.dialler(), CAME_IN)),
         ]
     }
@@ -251,8 +270,10 @@ impl Scene {
     pub fn incoming_flows_of(&self, dialler: SocketAddr, port: u16, at_s: u32) -> [(Tuple, Flow); 2] {
         let there = (self.b, port).into();
         let flow = |kind, from, to, ifindex| Flow::new(kind, 1, end(from), end(to), ifindex, ISN, at_s);
+        let mut restore = flow(Kind::Restore, dialler, self.door(), 0);
+        restore.next = ISN + 1;
         [
-            (tuple(there, self.door()), flow(Kind::Restore, dialler, self.door(), 0)),
+            (tuple(there, self.door()), restore),
             (tuple(dialler, self.door()), flow(Kind::Divert, self.door(), there, CAME_IN)),
         ]
     }
@@ -260,7 +281,7 @@ impl Scene {
     /// [`Self::busy`] with a relay to B, live.
     pub fn relaying(&self) -> World {
         let mut world = self.busy();
-        world.live.extend(self.out(RELAY, (self.b, 1), self.then_s()));
+        world.live.extend(begun(self.out(RELAY, (self.b, 1), self.then_s())));
         world
     }
 
@@ -271,10 +292,17 @@ impl Scene {
         world
     }
 
+    /// [`Self::beginning`], and the owner has answered.
+    pub fn answered(&self, port: u16) -> World {
+        let mut world = self.busy();
+        world.half_open.extend(answered(self.out(port, (self.b, 1), self.then_s())));
+        world
+    }
+
     /// [`Self::world`] with a relay from B, live.
     pub fn owning(&self) -> World {
         let mut world = self.world();
-        world.live.extend(self.incoming_flows(FAR, self.then_s()));
+        world.live.extend(begun(self.incoming_flows(FAR, self.then_s())));
         world
     }
 
@@ -286,9 +314,23 @@ impl Scene {
         world
     }
 
+    /// [`Self::accepting`], and A's stack has answered.
+    pub fn accepted(&self) -> World {
+        let mut world = self.accepting();
+        world.half_open.extend(answered(self.incoming_flows(FAR, self.then_s())));
+        world
+    }
+
+    /// Notes the client in its network's record.
+    pub fn note_client(&self, world: &mut World) {
+        let (client, dialled) = (Address::from(self.client), Address::from(self.a));
+        let network = world.networks.entry(Network::of(&client)).or_insert(Network::NONE);
+        *network = Network { client, dialled, seen_s: self.now_s(), ..*network };
+    }
+
     /// Takes a reservation for a handshake.
     pub fn reserve(&self, world: &mut World, key: Tuple) {
-        world.reserved.insert(key, Reservation { reserved_s: self.now_s(), isn: ISN });
+        world.reserved.insert(key, Reservation { reserved_s: self.now_s(), isn: ISN, ack: 0 });
         world.budget.handshakes[self.now_s() as usize % 4] += 1;
     }
 
@@ -308,11 +350,50 @@ fn end(end: SocketAddr) -> (Address, Port) {
     (end.ip().into(), Port::new(end.port()))
 }
 
-/// Records a packet of the flow at `key` that acknowledged `ack` and left the marks `state`.
-pub fn gone_by(world: &mut World, key: Tuple, ack: Option<u32>, state: u8) {
+/// A relay's records after the owner's answer.
+pub fn answered([forward, mut back]: [(Tuple, Flow); 2]) -> [(Tuple, Flow); 2] {
+    (back.1.next, back.1.ack) = (ANSWER, ISN + 1);
+    back.1.state |= Flow::ANSWERED;
+    [forward, back]
+}
+
+/// A relay's records after its handshake.
+pub fn begun(flows: [(Tuple, Flow); 2]) -> [(Tuple, Flow); 2] {
+    let [mut forward, back] = answered(flows);
+    forward.1.ack = ANSWER;
+    [forward, back]
+}
+
+/// Marks a live relay's directions, the client's first, as closed or reset.
+pub fn ended(flows: &mut [(Tuple, Flow); 2], states: [u8; 2]) {
+    for ((_, flow), state) in flows.iter_mut().zip(states) {
+        (flow.state, flow.fin) = (flow.state | state, flow.next);
+    }
+}
+
+/// Records a segment of the flow at `key` that has the expected number.
+pub fn in_order(world: &mut World, key: Tuple, segment: &Segment) {
+    let has = |flag| segment.flags & flag != 0;
+    let asks = has(FIN) || !segment.payload.is_empty();
+    let (now_s, end) = (world.now_s(), segment.seq.wrapping_add(segment.payload.len() as u32));
+    if has(RST) {
+        return gone_by(world, key, |flow| flow.state |= Flow::RST);
+    }
+    gone_by(world, key, |flow| {
+        (flow.ack, flow.next) = (segment.ack, end);
+        if asks {
+            flow.asked_s = now_s;
+        }
+        if has(FIN) {
+            (flow.state, flow.fin) = (flow.state | Flow::FIN, end);
+        }
+    });
+}
+
+/// Records a segment of the flow at `key` that changes it by `change`.
+pub fn gone_by(world: &mut World, key: Tuple, change: impl FnOnce(&mut Flow)) {
     let now_s = world.now_s();
     let flow = world.live.get_mut(&key).or(world.half_open.get_mut(&key)).expect("a flow");
     flow.seen_s = now_s;
-    flow.ack = ack.unwrap_or(flow.ack);
-    flow.state |= state;
+    change(flow);
 }

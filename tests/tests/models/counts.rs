@@ -149,6 +149,7 @@ fn report(told: Told) -> Report {
         addresses: Vec::new(),
         closing: 0,
         sheds: false,
+        off: std::collections::BTreeMap::new(),
     }
 }
 

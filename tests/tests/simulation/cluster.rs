@@ -242,6 +242,7 @@ impl Cluster {
             addresses: vec![address(node)],
             closing: 0,
             sheds: false,
+            off: BTreeMap::new(),
         };
         self.nodes[node].published = Some(report.clone());
         self.with(node, |peers| peers.publish(report));

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use balancer_common::records::{Budget, Device, LISTENER_V4, LISTENER_V6, Reservation, Tuple};
+use balancer_common::records::{
+    AddressClass, Budget, Class, Device, LISTENER_V4, LISTENER_V6, Reservation, Tuple,
+};
 use balancer_common::stages::socket_lookup::Lookup;
 use balancer_common::wire::{Address, Family, Port};
 use tests::packet::host::World;
@@ -51,7 +53,7 @@ fn in_grace_period(world: &mut World) {
 fn reserves(key: Tuple) -> impl Fn(&mut World) {
     move |world| {
         let now_s = world.now_s();
-        world.reserved.insert(key, Reservation { reserved_s: now_s, isn: 0 });
+        world.reserved.insert(key, Reservation { reserved_s: now_s, isn: 0, ack: 0 });
         world.budget.handshakes[now_s as usize % 4] += 1;
     }
 }
@@ -89,7 +91,7 @@ pub fn reserved(scene: &Scene) -> Vec<Row> {
     let noted = |reserved_s| {
         with(&scene.world(), |world| {
             full(world);
-            world.reserved.insert(scene.dialled(), Reservation { reserved_s, isn: ISN });
+            world.reserved.insert(scene.dialled(), Reservation { reserved_s, isn: ISN, ack: 0 });
         })
     };
     let listening = |slots: &[u32]| with(&holding(relay_key), |world| world.listeners.extend(slots));
@@ -153,7 +155,15 @@ pub fn unreserved(scene: &Scene) -> Vec<Row> {
     let capped = with(&with(&world, checking), |world| world.settings.handshake_cap = 0);
     let listening = with(&with(&world, in_grace_period), |world| world.listeners.extend([LISTENER_V6]));
     let relay_key = tuple(scene.dialler(), scene.door());
+    let denied = with(&world, |world| {
+        let bits = if scene.client.is_ipv4() { 32 } else { 128 };
+        world.classes.push((scene.client, bits, AddressClass::new(Class::Denied, 0)));
+    });
     vec![
+        looks_up("a denied client, by an interface without `ingress`", &denied, other).refused(),
+        looks_up("a denied client's stray segment", &denied, dialled).refused(),
+        looks_up("a denied client, to a relay port", &denied, relayed).refused(),
+        looks_up("a denied client in the grace period", &with(&denied, in_grace_period), dialled).refused(),
         looks_up("a stray segment, with room: no reservation", &world, dialled).admitted(),
         looks_up("a stray segment, all taken", &with(&world, full), dialled).refused(),
         looks_up("a stray segment, all taken by handshakes", &in_handshakes, dialled).refused(),
@@ -196,21 +206,25 @@ pub fn unreserved(scene: &Scene) -> Vec<Row> {
         .admitted()
         .then(reserves(tuple(scene.dialler(), elsewhere))),
         looks_up(
-            "final ACKs are checked, perhaps a SYN cookie's: reserved",
+            "final ACKs are checked, perhaps one that is forged: no reservation",
             &with(&world, checking),
             dialled,
         )
-        .admitted()
-        .then(reserves(key)),
+        .admitted(),
         looks_up("final ACKs are checked, all taken", &with(&with(&world, checking), full), dialled)
             .refused(),
-        looks_up("final ACKs are checked, too many handshakes: refused, and noted", &capped, dialled)
-            .refused()
-            .counted("unreserved")
-            .then(|world| {
-                world.reserved.insert(key, Reservation { reserved_s: 0, isn: 0 });
-                world.budget.check_final_ack_until_s = now_s + 130;
-            }),
+        looks_up("final ACKs are checked, too many handshakes: no reservation", &capped, dialled).admitted(),
+        looks_up(
+            "by an interface without `ingress`, too many handshakes: refused, and noted",
+            &capped,
+            other,
+        )
+        .refused()
+        .counted("unreserved")
+        .then(|world| {
+            world.reserved.insert(key, Reservation { reserved_s: 0, isn: 0, ack: 0 });
+            world.budget.check_final_ack_until_s = now_s + 130;
+        }),
         looks_up("in the grace period: reserved", &with(&world, in_grace_period), dialled)
             .admitted()
             .then(reserves(key)),

@@ -5,6 +5,7 @@
 #![expect(clippy::too_many_lines, reason = "a table is as long as it has rows")]
 
 mod lookup;
+mod relay;
 mod row;
 mod state;
 
@@ -38,4 +39,14 @@ fn sockets_become_established() {
 #[test]
 fn sockets_close() {
     prove(state::closed);
+}
+
+#[test]
+fn clients_whose_relay_failed_are_served() {
+    prove(relay::failed);
+}
+
+#[test]
+fn probes_are_no_clients() {
+    prove(relay::probes);
 }

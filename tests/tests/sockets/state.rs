@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use balancer_common::records::{Budget, Reservation, Tracked};
+use balancer_common::records::{AddressClass, Budget, Class, Reservation, Tracked};
 use balancer_common::stages::socket_state::{Action, Operation};
 use balancer_common::wire::Address;
 use tests::packet::host::World;
@@ -10,8 +10,8 @@ use tests::packet::scene::{ISN, Scene, tuple};
 
 use crate::row::{Answer, Change, Row, changes};
 
-const COOKIE: u64 = 0x7_0000_0001;
-const NETNS: u64 = 42;
+pub const COOKIE: u64 = 0x7_0000_0001;
+pub const NETNS: u64 = 42;
 /// States of a socket (kernel `include/net/tcp_states.h`).
 const ESTABLISHED: u32 = 1;
 const FIN_WAIT1: u32 = 4;
@@ -19,17 +19,17 @@ const CLOSE: u32 = 7;
 const CLOSE_WAIT: u32 = 8;
 const LAST_ACK: u32 = 9;
 
-fn change(operation: Operation, remote: SocketAddr, local: SocketAddr) -> Change {
+pub fn change(operation: Operation, remote: SocketAddr, local: SocketAddr) -> Change {
     Change { operation, remote, local, cookie: COOKIE, netns: NETNS }
 }
 
-fn world(scene: &Scene) -> World {
+pub fn world(scene: &Scene) -> World {
     let mut world = scene.world();
     world.settings.netns = NETNS;
     world
 }
 
-fn tracked(scene: &Scene, client: bool) -> Tracked {
+pub fn tracked(scene: &Scene, client: bool) -> Tracked {
     Tracked { since_s: scene.now_s(), client: client.into(), seeded: 0, pad: [0; 2] }
 }
 
@@ -64,9 +64,13 @@ pub fn established(scene: &Scene) -> Vec<Row> {
             if client { world.budget.established += 1 } else { world.budget.exempt += 1 }
         }
     };
+    let serves = |world: &mut World| {
+        counts(true)(world);
+        scene.note_client(world);
+    };
     let with = |reserved_s: u32, local: SocketAddr| {
         let mut world = world.clone();
-        world.reserved.insert(tuple(scene.dialler(), local), Reservation { reserved_s, isn: ISN });
+        world.reserved.insert(tuple(scene.dialler(), local), Reservation { reserved_s, isn: ISN, ack: 0 });
         world
     };
     let reserved = |local: SocketAddr| {
@@ -83,33 +87,37 @@ pub fn established(scene: &Scene) -> Vec<Row> {
     limited.clients.insert(client, limited.budget);
     let mut untrackable = reserved(scene.api());
     untrackable.untrackable = true;
+    let mut denied = world.clone();
+    let bits = if scene.client.is_ipv4() { 32 } else { 128 };
+    denied.classes.push((scene.client, bits, AddressClass::new(Class::Denied, 0)));
     vec![
-        changes("a client's, without a reservation", &world, from(scene.dialler())).then(counts(true)),
+        changes("a client's that is denied meanwhile", &denied, from(scene.dialler())).then(serves),
+        changes("a client's, without a reservation", &world, from(scene.dialler())).then(serves),
         changes("a client's, with a reservation", &reserved(scene.api()), from(scene.dialler()))
             .then(ends_reservation)
-            .then(counts(true)),
+            .then(serves),
         changes(
             "a client's, its reservation has lapsed",
             &with(scene.then_s(), scene.api()),
             from(scene.dialler()),
         )
         .then(ends_reservation)
-        .then(counts(true)),
+        .then(serves),
         changes("a client's, noted without a reservation", &with(0, scene.api()), from(scene.dialler()))
             .then(ends_reservation)
-            .then(counts(true)),
+            .then(serves),
         changes(
             "a client's, with a reservation of another port",
             &reserved(scene.door()),
             from(scene.dialler()),
         )
-        .then(counts(true)),
+        .then(serves),
         changes("a relayed client's, with a reservation", &reserved(scene.door()), relayed)
             .then(ends_reservation)
             .then(counts(true)),
         changes("a client's, with a limit for each address", &limited, from(scene.dialler()))
             .then(ends_reservation)
-            .then(counts(true))
+            .then(serves)
             .then(|world| {
                 let now_s = world.now_s();
                 let budget = Budget { established: 1, newest_s: now_s, ..Budget::default() };

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use balancer_common::hooks::Socket;
 use balancer_common::records::{
-    AddressClass, Budget, Controller, Device, Flow, MAX_CONTROLLERS, Reservation, Settings, Tracked, Traffic,
-    Tuple,
+    AddressClass, Budget, Controller, Device, Flow, Fragment, FragmentKey, MAX_CONTROLLERS, Network, Probe,
+    Reservation, Settings, Tracked, Traffic, Tuple,
 };
 use balancer_common::wire::Address;
 use bytemuck::Zeroable as _;
@@ -30,6 +30,12 @@ pub struct World {
     pub live: HashMap<Tuple, Flow>,
     /// Flows with an incomplete handshake.
     pub half_open: HashMap<Tuple, Flow>,
+    /// Packets that arrive in fragments.
+    pub fragments: HashMap<FragmentKey, Fragment>,
+    /// Networks that clients were seen in.
+    pub networks: HashMap<Address, Network>,
+    /// The agent's probes.
+    pub probes: HashMap<Tuple, Probe>,
     /// Handshakes with a reservation.
     pub reserved: HashMap<Tuple, Reservation>,
     /// The counts.
@@ -65,6 +71,9 @@ impl World {
             devices: HashMap::new(),
             live: HashMap::new(),
             half_open: HashMap::new(),
+            fragments: HashMap::new(),
+            networks: HashMap::new(),
+            probes: HashMap::new(),
             reserved: HashMap::new(),
             budget: Budget::default(),
             clients: HashMap::new(),
@@ -102,6 +111,8 @@ impl World {
                 .collect::<HashMap<_, _>>()
         };
         compare("clients", &clients(self), &clients(expected), address, &mut found);
+        compare("fragments", &self.fragments, &expected.fragments, |key| format!("{key:?}"), &mut found);
+        compare("networks", &self.networks, &expected.networks, address, &mut found);
         let recently_refused = |world: &Self| {
             world
                 .recently_refused
