@@ -49,7 +49,7 @@ impl Beginning {
 }
 
 impl Agent {
-    pub(super) async fn install(&mut self, listeners: &[Listener]) -> Result<()> {
+    pub(super) fn install(&mut self, listeners: &[Listener]) -> Result<()> {
         // Checked before anything is attached.
         let api = self.programs.api_interfaces(&self.config.running)?;
         let settings = self.programs.data_path.maps.settings()?;
@@ -60,9 +60,9 @@ impl Agent {
         (self.programs.upgraded, self.programs.grace_until_s) = (upgraded, grace_until_s);
         self.write_addresses()?;
         self.programs.write_devices(&api)?;
-        self.write_settings()?;
+        self.programs.network.epoch = settings.epoch;
+        self.look_at_network();
         self.write_views();
-        self.refresh_routes().await;
         self.programs.data_path.attach_sockets(&self.config.running.paths.cgroup)?;
         // A listener may be missing from the map: one that began to listen in this very moment, or one that the map
         // does not take, as MPTCP's. The programs hand relayed connections to it one by one.
@@ -74,7 +74,9 @@ impl Agent {
         self.audit(first)?;
         self.programs.data_path.continue_upgrade()?;
         self.programs.attach(&api, self.config.running.api.hook)?;
+        self.programs.data_path.detach_others(&self.programs.devices);
         self.programs.write_devices(&api)?;
+        self.look_for_obstacles();
         self.programs.data_path.finish_upgrade()?;
         if first {
             self.programs.grace_until_s = boot_s() + GRACE_S;

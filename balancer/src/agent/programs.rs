@@ -1,16 +1,20 @@
 //! The programs, and the interfaces that they are attached to.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashSet, time::Instant};
 
 use anyhow::{Context, Result};
 use balancer_common::records::Device;
 use log::{info, warn};
 
-use super::Agent;
+use super::{
+    Agent,
+    network::Network,
+    repair::{self, Repair},
+};
 use crate::{
     cluster::membership::{address_classes, relay_addresses},
     config::{Config, Hook},
-    datapath::DataPath,
+    datapath::{DataPath, Place},
     host::{
         interfaces::{self, Interface, Interfaces},
         xdp_support,
@@ -22,6 +26,8 @@ pub(super) struct Programs {
     pub(super) data_path: DataPath,
     pub(super) interfaces: Interfaces,
     pub(super) devices: Vec<Interface>,
+    pub(super) network: Network,
+    pub(super) repair: Repair,
     /// The key of the tags in relayed SYNs.
     pub(super) tag_key: [u64; 2],
     /// This network namespace, as `track` tells it.
@@ -33,10 +39,24 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    pub(super) fn api_interfaces(&self, config: &Config) -> Result<Vec<Interface>> {
+    pub(super) fn api_interfaces(&mut self, config: &Config) -> Result<Vec<Interface>> {
         let own = &config.cluster.this().addresses;
-        let api = interfaces::api_interfaces(&self.devices, config.api.interfaces.as_deref(), own)?;
-        Ok(api.into_iter().cloned().collect())
+        let others: Vec<_> = config.cluster.others().flat_map(|other| other.addresses.clone()).collect();
+        let arrive = interfaces::arrivals(&mut self.network.routes, &self.devices, own, &others);
+        let named = config.api.interfaces.as_deref();
+        let api = interfaces::api_interfaces(&self.devices, named, own, &arrive)?;
+        let api: Vec<_> = api.into_iter().cloned().collect();
+        for other in interfaces::unnamed(&self.devices, &api, &arrive) {
+            let line = format!(
+                "packets come in by {} too, which api.interfaces does not name: clients there are served by this \
+                 controller, and relays that come in there fail; add it",
+                other.name
+            );
+            if self.repair.told.is_due(&line, Instant::now()) {
+                warn!("{line}");
+            }
+        }
+        Ok(api)
     }
 
     pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
@@ -49,20 +69,43 @@ impl Programs {
     }
 
     pub(super) fn attach(&mut self, api: &[Interface], hook: Hook) -> Result<()> {
-        for device in self.devices.clone().iter().filter(|device| device.ethernet && device.up) {
-            match self.data_path.attach_egress(&device.name, device.index) {
-                Err(error) if api.iter().any(|api| api.index == device.index) => return Err(error),
-                Err(error) => warn!("{error:#}; relayed connections to clients behind it fail"),
-                Ok(()) => {}
+        let now = Instant::now();
+        let mut failed = Ok(());
+        self.network.facing = api.iter().map(|api| api.index).collect();
+        // Before a device is up: afterwards the stack may answer by it at once.
+        for device in self.devices.clone().iter().filter(|device| device.ethernet) {
+            let attached = self.data_path.attach_egress(&device.name, device.index);
+            let is_api = api.iter().any(|api| api.index == device.index);
+            match attached {
+                Err(error) if is_api => failed = Err(error),
+                Err(error) if self.repair.told.is_due(&format!("no egress {}", device.name), now) => {
+                    warn!("{error:#}; relayed connections to clients behind it fail");
+                }
+                Ok(Place::Behind) if is_api => self.say_behind("egress", device, now),
+                Ok(_) | Err(_) => {}
             }
         }
         for device in api {
             if !self.data_path.hooks.contains_key(&device.name) {
-                self.data_path.attach_ingress(&device.name, device.index)?;
+                match self.data_path.attach_ingress(&device.name, device.index) {
+                    Ok(Place::Behind) => self.say_behind("ingress", device, now),
+                    Ok(_) => {}
+                    Err(error) => {
+                        failed = Err(error);
+                        continue;
+                    }
+                }
             }
             self.set_xdp(device, hook);
         }
-        Ok(())
+        failed
+    }
+
+    fn say_behind(&mut self, program: &str, device: &Interface, now: Instant) {
+        let place = format!("interface {}", device.name);
+        if self.repair.told.is_due(&format!("{program} behind {place}"), now) {
+            warn!("{}", repair::behind(program, &place));
+        }
     }
 
     /// Native XDP where it is sound, as far as that is known now.
@@ -79,14 +122,22 @@ impl Programs {
         }
     }
 
-    /// Takes the programs off the interfaces that the configuration no longer names. They stay on one that has lost its
-    /// address: it may come back, and its connections with it.
-    pub(super) fn detach_unwanted(&mut self, config: &Config) {
-        let Some(wanted) = &config.api.interfaces else { return };
-        let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();
-        for name in hooked.iter().filter(|name| !wanted.contains(name)) {
-            self.data_path.detach_ingress(name);
-            info!("clients that come in by {name} are served where they dial");
+    /// Takes `ingress` off ports, which hand their frames to another interface, and off interfaces that the configuration
+    /// does not name. It stays on one that has lost its address: it may come back, and its connections with it.
+    fn detach_unwanted(&mut self, api: &[Interface], is_named: bool) {
+        let hooked = self.data_path.hooks.iter().map(|(name, attached)| (name.clone(), attached.index));
+        for (name, index) in hooked.collect::<Vec<_>>() {
+            if api.iter().any(|api| api.index == index) {
+                continue;
+            }
+            let device = self.devices.iter().find(|device| device.index == index);
+            if let Some(upper) = device.and_then(|device| device.port_of(&self.devices)) {
+                info!("{name} is a port of {} now, so the programs leave it", upper.name);
+                self.data_path.detach_ingress(&name);
+            } else if is_named {
+                self.data_path.detach_ingress(&name);
+                info!("clients that come in by {name} are served where they dial");
+            }
         }
     }
 
@@ -117,49 +168,37 @@ impl Agent {
         Ok(())
     }
 
-    /// Interfaces, addresses or routes have changed.
+    /// Interfaces, addresses, routes, rules or hooks have changed.
     pub(super) async fn interfaces_changed(&mut self) {
-        match self.programs.interfaces.list().await {
-            Ok(devices) => self.programs.devices = devices,
-            Err(error) => return warn!("failed to list the interfaces: {error:#}"),
-        }
-        self.programs.forget_gone();
-        let config = &self.config.running;
-        match self.programs.api_interfaces(config) {
-            Ok(api) => {
-                let attached = self.programs.attach(&api, config.api.hook);
-                for error in [attached.err(), self.programs.write_devices(&api).err()].into_iter().flatten() {
-                    warn!("{error:#}");
-                }
+        let failed = match self.programs.interfaces.list().await {
+            Ok(devices) => {
+                self.programs.devices = devices;
+                let adapted = self.adapt_programs();
+                self.look_at_network();
+                self.look_for_obstacles();
+                adapted
             }
-            Err(error) => warn!("{error:#}"),
+            Err(error) => Err(error.context("failed to list the interfaces")),
         }
-        self.refresh_routes().await;
+        .err();
+        self.programs.repair.again = failed.is_some();
+        if let Some(error) = failed
+            && self.programs.repair.told.is_due(&error.to_string(), Instant::now())
+        {
+            warn!("{error:#}");
+        }
     }
 
-    /// Looks up the interface towards each controller.
-    pub(super) async fn refresh_routes(&mut self) {
-        let peers = self.cluster.peers().iter();
-        let towards: Vec<(String, usize, Option<IpAddr>)> =
-            peers.map(|peer| (peer.name.clone(), peer.slot, peer.addresses.first().copied())).collect();
-        for (name, slot, address) in towards {
-            let Some(address) = address else { continue };
-            let ifindex = match self.programs.interfaces.route_to(address).await {
-                Ok(route) => route.interface,
-                Err(error) => {
-                    warn!("no route to controller {name}: {error:#}");
-                    0
-                }
-            };
-            let maps = &mut self.programs.data_path.maps;
-            let written = maps.controller(slot).and_then(|mut controller| {
-                controller.ifindex = ifindex;
-                maps.set_controller(slot, &controller)
-            });
-            if let Err(error) = written {
-                warn!("{error:#}");
-            }
-        }
+    /// Brings the programs to the interfaces where they belong now.
+    fn adapt_programs(&mut self) -> Result<()> {
+        self.programs.forget_gone();
+        self.verify_hooks(Instant::now());
+        let config = &self.config.running;
+        let api = self.programs.api_interfaces(config)?;
+        self.programs.detach_unwanted(&api, config.api.interfaces.is_some());
+        let attached = self.programs.attach(&api, config.api.hook);
+        self.programs.write_devices(&api)?;
+        attached
     }
 }
 
@@ -193,10 +232,7 @@ mod tests {
             mtu: 1_500,
             ethernet: true,
             up: true,
-            kind: None,
-            link_type: 1,
-            addresses: Vec::new(),
-            lower: None,
+            ..Interface::default()
         };
         let all = [device("lo", 1), device("eth0", 2), device("eth1", 3)];
         // Interfaces with `ingress`, whether `sk_lookup` tells the interface; has_ingress by index.

@@ -1,19 +1,20 @@
 //! Attaching programs to interfaces, to the cgroup root and to the network namespace, and detaching them.
 
-use std::{fs, io, os::fd::AsFd, path::Path};
-
-use anyhow::{Context, Result, anyhow};
-use aya::programs::{
-    CgroupAttachMode, Link, LinkOrder, SchedClassifier, SkLookup, SockOps, TcAttachType, Xdp,
-    links::FdLink,
-    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+use std::{
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
 };
 
-use super::{DataPath, links};
+use anyhow::{Context, Result, anyhow};
+use aya::programs::{CgroupAttachMode, SchedClassifier, SkLookup, SockOps, TcAttachType, Xdp, links::FdLink};
 
-/// Priority and handle of clsact filters: fixed, so that a new agent finds an old one's.
-const PRIORITY: u16 = 17_070;
-const HANDLE: u32 = 1;
+use super::{
+    DataPath, filters,
+    hooks::{Hook, Place},
+    links,
+};
+use crate::host::netlink::Channel;
 
 /// The kind of TC hook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -63,20 +64,17 @@ pub fn hook_of_this_kernel(interface: &str) -> TcHook {
     }
 }
 
-/// The filter that an agent has attached to an interface as a clsact hook.
-fn filter(interface: &str, direction: TcAttachType) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, direction, PRIORITY, TcHandle::from(HANDLE), None)
-}
-
-/// Removes that filter. `false`: there is none.
-pub fn detach_filter(interface: &str, direction: TcAttachType) -> bool {
-    filter(interface, direction).is_ok_and(|filter| filter.detach().is_ok())
+/// Removes the filter that an agent has attached to an interface's ingress.
+fn detach_filters(name: &str, index: u32) -> Result<bool> {
+    let direction = TcAttachType::Ingress;
+    let present = filters::list(&mut Channel::open()?, index, direction)?;
+    filters::remove(name, &present, "ingress", direction)
 }
 
 impl DataPath {
     /// Attaches `track` to the cgroup `root` and `admit` to this network namespace, or replaces an earlier agent's there.
     pub fn attach_sockets(&mut self, root: &Path) -> Result<()> {
-        let pin = self.layout.join("links/track");
+        let pin = self.pin("track");
         let program: &mut SockOps = self.ebpf.program_mut("track").context("no program track")?.try_into()?;
         if !links::replace(&pin, program.fd()?.as_fd())? {
             let cgroup = fs::File::open(root).with_context(|| {
@@ -91,7 +89,7 @@ impl DataPath {
             let link: FdLink = program.take_link(link)?.try_into()?;
             link.pin(&pin).with_context(|| format!("failed to pin {}", pin.display()))?;
         }
-        let pin = self.layout.join("links/admit");
+        let pin = self.pin("admit");
         let program: &mut SkLookup =
             self.ebpf.program_mut("admit").context("no program admit")?.try_into()?;
         if !links::replace(&pin, program.fd()?.as_fd())? {
@@ -105,11 +103,13 @@ impl DataPath {
     }
 
     /// Attaches `ingress` to an API-facing interface, or replaces an earlier agent's there.
-    pub fn attach_ingress(&mut self, name: &str, index: u32) -> Result<()> {
-        let tc = self.attach("ingress", name, index, TcAttachType::Ingress)?;
+    pub fn attach_ingress(&mut self, name: &str, index: u32) -> Result<Place> {
+        let place = self.attach(&Hook::ingress(name, index))?;
+        // It may have had another name.
+        self.hooks.retain(|_, attached| attached.index != index);
         let without_xdp = Some("not attached yet".into());
-        self.hooks.insert(name.to_owned(), AttachedHooks { index, tc, without_xdp });
-        Ok(())
+        self.hooks.insert(name.to_owned(), AttachedHooks { index, tc: self.hook, without_xdp });
+        Ok(place)
     }
 
     /// Attaches `ingress_xdp` to an interface that has `ingress`, or, for a reason `why_not`, detaches it, an earlier agent's
@@ -131,10 +131,10 @@ impl DataPath {
         changed
     }
 
-    fn attach_xdp(&self, index: u32) -> Result<()> {
+    pub(super) fn attach_xdp(&self, index: u32) -> Result<()> {
         let program: &Xdp = self.ebpf.program("ingress_xdp").context("no program ingress_xdp")?.try_into()?;
         let program = program.fd()?.as_fd();
-        let pin = self.layout.join(format!("links/xdp-{index}"));
+        let pin = self.pin(&format!("xdp-{index}"));
         if links::replace(&pin, program)? {
             return Ok(());
         }
@@ -146,13 +146,18 @@ impl DataPath {
     }
 
     /// Attaches `egress` to any interface, or replaces an earlier agent's there.
-    pub fn attach_egress(&mut self, name: &str, index: u32) -> Result<()> {
+    pub fn attach_egress(&mut self, name: &str, index: u32) -> Result<Place> {
         if self.egresses.get(&index).is_some_and(|known| known == name) {
-            return Ok(());
+            return Ok(Place::First);
         }
-        self.attach("egress", name, index, TcAttachType::Egress)?;
+        let place = self.attach(&Hook::egress(name, index))?;
         self.egresses.insert(index, name.to_owned());
-        Ok(())
+        Ok(place)
+    }
+
+    /// Whether `egress` is attached to an interface.
+    pub fn has_egress(&self, index: u32) -> bool {
+        self.egresses.contains_key(&index)
     }
 
     /// Forgets interfaces that are gone; the kernel removed their links.
@@ -162,6 +167,7 @@ impl DataPath {
         let gone = hooks.flat_map(|(_, AttachedHooks { index, .. })| [("xdp", index), ("ingress", index)]);
         let gone: Vec<_> = gone.chain(egresses.map(|(index, _)| ("egress", index))).collect();
         for (program, index) in gone {
+            self.overruled.remove(&(program, index));
             self.remove_link(program, index);
         }
     }
@@ -169,43 +175,19 @@ impl DataPath {
     /// Detaches `ingress` from an interface that is no longer API-facing.
     pub fn detach_ingress(&mut self, name: &str) {
         let Some(AttachedHooks { index, tc, .. }) = self.hooks.remove(name) else { return };
+        self.overruled.remove(&("ingress", index));
         self.remove_link("xdp", index);
         match tc {
             TcHook::Tcx => self.remove_link("ingress", index),
-            TcHook::Clsact => {
-                detach_filter(name, TcAttachType::Ingress);
-            }
+            TcHook::Clsact => drop(detach_filters(name, index)),
         }
     }
 
     fn remove_link(&self, program: &str, index: u32) {
-        links::remove(&self.layout.join(format!("links/{program}-{index}")));
+        links::remove(&self.pin(&format!("{program}-{index}")));
     }
 
-    fn attach(&mut self, program: &str, name: &str, index: u32, direction: TcAttachType) -> Result<TcHook> {
-        let failed = || format!("failed to attach {program} to {name}");
-        let pin = self.layout.join(format!("links/{program}-{index}"));
-        let classifier: &mut SchedClassifier =
-            self.ebpf.program_mut(program).with_context(failed)?.try_into().with_context(failed)?;
-        if self.hook == TcHook::Tcx {
-            if links::replace(&pin, classifier.fd()?.as_fd()).with_context(failed)? {
-                return Ok(TcHook::Tcx);
-            }
-            let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-            let link = classifier.attach_with_options(name, direction, order).with_context(failed)?;
-            let link: FdLink = classifier.take_link(link)?.try_into()?;
-            link.pin(&pin).with_context(|| format!("failed to pin {}", pin.display()))?;
-            return Ok(TcHook::Tcx);
-        }
-        // Fails if there is one already, which is fine.
-        let _: Result<(), tc::TcError> = tc::qdisc_add_clsact(name);
-        let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(HANDLE), classid: None };
-        let link = classifier
-            .attach_with_options(name, direction, TcAttachOptions::Netlink(options))
-            .or_else(|_| classifier.attach_to_link(filter(name, direction).map_err(tc::TcError::IoError)?));
-        let link = classifier.take_link(link.with_context(failed)?)?;
-        // A drop would remove the filter, which must stay until `uninstall`.
-        std::mem::forget(link);
-        Ok(TcHook::Clsact)
+    pub(super) fn pin(&self, link: &str) -> PathBuf {
+        self.layout.join("links").join(link)
     }
 }

@@ -47,6 +47,11 @@ impl Flows {
         Ok(pairs)
     }
 
+    /// Whether there is a record with this key.
+    pub fn has(&self, key: &Tuple) -> bool {
+        [&self.live, &self.half_open].iter().any(|map| map.get(key, 0).is_ok())
+    }
+
     /// Removes both records of a connection.
     pub fn remove(&mut self, pair: &FlowPair) {
         let opposite = pair.flow.opposite(&pair.key);

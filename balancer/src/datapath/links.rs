@@ -1,5 +1,5 @@
 //! Pinned links: replacing an attached program by a new one without a gap. aya updates the links of
-//! classifiers only. If the kernel makes no XDP link, aya attaches in another way, which may replace somebody
+//! classifiers only, and its query of a hook needs `CAP_SYS_ADMIN`. If the kernel makes no XDP link, aya attaches in another way, which may replace somebody
 //! else's program. So these calls to bpf(2) are made here.
 
 use std::{
@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use aya::programs::TcAttachType;
 
 /// Makes the link pinned at `pin` run `program`. `false`: there is no link, or the link's target is gone; the
 /// pin is then removed.
@@ -49,6 +50,80 @@ fn detach(link: &OwnedFd) {
     let descriptor = link.as_raw_fd();
     // SAFETY: the command's attributes are the link's descriptor alone, which lives until the call returns.
     unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const descriptor, size_of::<i32>()) };
+}
+
+/// Whether the link pinned at `pin` is there and still attached. A link outlives its attachment: somebody may have
+/// detached it, or its target is gone.
+pub fn is_attached(pin: &Path) -> bool {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    /// The beginning of the kernel's `struct bpf_link_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        link_type: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        /// Interface (XDP, tcx), inode of the namespace (`sk_lookup`), or lower half of the cgroup's number; 0: detached.
+        target: u32,
+        more: [u32; 11],
+    }
+    #[repr(C)]
+    struct Attributes {
+        link: i32,
+        length: u32,
+        info: u64,
+    }
+    let Ok(link) = open(pin) else { return false };
+    let mut info = Info::default();
+    let attributes =
+        Attributes { link: link.as_raw_fd(), length: size_of::<Info>() as u32, info: (&raw mut info) as u64 };
+    // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` begins for this command. The kernel writes no
+    // more than `length` bytes into `info`, which lives until the call returns.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size_of::<Attributes>())
+    };
+    done >= 0 && info.target != 0
+}
+
+/// The numbers of the programs that an interface's tcx hook runs, in their order.
+pub fn programs(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    const BPF_TCX_INGRESS: u32 = 46;
+    const BPF_TCX_EGRESS: u32 = 47;
+    /// `BPF_MPROG_MAX`.
+    const MOST: usize = 64;
+    #[repr(C)]
+    struct Attributes {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        /// Further lists, not asked for, and the revision of the hook.
+        more: [u64; 4],
+    }
+    let mut programs = [0_u32; MOST];
+    let mut attributes = Attributes {
+        ifindex,
+        attach_type: if direction == TcAttachType::Egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr() as u64,
+        count: MOST as u32,
+        pad: 0,
+        more: [0; 4],
+    };
+    // SAFETY: the attributes are laid out as the kernel's `union bpf_attr` for this command. The kernel writes into them
+    // and at most `count` numbers into `programs`; both live until the call returns.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attributes, size_of::<Attributes>()) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(programs.into_iter().take(attributes.count as usize).collect())
 }
 
 /// Attaches an XDP program to an interface, in its driver, and pins the link. `EBUSY`: another program is

@@ -13,7 +13,7 @@ use aya::{
 use balancer_common::{
     records::{
         AddressClass, Budget, Controller, Device, LISTENER_V4, LISTENER_V6, Lifetime, MAPS, MAX_CONTROLLERS,
-        Map, Settings, Tracked, Traffic, map,
+        Map, Network, Probe, Settings, Tracked, Traffic, Tuple, map,
     },
     verdict,
     wire::Address,
@@ -36,6 +36,8 @@ pub struct Maps {
     /// Flows, live and half-open.
     pub flows: Flows,
     listeners: SockMap<MapData>,
+    networks: HashMap<MapData, Address, Network>,
+    probes: HashMap<MapData, Tuple, Probe>,
     classes: LpmTrie<MapData, [u8; 16], AddressClass>,
     settings: Array<MapData, Settings>,
     recently_refused: HashMap<MapData, Address, u64>,
@@ -56,6 +58,8 @@ impl Maps {
             devices: map(map::DEVICES)?.try_into()?,
             flows: Flows::new(map(map::LIVE)?.try_into()?, map(map::HALF_OPEN)?.try_into()?),
             listeners: map(map::LISTENERS)?.try_into()?,
+            networks: map(map::NETWORKS)?.try_into()?,
+            probes: map(map::PROBES)?.try_into()?,
             classes: map(map::ADDRESSES)?.try_into()?,
             settings: map(map::SETTINGS)?.try_into()?,
             recently_refused: map(map::RECENTLY_REFUSED)?.try_into()?,
@@ -182,6 +186,55 @@ impl Maps {
     /// Sees to it that a client is not refused for another controller's sake for a while from `now_ns` on (boot clock).
     pub fn note_refused(&mut self, client: IpAddr, now_ns: u64) -> Result<()> {
         self.recently_refused.insert(Address::from(client), now_ns, 0).context("failed to spare a client")
+    }
+
+    /// The networks that clients were seen in.
+    pub fn networks(&self) -> Result<Vec<(Address, Network)>> {
+        let networks = self.networks.iter().collect::<Result<_, MapError>>();
+        networks.context("failed to read the clients' networks")
+    }
+
+    /// Allows relays from a network to the controller in `slot` again.
+    pub fn unbar(&mut self, network: &Address, slot: usize) -> Result<()> {
+        // It may have given way to another one.
+        let Ok(mut record) = self.networks.get(network, 0) else { return Ok(()) };
+        record.barred &= !(1 << slot);
+        self.networks.insert(network, record, 0).context("failed to write a network")
+    }
+
+    /// Keeps relays from a network from the controller in `slot`.
+    pub fn bar(&mut self, network: &Address, slot: usize) -> Result<()> {
+        let Ok(mut record) = self.networks.get(network, 0) else { return Ok(()) };
+        record.barred |= 1 << slot;
+        self.networks.insert(network, record, 0).context("failed to write a network")
+    }
+
+    /// Tells the programs about a relay that the agent is to open.
+    pub fn set_probe(&mut self, key: &Tuple, probe: &Probe) -> Result<()> {
+        self.probes.insert(key, probe, 0).context("failed to note a probe")
+    }
+
+    /// Forgets it.
+    pub fn forget_probe(&mut self, key: &Tuple) {
+        // It is gone where the maps were made anew.
+        let _: Result<(), MapError> = self.probes.remove(key);
+    }
+
+    /// Notes the way to a network, unless it was forgotten meanwhile. A change that the programs make at this very moment
+    /// may be lost.
+    pub fn set_way(&mut self, network: &Address, ifindex: u32, epoch: u32) -> Result<()> {
+        const BPF_EXIST: u64 = 2;
+        let written = self
+            .networks
+            .get(network, 0)
+            .and_then(|known| self.networks.insert(network, Network { ifindex, epoch, ..known }, BPF_EXIST));
+        match written {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            written => written.context("failed to note the way to a client"),
+        }
     }
 
     /// All counted sockets by cookie.

@@ -7,7 +7,9 @@
 
 mod attach;
 mod btf;
+mod filters;
 mod flows;
+mod hooks;
 mod kernel;
 mod links;
 mod load;
@@ -18,7 +20,7 @@ mod upgrade;
 mod verify;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -32,6 +34,7 @@ use self::upgrade::Older;
 pub use self::{
     attach::{AttachedHooks, TcHook, hook_of_this_kernel},
     flows::{FlowPair, Flows},
+    hooks::{Displaced, Place},
     kernel::Kernel,
     load::{OBJECT, load_object, place_stages},
     maps::{Counters, Maps},
@@ -46,6 +49,8 @@ pub struct DataPath {
     /// API-facing interfaces that `ingress` is attached to, by name.
     pub hooks: BTreeMap<String, AttachedHooks>,
     egresses: BTreeMap<u32, String>,
+    /// Programs, by interface, that the kernel does not let run before others.
+    overruled: BTreeSet<(&'static str, u32)>,
     layout: PathBuf,
     hook: TcHook,
     pub kernel: Kernel,
@@ -118,6 +123,7 @@ impl DataPath {
             maps,
             hooks: BTreeMap::new(),
             egresses: BTreeMap::new(),
+            overruled: BTreeSet::new(),
             layout: layout.to_owned(),
             hook,
             kernel,

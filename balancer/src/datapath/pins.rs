@@ -2,31 +2,72 @@
 
 use std::{
     fs, io,
+    mem::offset_of,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use aya::programs::TcAttachType;
+use balancer_common::records::{Settings, map};
 
-use super::{attach, links};
+use super::{filters, links, records::Records};
+use crate::{
+    count::sock_diag::{SockDiag, State},
+    host::netlink::Channel,
+};
 
-/// Removes the programs, maps and links that an agent has pinned under `pins`, and its clsact filters on `interfaces`. Relayed
-/// connections end. Returns whether there was anything.
+/// Removes the programs, maps and links that an agent has pinned under `pins`, and its clsact filters on `interfaces`.
+/// Relayed connections end: their clients get a RST while `egress` still sends it to them. Returns whether
+/// there was anything.
 pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     let mut found = pins.exists();
     // Detach `admit` first: without `ingress` it would refuse every relayed connection.
     for layout in layouts(pins) {
         links::remove(&layout.join("links/admit"));
     }
-    for interface in interfaces {
-        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-            found |= attach::detach_filter(interface, direction);
+    for layout in layouts(pins) {
+        if let Err(error) = close_relayed(&layout) {
+            log::warn!("the clients of connections relayed to here learn late that these end: {error:#}");
         }
     }
+    found |= remove_filters(interfaces)?;
     remove(pins);
     if pins.exists() {
         bail!("{} cannot be removed: something else is pinned there; look with `find {0}`", pins.display());
+    }
+    Ok(found)
+}
+
+/// Closes the connections that other controllers relay to this one.
+fn close_relayed(layout: &Path) -> Result<()> {
+    let pin = layout.join("maps").join(map::SETTINGS);
+    if !pin.exists() {
+        return Ok(());
+    }
+    let records = Records::open(&pin)?.all()?;
+    let Some((_, record)) = records.first() else { return Ok(()) };
+    let port = |at: usize| record.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    let (first, last) = (port(offset_of!(Settings, relay_first)), port(offset_of!(Settings, relay_last)));
+    let (Some(first @ 1..), Some(last)) = (first, last) else { return Ok(()) };
+    let mut sockets = SockDiag::open()?;
+    for socket in sockets.dump(&[first..=last], &State::IN_USE)? {
+        sockets.destroy(&socket)?;
+    }
+    Ok(())
+}
+
+/// Removes every agent's clsact filters from `interfaces`. Returns whether there was any.
+fn remove_filters(interfaces: &[String]) -> Result<bool> {
+    let mut channel = Channel::open()?;
+    let mut found = false;
+    for name in interfaces {
+        // An error: the interface has gone.
+        let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) else { continue };
+        for (program, direction) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
+            let present = filters::list(&mut channel, index, direction).unwrap_or_default();
+            found |= filters::remove(name, &present, program, direction).unwrap_or_default();
+        }
     }
     Ok(found)
 }

@@ -1,6 +1,8 @@
 //! This host: its interfaces, memory, privileges and service manager.
 
+pub mod firewall;
 pub mod interfaces;
+pub mod netlink;
 pub mod notify;
 pub mod pressure;
 pub mod privileges;

@@ -1,4 +1,4 @@
-//! Notice of changes to interfaces, addresses and routes.
+//! Notice of changes to interfaces, addresses, routes, rules and hooks.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use tokio::{
     time::{sleep_until, timeout_at},
 };
 
-/// A wave of changes is over after this long without another.
-pub(super) const QUIET: Duration = Duration::from_millis(200);
+/// A wave of changes is over after this long without another. Short, as a new interface has no programs meanwhile, and this
+/// host's stack refuses the relayed connections that come in by it.
+pub(super) const QUIET: Duration = Duration::from_millis(20);
 /// The longest wave: if routes never come to rest, a change is reported this often.
-const LONGEST_WAVE: Duration = Duration::from_secs(2);
+const LONGEST_WAVE: Duration = Duration::from_millis(200);
 /// Between two attempts to renew a broken subscription.
 const RENEW: Duration = Duration::from_secs(5);
 
-/// Notice of changes to links, addresses and routes, one for a wave of them.
+/// Notice of changes to links, addresses, routes, rules and queueing disciplines, one for a wave of them.
 pub struct Changes {
     subscription: Subscription,
     wave: Option<Wave>,
@@ -52,6 +53,10 @@ impl Subscription {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Nexthop,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+            MulticastGroup::Tc,
         ];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
             .context("failed to subscribe to changes of interfaces and routes")?;
@@ -110,7 +115,7 @@ mod tests {
         let start = Instant::now();
         let ms = |count| start + Duration::from_millis(count);
         // First and latest change, and the end.
-        let rows = [(0, 0, 200), (0, 150, 350), (0, 1_800, 2_000), (0, 1_950, 2_000), (0, 3_000, 2_000)];
+        let rows = [(0, 0, 20), (0, 15, 35), (0, 180, 200), (0, 195, 200), (0, 300, 200)];
         for (first, latest, end) in rows {
             assert_eq!(Wave { first: ms(first), latest: ms(latest) }.ends_at(), ms(end), "{first} {latest}");
         }

@@ -2,32 +2,39 @@
 
 mod api;
 mod changes;
+mod obstacles;
+mod routes;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use futures_util::{TryStreamExt as _, stream::TryStream};
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
-    packet_core::ErrorMessage,
+    Handle,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-        route::{RouteAttribute, RouteMessage},
+        link::{AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     },
 };
 use tokio::task::JoinSet;
 
-pub use self::{api::api_interfaces, changes::Changes};
+pub use self::{
+    api::{api_interfaces, arrivals, unnamed},
+    changes::Changes,
+    obstacles::{why_no_relays, why_not_by},
+    routes::{Route, Routes},
+};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     pub index: u32,
     pub name: String,
     /// Largest IP packet.
     pub mtu: u32,
+    /// Largest IPv6 packet, if the interface has IPv6.
+    pub mtu6: Option<u32>,
     /// The kind of a virtual interface: `veth`, `bridge`, `tun`, …; `None` for hardware and loopback.
     pub kind: Option<String>,
     /// The link layer, `ARPHRD_…`.
@@ -39,13 +46,26 @@ pub struct Interface {
     pub ethernet: bool,
     /// The interface from which it takes its frames, as a VLAN does; or a veth's other end, perhaps in another namespace.
     pub lower: Option<u32>,
+    /// The device that it belongs to: its bridge, bond or VRF.
+    pub master: Option<u32>,
+    /// Longest packet, bytes, that it joins arriving segments to, of IPv4 and of IPv6; 0: the kernel does not tell.
+    pub gro: [u32; 2],
+    /// Longest packet, bytes, that the stack gives it to cut into segments, likewise.
+    pub gso: [u32; 2],
 }
 
-/// How the kernel would send to a destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The interface by which packets leave.
-    pub interface: u32,
+impl Interface {
+    /// Whether it is a port of a bridge, bond or team among `devices`: its frames are that device's, and so are the
+    /// addresses.
+    pub fn is_port(&self, devices: &[Self]) -> bool {
+        self.port_of(devices).is_some()
+    }
+
+    /// The device that it is a port of. A VRF is none: its members keep their addresses.
+    pub fn port_of<'a>(&self, devices: &'a [Self]) -> Option<&'a Self> {
+        let master = devices.iter().find(|device| Some(device.index) == self.master)?;
+        (master.kind.as_deref() != Some("vrf")).then_some(master)
+    }
 }
 
 /// An rtnetlink socket, in the network namespace in which it was opened.
@@ -84,35 +104,10 @@ impl Interfaces {
     pub async fn host_addresses(&self) -> Result<Vec<IpAddr>> {
         Ok(self.list().await?.into_iter().flat_map(|interface| interface.addresses).collect())
     }
-
-    pub async fn route_to(&self, destination: IpAddr) -> Result<Route> {
-        let failed = || format!("failed to find a route to {destination}");
-        let whole = if destination.is_ipv4() { 32 } else { 128 };
-        let question = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(destination, whole)
-            .with_context(failed)?
-            .build();
-        let mut answers = self.handle.route().get(question).execute();
-        match answers.try_next().await {
-            Ok(Some(answer)) => route(&answer).with_context(failed),
-            Ok(None) => bail!("{}: the kernel did not answer", failed()),
-            Err(rtnetlink::Error::NetlinkError(error)) => Err(explain(&error).context(failed())),
-            Err(error) => Err(anyhow::Error::new(error).context(failed())),
-        }
-    }
 }
 
 async fn collect<T>(answers: impl TryStream<Ok = T, Error = rtnetlink::Error>) -> Result<Vec<T>> {
     Ok(answers.try_collect().await?)
-}
-
-fn explain(error: &ErrorMessage) -> anyhow::Error {
-    let hint = match error.raw_code().saturating_abs() {
-        libc::ENETUNREACH | libc::EHOSTUNREACH => "no route leads there: add one, or correct the address",
-        libc::EACCES | libc::EINVAL => "a route forbids it (prohibit or blackhole)",
-        _ => "the kernel refused",
-    };
-    anyhow::Error::new(error.to_io()).context(hint)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "netlink has dozens of attributes, and gains more")]
@@ -120,19 +115,21 @@ fn interface(message: LinkMessage) -> Interface {
     let link_type = message.header.link_layer_type;
     let mut interface = Interface {
         index: message.header.index,
-        name: String::new(),
-        mtu: 0,
-        kind: None,
         link_type: link_type.into(),
         up: message.header.flags.contains(LinkFlags::Up),
-        addresses: Vec::new(),
         ethernet: link_type == LinkLayerType::Ether,
-        lower: None,
+        ..Interface::default()
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name,
             LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            LinkAttribute::GroIpv4MaxSize(size) => interface.gro[0] = size,
+            LinkAttribute::GroMaxSize(size) => interface.gro[1] = size,
+            LinkAttribute::GsoIpv4MaxSize(size) => interface.gso[0] = size,
+            LinkAttribute::GsoMaxSize(size) => interface.gso[1] = size,
+            LinkAttribute::Controller(master) => interface.master = Some(master),
+            LinkAttribute::AfSpecUnspec(families) => interface.mtu6 = families.iter().find_map(mtu6),
             LinkAttribute::Link(lower) => interface.lower = Some(lower),
             LinkAttribute::LinkInfo(details) => {
                 interface.kind = details.into_iter().find_map(|detail| {
@@ -143,6 +140,14 @@ fn interface(message: LinkMessage) -> Interface {
         }
     }
     interface
+}
+
+/// IPv6 has an MTU of its own, which a router may announce.
+fn mtu6(family: &AfSpecUnspec) -> Option<u32> {
+    let AfSpecUnspec::Inet6(attributes) = family else { return None };
+    attributes.iter().find_map(|attribute| {
+        if let AfSpecInet6::DevConf(settings) = attribute { u32::try_from(settings.mtu6).ok() } else { None }
+    })
 }
 
 /// `IFA_LOCAL` where it is set: on point-to-point links of IPv4 `IFA_ADDRESS` is the peer's. IPv6 often has `IFA_ADDRESS`
@@ -159,14 +164,6 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
             },
         )
     })
-}
-
-fn route(message: &RouteMessage) -> Result<Route> {
-    let interface = message
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None });
-    Ok(Route { interface: interface.context("the route names no interface")? })
 }
 
 /// The addresses of this host, without a runtime.
