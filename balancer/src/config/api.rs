@@ -14,7 +14,7 @@ const MAX_INTERFACE_NAME: usize = 15; // IFNAMSIZ less its NUL
 pub struct Api {
     /// TCP port of the controllers' API.
     pub port: u16,
-    /// Interfaces on which clients arrive. `None`: every interface that holds an address of this controller.
+    /// Interfaces on which clients arrive. `None`: every interface that holds an address of this controller, or by which it reaches clients and controllers.
     pub interfaces: Option<Vec<String>>,
     /// Where the packet programs are attached.
     pub hook: Hook,
@@ -24,6 +24,10 @@ pub struct Api {
     pub health: Health,
     /// Networks exempt from limits, relaying and shedding, besides the controllers' own addresses.
     pub exempt: Vec<IpNet>,
+    /// Networks whose clients get no connection, neither here nor by relay.
+    pub deny: Vec<IpNet>,
+    /// Whether to relay although rules of this host's firewall keep clients from the API port alone.
+    pub trust_firewall: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
@@ -51,19 +55,56 @@ pub enum Health {
 
 /// Reads `[api]`; `juju_port` is the port in `agent.conf`.
 pub(super) fn api(table: &Table<'_>, juju_port: Option<u16>) -> Result<Api, Fault> {
+    let exempt = table.find::<Vec<Spanned<String>>>("api.exempt")?.unwrap_or_default();
+    let exempt: Vec<IpNet> =
+        exempt.iter().map(|raw| network("api.exempt", "exempt", raw)).collect::<Result<_, _>>()?;
     Ok(Api {
         port: table.find("api.port")?.or(juju_port).map_or_else(|| table.get("api.port"), Ok)?,
         interfaces: interfaces(table)?,
         hook: table.get("api.hook")?,
         hard_limit: table.find("api.hard_limit")?,
         health: table.get("api.health")?,
-        exempt: table
-            .find::<Vec<Spanned<String>>>("api.exempt")?
-            .unwrap_or_default()
-            .iter()
-            .map(exempt)
-            .collect::<Result<_, _>>()?,
+        deny: deny(table, &exempt)?,
+        exempt,
+        trust_firewall: table.get("api.trust_firewall")?,
     })
+}
+
+/// Refuses a denied network that holds one of `addresses`, the controllers'.
+pub(super) fn check_deny<'a>(
+    table: &Table<'_>,
+    api: &Api,
+    addresses: impl Iterator<Item = &'a IpAddr>,
+) -> Result<(), Fault> {
+    for address in addresses {
+        if let Some(network) = api.deny.iter().find(|network| network.contains(address)) {
+            let message = format!(
+                "{network} holds {address}, the address of a controller, and controllers are never denied; list \
+                 networks without it"
+            );
+            return Err(table.fault("api.deny", &message));
+        }
+    }
+    Ok(())
+}
+
+fn deny(table: &Table<'_>, exempt: &[IpNet]) -> Result<Vec<IpNet>, Fault> {
+    let mut denied = Vec::new();
+    for raw in table.find::<Vec<Spanned<String>>>("api.deny")?.unwrap_or_default() {
+        let net = network("api.deny", "deny", &raw)?;
+        let wrong = |why: String| Err(Fault::at(raw.span(), format!("api.deny: \"{net}\" {why}")));
+        let overlaps = |other: &&IpNet| other.contains(&net) || net.contains(*other);
+        if let Some(other) = exempt.iter().find(overlaps) {
+            return wrong(format!(
+                "and api.exempt's \"{other}\" have addresses in common; list each in one of them"
+            ));
+        }
+        if net.addr().is_loopback() {
+            return wrong("is loopback, which is never denied; remove it".to_owned());
+        }
+        denied.push(net);
+    }
+    Ok(denied)
 }
 
 fn interfaces(table: &Table<'_>) -> Result<Option<Vec<String>>, Fault> {
@@ -94,9 +135,10 @@ fn interfaces(table: &Table<'_>) -> Result<Option<Vec<String>>, Fault> {
     Ok(Some(names))
 }
 
-fn exempt(raw: &Spanned<String>) -> Result<IpNet, Fault> {
+/// One of the networks that `key` lists; `verb` says what they have in common.
+fn network(key: &str, verb: &str, raw: &Spanned<String>) -> Result<IpNet, Fault> {
     let text = raw.get_ref();
-    let wrong = |why: String| Fault::at(raw.span(), format!("api.exempt: {text:?} {why}"));
+    let wrong = |why: String| Fault::at(raw.span(), format!("{key}: {text:?} {why}"));
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let net = net.map_err(|_not_an_address| {
         wrong("is not a network; write one such as \"10.9.0.0/16\" or \"fd00::/8\"".to_owned())
@@ -106,7 +148,7 @@ fn exempt(raw: &Spanned<String>) -> Result<IpNet, Fault> {
     }
     let net = canonical_net(net);
     if net.prefix_len() == 0 {
-        return Err(wrong("would exempt every client; name the networks that you mean".to_owned()));
+        return Err(wrong(format!("would {verb} every client; name the networks that you mean")));
     }
     Ok(net)
 }

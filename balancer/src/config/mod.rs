@@ -114,20 +114,22 @@ fn read_text(path: &Path, optional: &Path) -> Result<Option<String>, ConfigError
 fn read(text: &str, host: &Host) -> Result<Config, Fault> {
     let file = File::parse(text)?;
     file.check_tables()?;
-    let (api, cluster) = (file.table("api")?, file.table("cluster")?);
+    let (api_table, cluster) = (file.table("api")?, file.table("cluster")?);
     let (policy, paths) = (file.table("policy")?, file.table("paths")?);
     let paths = paths::paths(&paths, host)?;
     let listed = cluster.tables("cluster.controllers")?;
     let (api, cluster) = if listed.is_empty() {
         let conf = juju::agent_conf(&paths.juju, &cluster)?;
-        let api = api::api(&api, conf.api_port)?;
+        let api = api::api(&api_table, conf.api_port)?;
         let cluster = juju::cluster(&cluster, &conf, api.port, host)?;
         (api, cluster)
     } else {
-        let api = api::api(&api, None)?;
+        let api = api::api(&api_table, None)?;
         let cluster = cluster::cluster(&cluster, &listed, api.port, &paths.juju, host)?;
         (api, cluster)
     };
+    let listed = cluster.controllers.iter().flat_map(|controller| &controller.addresses);
+    api::check_deny(&api_table, &api, listed.chain(&cluster.candidates))?;
     Ok(Config { api, cluster, policy: policy::policy(&policy)?, paths })
 }
 

@@ -40,6 +40,8 @@ fn every_key_is_read() {
             exempt: ["10.9.0.0/16", "fd09::/16", "192.0.2.7/32", "10.8.0.0/16"]
                 .map(|net| net.parse().unwrap())
                 .to_vec(),
+            deny: ["203.0.113.0/24", "2001:db8:bad::/48"].map(|net| net.parse().unwrap()).to_vec(),
+            trust_firewall: true,
         },
         cluster: Cluster {
             source: Source::File,
@@ -112,7 +114,7 @@ fn every_key_takes_effect() {
 #[test]
 fn every_key_but_the_controllers_has_a_default() {
     const DEFAULTS: &str = r#"
-api = { port = 17070, hook = "auto", health = "https", exempt = [] }
+api = { port = 17070, hook = "auto", health = "https", exempt = [], deny = [], trust_firewall = false }
 [cluster]
 name = "a"
 listen = "10.0.0.11:17078"
@@ -173,7 +175,7 @@ fn refused<'a>(rows: &[(&'a str, &str)], file: impl Fn(&'a str) -> String) {
 fn wrong_api_keys_are_named_with_their_place() {
     #[rustfmt::skip] // a row a line
     let rows = [
-        ("prot = 1", "f.toml:2:1: unknown key `prot`; [api] takes port, interfaces, hook, hard_limit, health, exempt"),
+        ("prot = 1", "f.toml:2:1: unknown key `prot`; [api] takes port, interfaces, hook, hard_limit, health, exempt, deny, trust_firewall"),
         ("  prot = 1\nanother = 2", "f.toml:2:3: unknown key `prot`"),
         ("port = 0", "f.toml:2:8: api.port: 0 is not allowed; write a whole number from 1 to 65535\n  2 | port = 0\n"),
         ("port = 70000", "f.toml:2:8: api.port: 70000 is not allowed"),
@@ -195,6 +197,13 @@ fn wrong_api_keys_are_named_with_their_place() {
         ("exempt = [\"10.9.0.0/33\"]", "f.toml:2:11: api.exempt: \"10.9.0.0/33\" is not a network"),
         ("exempt = [\"10.9.1.0/16\"]", "f.toml:2:11: api.exempt: \"10.9.1.0/16\" has host bits set; write \"10.9"),
         ("exempt = [\"0.0.0.0/0\"]", "f.toml:2:11: api.exempt: \"0.0.0.0/0\" would exempt every client"),
+        ("deny = [\"203.0.113.0/33\"]", "f.toml:2:9: api.deny: \"203.0.113.0/33\" is not a network"),
+        ("deny = [\"::/0\"]", "f.toml:2:9: api.deny: \"::/0\" would deny every client"),
+        ("deny = [\"127.0.0.1\"]", "f.toml:2:9: api.deny: \"127.0.0.1/32\" is loopback, which is never denied"),
+        ("deny = [\"10.9.1.0/24\"]\nexempt = [\"10.9.0.0/16\"]", "f.toml:2:9: api.deny: \"10.9.1.0/24\" and api.exempt's \"10.9.0.0/16\" have addresses in common"),
+        ("deny = [\"10.9.0.0/16\"]\nexempt = [\"10.9.1.0/24\"]", "f.toml:2:9: api.deny: \"10.9.0.0/16\" and api.exempt's \"10.9.1.0/24\" have addresses in common"),
+        ("deny = [\"192.0.2.0/24\", \"10.0.0.0/24\"]", "f.toml:2:8: api.deny: 10.0.0.0/24 holds 10.0.0.11, the address of a controller"),
+        ("trust_firewall = 1", "f.toml:2:18: api.trust_firewall: 1 is not allowed; write true or false"),
     ];
     refused(&rows, |line| with(&format!("[api]\n{line}"), "name = \"a\"", ""));
     let error = parse(&with("[api]\nport = 17090", "name = \"a\"", ""), &host(&[])).unwrap_err();

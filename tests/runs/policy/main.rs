@@ -2,6 +2,7 @@
 //! another controller should serve.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
+mod filters;
 mod shed;
 mod steer;
 

@@ -1,6 +1,7 @@
 //! nftables rule sets of hosts: default-deny with conntrack, and blocked relay ports.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
@@ -73,19 +74,88 @@ pub fn invalids(namespace: &Namespace) -> Result<String> {
 
 /// Drops TCP to `ports` (such as `17080-17095`) before any other rule can accept it.
 pub fn drop_ports(namespace: &Namespace, ports: &str) -> Result<()> {
+    filter_input(namespace, &format!("tcp dport {ports} drop"))
+}
+
+/// Adds rules before those of [`default_deny`].
+pub fn filter_input(namespace: &Namespace, rules: &str) -> Result<()> {
     apply(
         namespace,
         &format!(
             "table inet balancer_block {{
-                chain input {{ type filter hook input priority filter - 10; tcp dport {ports} drop; }}
+                chain input {{ type filter hook input priority filter - 10; {rules}; }}
             }}"
         ),
     )
 }
 
+/// Drops packets that connection tracking calls invalid, also those that a bridge forwards.
+pub fn drop_invalid(namespace: &Namespace) -> Result<()> {
+    let hooks = ["prerouting", "forward"].map(|hook| {
+        format!("chain {hook} {{ type filter hook {hook} priority filter; ct state invalid drop; }}")
+    });
+    apply(namespace, &format!("table inet balancer_invalid {{\n{}\n}}", hooks.join("\n")))
+}
+
+/// Drops IPv6 packets whose source is routed by another interface, as firewalld's `IPv6_rpfilter` does.
+pub fn strict_ipv6(namespace: &Namespace) -> Result<()> {
+    apply(
+        namespace,
+        "table ip6 balancer_strict {
+            chain prerouting {
+                type filter hook prerouting priority raw;
+                meta l4proto ipv6-icmp accept
+                fib saddr . iif oif missing drop
+            }
+        }",
+    )
+}
+
+/// Drops TCP from `client` to `port`, as an operator blocks a client of one service.
+pub fn block_at(namespace: &Namespace, client: IpAddr, port: u16) -> Result<()> {
+    let family = if client.is_ipv4() { "ip" } else { "ip6" };
+    apply(
+        namespace,
+        &format!(
+            "table inet balancer_client {{
+                chain input {{
+                    type filter hook input priority filter - 10;
+                    {family} saddr {client} tcp dport {port} drop
+                }}
+            }}"
+        ),
+    )
+}
+
+/// Ends [`block_at`].
+pub fn unblock(namespace: &Namespace) -> Result<()> {
+    apply(namespace, "delete table inet balancer_client")
+}
+
 /// Ends [`drop_ports`].
 pub fn allow_ports(namespace: &Namespace) -> Result<()> {
     apply(namespace, "delete table inet balancer_block")
+}
+
+/// Drops all frames between the two ports of each line, both ways, on a switch's bridges.
+pub(super) fn cut(switch: &Namespace, lines: &[(&str, &str)]) -> Result<()> {
+    let rule = |(one, other): &(&str, &str)| {
+        format!("iifname {one} oifname {other} drop; iifname {other} oifname {one} drop;")
+    };
+    let rules: String = lines.iter().map(rule).collect();
+    apply(
+        switch,
+        &format!(
+            "table bridge balancer_cut {{
+                chain forward {{ type filter hook forward priority filter; {rules} }}
+            }}"
+        ),
+    )
+}
+
+/// Ends [`cut`].
+pub(super) fn mend(switch: &Namespace) -> Result<()> {
+    apply(switch, "delete table bridge balancer_cut")
 }
 
 pub fn remove(namespace: &Namespace) -> Result<()> {

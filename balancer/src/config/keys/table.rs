@@ -15,7 +15,7 @@ pub const KEYS: &[Key] = &[
     key("api.port", Whole(1, 65535), Or("the port in Juju's agent.conf", "17070"),
         "TCP port of the controllers' API."),
     key("api.interfaces", List("interface names"),
-        Derived("every interface that holds an address of this controller", "[\"eth0\"]"),
+        Derived("every interface that holds an address of this controller, or by which it reaches clients and controllers", "[\"eth0\"]"),
         "Network interfaces on which clients arrive."),
     key("api.hook", Choice(&["auto", "tc", "xdp"]), Value("\"auto\""),
         "Where the packet programs attach. tc: traffic control only. auto: native XDP as well, on interfaces where it \
@@ -29,6 +29,11 @@ pub const KEYS: &[Key] = &[
     key("api.exempt", List("networks"), Derived("none", "[\"10.9.0.0/16\"]"),
         "Networks whose connections are never limited, relayed or closed. The controllers' own addresses are always \
          exempt."),
+    key("api.deny", List("networks"), Derived("none", "[\"203.0.113.0/24\"]"),
+        "Networks whose clients get no new connection, neither here nor by relay. The same on every controller."),
+    key("api.trust_firewall", Flag, Value("false"),
+        "Relay clients although rules of this host's firewall keep some of them from the API port and not from the relay \
+         ports. true: the firewall is settled otherwise."),
 
     key("cluster.name", Text("a controller's name"),
         Derived("the controller that has an address of this host", "\"a\""),

@@ -7,7 +7,7 @@ use crate::{
     config::{Config, Hook},
     datapath,
     host::{
-        interfaces::{self, Interfaces},
+        interfaces::{self, Interfaces, Routes},
         privileges, xdp_support,
     },
 };
@@ -26,10 +26,16 @@ pub(super) fn kernel() -> Finding {
     }
 }
 
-pub(super) async fn devices(config: &Config, links: &Interfaces) -> Result<Vec<Finding>> {
+pub(super) async fn devices(
+    config: &Config,
+    links: &Interfaces,
+    routes: &mut Routes,
+) -> Result<Vec<Finding>> {
     let all = links.list().await?;
     let own = &config.cluster.this().addresses;
-    Ok(match interfaces::api_interfaces(&all, config.api.interfaces.as_deref(), own) {
+    let others: Vec<_> = config.cluster.others().flat_map(|other| other.addresses.clone()).collect();
+    let arrive = interfaces::arrivals(routes, &all, own, &others);
+    Ok(match interfaces::api_interfaces(&all, config.api.interfaces.as_deref(), own, &arrive) {
         Ok(api) => {
             let mut findings = Vec::new();
             for device in api {

@@ -1,6 +1,7 @@
 //! `balancer check`: whether this host can run the balancer, and how to repair it.
 
 mod config;
+mod firewall;
 mod host;
 mod jujud;
 mod peers;
@@ -16,7 +17,10 @@ use anyhow::Result;
 use crate::{
     balance::limits,
     config::Config,
-    host::{interfaces::Interfaces, privileges},
+    host::{
+        interfaces::{Interfaces, Routes},
+        privileges,
+    },
 };
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -73,6 +77,7 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     findings.extend(missing.iter().map(|missing| Finding::fatal("privileges", missing.to_string())));
     findings.push(host::kernel());
     let links = Interfaces::open()?;
+    let mut routes = Routes::open()?;
     let config = match Config::load(path, &links.host_addresses().await?) {
         Ok(config) => config,
         Err(error) => {
@@ -88,11 +93,12 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     if config.api.hard_limit.is_none() {
         findings.push(Finding::good("limit", limits::derive().1));
     }
-    findings.extend(host::devices(&config, &links).await?);
+    findings.extend(host::devices(&config, &links, &mut routes).await?);
     findings.push(jujud::listener(&config));
     findings.extend(jujud::jujud(&config).await);
     findings.push(relay_ports::relay_ports(&config));
-    findings.extend(peers::peers(&config, &links).await);
+    findings.extend(firewall::firewall(&config, &links, &mut routes).await);
+    findings.extend(peers::peers(&config, &mut routes).await);
     findings.extend(peers::sync(&config).await);
     Ok(findings)
 }

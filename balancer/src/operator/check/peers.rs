@@ -6,7 +6,7 @@ use super::Finding;
 use crate::{
     config::{Config, Controller},
     host::{
-        interfaces::Interfaces,
+        interfaces::Routes,
         rst::{self, ProbeResult},
     },
     operator::{
@@ -18,11 +18,11 @@ use crate::{
 /// Longest wait for an answer from a peer's host.
 const PROBE: Duration = Duration::from_secs(1);
 
-pub(super) async fn peers(config: &Config, links: &Interfaces) -> Vec<Finding> {
+pub(super) async fn peers(config: &Config, routes: &mut Routes) -> Vec<Finding> {
     let mut findings = Vec::new();
     for Controller { name, addresses, .. } in config.cluster.others() {
         for &address in addresses {
-            if let Err(error) = links.route_to(address).await {
+            if let Err(error) = routes.find(address, None) {
                 findings.push(Finding::doubtful("peer", format!("{name} at {address}: {error:#}")));
                 continue;
             }
@@ -46,7 +46,7 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
         let text = "not running; peer sync and clocks can be checked only while it runs";
         return vec![Finding::doubtful("agent", text)];
     };
-    let (udp, tcp) = (config.cluster.listen.port(), config.cluster.relay_ports);
+    let udp = config.cluster.listen.port();
     let mut findings =
         vec![Finding::good("agent", format!("running; jujud on this host: {}", status.health))];
     for controller in status.controllers.iter().filter(|controller| controller.name != status.controller) {
@@ -56,19 +56,12 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
                 let text = format!("no report arrives from {name}; does a firewall block UDP {udp}?");
                 Finding::doubtful("sync", text)
             }
-            (_, "unreachable") => {
-                let advice = format!("does a firewall there block TCP {tcp}?");
-                Finding::doubtful("relay", format!("{name} does not answer on its relay ports; {advice}"))
-            }
             (state, _) => {
                 Finding::good("sync", format!("{name} is {state}; its last report is {age_ms} ms old"))
             }
         });
     }
-    if status.balance.steer.starts_with("refuse, as") {
-        let text = "no other controller can be relayed to, so this one refuses new clients that another should serve";
-        findings.push(Finding::doubtful("steer", format!("{text}; do firewalls block TCP {tcp}?")));
-    }
+    findings.extend(status.not_relayed.iter().map(|sentence| Finding::doubtful("relay", sentence.clone())));
     let count = |name: &str| status.counters.get(name).copied().unwrap_or(0);
     findings.push(match count("sync_clock_skew") {
         0 => Finding::good("clock", "no datagram came from a host whose clock is more than 30 s off"),

@@ -1,0 +1,102 @@
+//! Looking at this host's firewall, off the loop: at the start, every 30 s, and when the configuration is read again.
+
+use std::{future::pending, time::Duration};
+
+use log::warn;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Agent,
+    off::{Reasons, Source},
+};
+use crate::host::firewall::{self, Question, read::Legacy};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The rules' reader.
+struct Reader {
+    legacy: Legacy,
+    /// A failure is told once.
+    failed: bool,
+}
+
+impl Reader {
+    /// `None`: the rules cannot be read, so nothing is known against relays.
+    async fn look(&mut self, question: &Question) -> Option<Reasons> {
+        if question.trusts {
+            return Some(Reasons::default());
+        }
+        match firewall::read::rules(&self.legacy).await {
+            Ok(texts) => {
+                self.failed = false;
+                let question = question.clone();
+                let judged = tokio::task::spawn_blocking(move || firewall::why_no_relays(&texts, &question));
+                judged.await.ok()
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    warn!(
+                        "{error:#}; clients are relayed although a rule may keep them from the API port alone"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    /// Looks again and again, and at once when there is another question.
+    async fn watch(mut self, mut asked: watch::Receiver<Question>, found: mpsc::Sender<Reasons>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                changed = asked.changed() => if changed.is_err() {
+                    // The agent is ending, and ends this task.
+                    return pending().await;
+                },
+            }
+            let question = asked.borrow_and_update().clone();
+            if let Some(reasons) = self.look(&question).await
+                && found.send(reasons).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Looks at the firewall before the first client can be relayed, and then again and again.
+    pub(super) async fn begin_firewall(
+        &mut self,
+        legacy: Legacy,
+        mut questions: watch::Receiver<Question>,
+        tell: mpsc::Sender<Reasons>,
+    ) {
+        let mut reader = Reader { legacy, failed: false };
+        let question = self.firewall_question();
+        if let Some(reasons) = reader.look(&question).await {
+            self.firewall_read(reasons);
+        }
+        self.inbox.firewall_question.send_replace(question);
+        questions.mark_unchanged();
+        self.tasks.handles.push(tokio::spawn(reader.watch(questions, tell)));
+    }
+
+    /// Notes why the firewall allows no relays.
+    pub(super) fn firewall_read(&mut self, reasons: Reasons) {
+        self.note_off(Source::Firewall, reasons);
+    }
+
+    /// Has the rules read again.
+    pub(super) fn look_at_firewall(&mut self) {
+        let question = self.firewall_question();
+        self.inbox.firewall_question.send_replace(question);
+    }
+
+    pub(super) fn firewall_question(&mut self) -> Question {
+        let config = &self.config.running;
+        let api = self.programs.api_interfaces(config).unwrap_or_default();
+        Question::new(config, api.into_iter().map(|device| device.name))
+    }
+}
