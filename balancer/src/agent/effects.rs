@@ -1,19 +1,18 @@
 //! Carrying out the effects that the steps return.
 
-use std::{net::SocketAddr, time::Duration, time::Instant};
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::Result;
-use balancer_common::records::Kind;
+use balancer_common::records::Network;
 use log::{debug, log, warn};
 
 use super::{Agent, boot_ns, boot_s};
 use crate::{
-    balance, cluster, count,
-    host::rst::{self, ProbeResult},
+    balance,
+    cluster::{self, waiting::PATIENCE_S},
+    count,
+    datapath::FlowPair,
 };
-
-/// How long a silent controller's host has to answer a probe.
-const PROBE: Duration = Duration::from_millis(400);
 
 impl Agent {
     pub(super) fn carry_out_cluster(&mut self, now: Instant, effects: Vec<cluster::Effect>) {
@@ -24,14 +23,15 @@ impl Agent {
                         warn!("failed to write the record of the controller in slot {slot}: {error:#}");
                     }
                 }
-                cluster::Effect::Probe { name, addresses } => {
-                    let port = self.config.running.api.port;
-                    let addresses = addresses.iter().map(|&address| SocketAddr::new(address, port));
-                    tokio::spawn(probe(name, addresses.collect(), self.inbox.probe_results.clone()));
+                cluster::Effect::Probe(probe) => self.begin_probe(probe),
+                cluster::Effect::LookForWaiting { slot, name } => {
+                    if let Err(error) = self.reset_waiting(slot, &name) {
+                        warn!("failed to look for connections that wait for {name}: {error:#}");
+                    }
                 }
-                cluster::Effect::ResetFlows { slot, name } => {
-                    if let Err(error) = self.reset_flows(slot, &name) {
-                        warn!("failed to reset the connections relayed to {name}: {error:#}");
+                cluster::Effect::Unbar((network, slot)) => {
+                    if let Err(error) = self.programs.data_path.maps.unbar(&network, slot) {
+                        warn!("{error:#}");
                     }
                 }
                 cluster::Effect::MembershipChanged => self.balance.membership_changed(now),
@@ -93,47 +93,51 @@ impl Agent {
         self.balance.note_closed(now, closed);
     }
 
-    /// Resets the connections relayed to the controller in `slot`; its host is dead.
-    fn reset_flows(&mut self, slot: usize, name: &str) -> Result<()> {
-        let mut ended = 0_u32;
-        let maps = &mut self.programs.data_path.maps;
-        for pair in maps.flows.pairs()? {
-            if usize::from(pair.flow.controller) != slot || !pair.flow.is(Kind::Forward) {
-                continue;
-            }
-            // Without an acknowledgement number no RST would be believed; such a client repeats its SYN.
-            if pair.flow.ack != 0 {
-                let dialled = SocketAddr::new(pair.key.local.into(), pair.key.local_port.host());
-                let client = SocketAddr::new(pair.key.remote.into(), pair.key.remote_port.host());
-                if let Err(error) = self.resets.send(dialled, client, pair.flow.ack) {
-                    debug!("no RST to {client}: {error:#}");
-                }
-            }
-            maps.flows.remove(&pair);
-            ended += 1;
-        }
-        if ended > 0 {
+    /// Resets the connections relayed to the controller in `slot`, which is silent, whose clients have waited for too long.
+    fn reset_waiting(&mut self, slot: usize, name: &str) -> Result<()> {
+        let mut pairs = self.programs.data_path.maps.flows.pairs()?;
+        pairs.retain(|pair| usize::from(pair.flow.controller) == slot);
+        let waiting = self.cluster.waiting(boot_s(), slot, pairs);
+        self.reset(&waiting);
+        if !waiting.is_empty() {
             warn!(
-                "the host of controller {name} does not answer: {ended} connections relayed to it are reset"
+                "controller {name} is silent: {} connections relayed to it, whose clients have had no answer for {} s, \
+                 are reset",
+                waiting.len(),
+                PATIENCE_S
             );
         }
         Ok(())
     }
-}
 
-/// Probes a host at one address after another until one answers.
-async fn probe(
-    name: String,
-    addresses: Vec<SocketAddr>,
-    results: tokio::sync::mpsc::Sender<(String, ProbeResult)>,
-) {
-    let mut result = ProbeResult::Silent;
-    for address in addresses {
-        result = rst::probe(address, PROBE).await;
-        if result == ProbeResult::Alive {
-            break;
+    /// Ends relays that have opened and carry nothing. Their clients' networks are not relayed there for a while.
+    pub(super) fn give_up(&mut self, stuck: &[FlowPair]) {
+        self.reset(stuck);
+        for pair in stuck {
+            let (network, slot) = (Network::of(&pair.key.remote), usize::from(pair.flow.controller));
+            if let Err(error) = self.programs.data_path.maps.bar(&network, slot) {
+                warn!("{error:#}");
+            }
+        }
+        if !stuck.is_empty() {
+            warn!(
+                "{} relays opened and carried nothing; they are reset, and their clients are served where they dial; does \
+                 a filter drop packets as invalid, or do links carry smaller packets than their MTU says?",
+                stuck.len()
+            );
         }
     }
-    // The agent is ending where nobody listens.
-    let _: Result<(), _> = results.send((name, result)).await;
+
+    /// Resets relays at this entry, so that their clients come back.
+    fn reset(&mut self, pairs: &[FlowPair]) {
+        for pair in pairs {
+            // First: `egress` drops a RST of a relay that goes on.
+            self.programs.data_path.maps.flows.remove(pair);
+            let dialled = SocketAddr::new(pair.key.local.into(), pair.key.local_port.host());
+            let client = SocketAddr::new(pair.key.remote.into(), pair.key.remote_port.host());
+            if let Err(error) = self.resets.send(dialled, client, pair.flow.ack) {
+                debug!("no RST to {client}: {error:#}");
+            }
+        }
+    }
 }

@@ -56,12 +56,20 @@ impl Agent {
     /// Removes the records of connections that are over, and counts the relays.
     pub(super) fn collect(&mut self) -> Result<()> {
         let now_s = boot_s();
+        let now = Instant::now();
+        let pairs = self.programs.data_path.maps.flows.pairs()?;
+        let stuck = self.cluster.stuck(now, now_s, &pairs);
+        self.give_up(&stuck);
         let maps = &mut self.programs.data_path.maps;
-        for pair in self.count.collect(now_s, maps.flows.pairs()?) {
+        for pair in self.count.collect(now_s, pairs) {
             maps.flows.remove(&pair);
         }
         if self.config.running.policy.per_client_limit.is_some() {
             maps.forget_idle_clients(now_s)?;
+        }
+        if self.cluster.wants_networks() {
+            let effects = self.cluster.note_networks(now, &maps.networks()?);
+            self.carry_out_cluster(now, effects);
         }
         Ok(())
     }
@@ -80,10 +88,7 @@ impl Agent {
         let others = self.cluster.loads(now);
         let (load, ready) = (self.load(), self.is_ready());
         let inputs = balance::Inputs::new(&self.config.running, boot_s(), load, ready, &others);
-        let mut effects = self.balance.step(now, &inputs);
-        let maps = &self.programs.data_path.maps;
-        let none = self.cluster.none_relayable(|slot| Some(maps.controller(slot).ok()?.relay_out));
-        effects.extend(self.balance.note_relayable(none, &self.config.running.policy));
+        let effects = self.balance.step(now, &inputs);
         self.carry_out_balance(now, effects);
     }
 
@@ -123,6 +128,7 @@ impl Agent {
             addresses: this.addresses.clone(),
             closing: self.balance.closing(now),
             sheds: self.balance.sheds(),
+            off: self.cluster.off(),
         });
     }
 

@@ -6,10 +6,15 @@
 //! interfaces that they are attached to. This file is the loop around them.
 
 mod effects;
+mod firewall;
 mod inputs;
 mod install;
+mod network;
+mod off;
+mod probes;
 mod programs;
 mod reload;
+mod repair;
 mod requests;
 mod settings;
 mod start;
@@ -17,11 +22,12 @@ mod status;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use balancer_common::verdict::Event;
+use balancer_common::{records::Tuple, verdict::Event};
 use log::{info, warn};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -31,21 +37,30 @@ use tokio::{
 };
 
 pub use self::start::Started;
-use self::{programs::Programs, requests::Asked};
+use self::{
+    off::{Off, Reasons},
+    programs::Programs,
+    requests::Asked,
+};
 use crate::{
     balance::Balance,
-    cluster::{Cluster, peers::Peers},
+    cluster::{Cluster, Probe, peers::Peers},
     config::Config,
     count::{Count, sock_diag::SockDiag},
     datapath::{self, PreviousDataPath},
     host::{
+        firewall::Question,
         interfaces::{self, Changes},
         notify,
         pressure::Gauge,
         privileges,
-        rst::{ProbeResult, ResetSender},
+        rst::ResetSender,
     },
-    juju::{agent_conf::Follow, health::Health, introspection::Connections},
+    juju::{
+        agent_conf::Follow,
+        health::{Health, Prober},
+        introspection::Connections,
+    },
 };
 
 /// How often counts are read, views written and a report published.
@@ -70,10 +85,11 @@ pub fn main(config: &Path) -> Result<()> {
     runtime.context("failed to start the runtime")?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-        run(started, async move {
+        let shutdown = async move {
             tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-        })
-        .await
+        };
+        // On the heap: it is large.
+        Box::pin(run(started, shutdown)).await
     })
 }
 
@@ -108,6 +124,8 @@ struct Agent {
     resets: ResetSender,
     jujud: Jujud,
     inbox: Inbox,
+    /// Why nothing is relayed.
+    off: Off,
     schedule: Schedule,
     tasks: Tasks,
 }
@@ -125,14 +143,26 @@ struct Configuration {
 struct Jujud {
     health: watch::Receiver<Health>,
     connections: watch::Receiver<Option<Connections>>,
+    /// For probes of other controllers.
+    prober: Arc<Prober>,
     memory: Gauge,
 }
 
 struct Inbox {
     asked: mpsc::Receiver<Asked>,
-    probed: mpsc::Receiver<(String, ProbeResult)>,
+    probed: mpsc::Receiver<Probed>,
     /// For the probes that send into `probed`.
-    probe_results: mpsc::Sender<(String, ProbeResult)>,
+    probe_results: mpsc::Sender<Probed>,
+    /// Why this host's firewall allows no relays.
+    firewall: mpsc::Receiver<Reasons>,
+    firewall_question: watch::Sender<Question>,
+}
+
+/// A relay that the agent has opened, its ends if it came so far, and whether it worked.
+struct Probed {
+    probe: Probe,
+    key: Option<Tuple>,
+    result: Result<(), String>,
 }
 
 struct Schedule {
@@ -167,6 +197,7 @@ impl Agent {
                 _ = glances.tick() => if Instant::now() >= self.schedule.tick {
                     self.tick();
                     self.follow_members().await;
+                    self.repair().await;
                 } else if self.load().abs_diff(self.schedule.published) >= MOVED {
                     self.note_arrivals(Instant::now());
                     self.write_views();
@@ -179,10 +210,8 @@ impl Agent {
                     Err(error) => warn!("failed to follow changes of the interfaces: {error:#}"),
                 },
                 _ = hangup.recv() => self.reload().await,
-                Some((name, result)) = self.inbox.probed.recv() => {
-                    self.cluster.probed(&name, result);
-                    self.write_views();
-                },
+                Some(probed) = self.inbox.probed.recv() => self.probe_ended(probed),
+                Some(reasons) = self.inbox.firewall.recv() => self.firewall_read(reasons),
                 Some((request, answer)) = self.inbox.asked.recv() => {
                     let _: Result<(), _> = answer.send(self.answer(&request));
                 }
@@ -217,6 +246,7 @@ impl Agent {
                 warn!("failed to collect finished flows: {error:#}");
             }
         }
+        self.follow_clients(now);
         self.watch_host(now);
         self.write_views();
         if now >= self.schedule.balance {

@@ -13,7 +13,7 @@ use crate::{
         slots::assign,
     },
     config::{self, Config},
-    host::{interfaces, notify},
+    host::notify,
     juju::agent_conf::Follow,
 };
 
@@ -74,8 +74,7 @@ impl Agent {
         refuse_fixed(&self.config.running, &config)?;
         let listed = config.cluster.clone();
         config.cluster = group(&listed, &self.cluster.reported_by(&listed));
-        let own = &config.cluster.this().addresses;
-        interfaces::api_interfaces(&self.programs.devices, config.api.interfaces.as_deref(), own)?;
+        self.programs.api_interfaces(&config)?;
         let changed = config.cluster.controllers != self.config.running.cluster.controllers;
         let before = std::mem::replace(&mut self.config.running, config);
         if let Err(error) = self.adopt_controllers(now, listed) {
@@ -88,7 +87,7 @@ impl Agent {
         self.balance.set_limit(start::limit(&self.config.running).0);
         self.write_addresses()?;
         self.interfaces_changed().await;
-        self.programs.detach_unwanted(&self.config.running);
+        self.look_at_firewall();
         self.write_views();
         Ok(())
     }
@@ -165,6 +164,8 @@ mod tests {
             ("", "", "", None),
             ("hard_limit = 5", "", "", None),
             ("exempt = [\"10.9.0.0/16\"]", "", "", None),
+            ("deny = [\"203.0.113.0/24\"]", "", "", None),
+            ("trust_firewall = true", "", "", None),
             ("interfaces = [\"eth1\"]", "", "", None),
             ("", "", b, None),
             ("", "", "[policy]\nsteer = \"off\"", None),

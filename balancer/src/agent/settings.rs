@@ -35,6 +35,8 @@ pub(super) struct Inputs<'a> {
     pub(super) netns: u64,
     pub(super) grace_until_s: u32,
     pub(super) upgraded: bool,
+    pub(super) epoch: u32,
+    pub(super) only_way: u32,
     /// The relay ports that the other controllers have announced to this one.
     pub(super) relay_out: &'a [Port],
 }
@@ -51,6 +53,8 @@ pub(super) fn settings(inputs: &Inputs) -> Settings {
         adjust: inputs.adjust,
         grace_until_s: inputs.grace_until_s,
         upgraded: inputs.upgraded.into(),
+        epoch: inputs.epoch,
+        only_way: inputs.only_way,
         limit: limits.admit,
         handshake_cap: (limits.admit / 4).max(HANDSHAKES),
         flood_per_cpu: FLOOD_PER_CPU,
@@ -91,6 +95,8 @@ impl Agent {
             netns: self.programs.netns,
             grace_until_s: self.programs.grace_until_s,
             upgraded: self.programs.upgraded,
+            epoch: self.programs.network.epoch,
+            only_way: self.programs.network.only_way,
             relay_out: &relay_out,
         });
         let before = maps.settings()?;
@@ -153,6 +159,8 @@ mod tests {
             netns: 7,
             grace_until_s: 8,
             upgraded: true,
+            epoch: 10,
+            only_way: 11,
             relay_out: &relay_out,
         })
     }
@@ -180,6 +188,8 @@ mod tests {
             steer: Steering::Relay as u8,
             upgraded: 1,
             grace_until_s: 8,
+            epoch: 10,
+            only_way: 11,
             ..Settings::zeroed()
         };
         assert_eq!(made("", 4_000, &[0, 17_081]), expected);

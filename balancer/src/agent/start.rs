@@ -3,15 +3,17 @@
 use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use log::info;
+use log::{info, warn};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, programs::Programs, requests,
+    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, network::Network, off::Off,
+    programs::Programs, repair::Repair, requests,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -28,6 +30,10 @@ use crate::{
     },
     datapath::{self, DataPath, TcHook},
     host::{
+        firewall::{
+            Question,
+            read::{self, Legacy},
+        },
         interfaces::{self, Interfaces},
         pressure::Gauge,
         privileges,
@@ -54,6 +60,8 @@ pub struct Started {
     sockets: SockDiag,
     listeners: Vec<Listener>,
     pub(super) data_path: DataPath,
+    /// The firewall's rules that only a process with all its privileges can read.
+    legacy: Legacy,
 }
 
 impl Started {
@@ -79,8 +87,17 @@ impl Started {
         });
         let resets = ResetSender::open()?;
         let data_path = DataPath::load(&config.paths.pins, hook_here())?;
-        Ok(Self { path: path.to_owned(), config, key, resets, sockets, listeners, data_path })
+        let legacy = legacy_rules().unwrap_or_else(|error| {
+            warn!("{error:#}; the agent goes on without these rules");
+            Legacy::default()
+        });
+        Ok(Self { path: path.to_owned(), config, key, resets, sockets, listeners, data_path, legacy })
     }
+}
+
+/// The runtime of the agent is not there yet, and no thread may be.
+fn legacy_rules() -> Result<Legacy> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(read::legacy())
 }
 
 /// tcx where the kernel has it. `BALANCER_HOOK=clsact` asks for the hook that older kernels get.
@@ -102,7 +119,7 @@ pub(super) fn limit(config: &Config) -> (Limit, Option<String>) {
 
 impl Agent {
     pub(super) async fn start(started: Started) -> Result<Self> {
-        let Started { path, config, key, resets, sockets, listeners, mut data_path } = started;
+        let Started { path, config, key, resets, sockets, listeners, mut data_path, legacy } = started;
         let control = ControlSocket::bind(&config.paths.control)?;
         let interfaces = Interfaces::open()?;
         let devices = interfaces.list().await?;
@@ -121,12 +138,16 @@ impl Agent {
         let now = Instant::now();
         let reported = known_controllers(&data_path, &config.cluster)?;
         let (publish, health) = health::channel();
-        let prober = Prober::new(config.api.health, config.api.port, &config.cluster.this().addresses);
+        let own = &config.cluster.this().addresses;
+        let prober = || Prober::new(config.api.health, config.api.port, own);
+        let (here, prober) = (prober(), Arc::new(prober()));
         let (stop, stopped) = watch::channel(false);
         let (ask, asked) = mpsc::channel(16);
         let (probe_results, probed) = mpsc::channel(64);
+        let (firewall_question, questions) = watch::channel(Question::new(&config, []));
+        let (tell, found) = mpsc::channel(1);
         let (counted, connections) = watch::channel(None);
-        let mut handles = vec![tokio::spawn(prober.watch(publish))];
+        let mut handles = vec![tokio::spawn(here.watch(publish))];
         handles.push(tokio::spawn(requests::serve(control, ask, stopped)));
         if let Some(socket) = introspection::socket(&config) {
             handles.push(tokio::spawn(introspection::watch(socket, counted)));
@@ -150,6 +171,8 @@ impl Agent {
                 data_path,
                 interfaces,
                 devices,
+                network: Network::new(now)?,
+                repair: Repair::new(now),
                 tag_key,
                 grace_until_s: 0,
                 upgraded: false,
@@ -157,8 +180,9 @@ impl Agent {
             gossip,
             sockets,
             resets,
-            jujud: Jujud { health, connections, memory },
-            inbox: Inbox { asked, probed, probe_results },
+            jujud: Jujud { health, connections, prober, memory },
+            inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
+            off: Off::default(),
             schedule: Schedule {
                 tick: now,
                 audit: now,
@@ -171,7 +195,8 @@ impl Agent {
         let listed = agent.config.running.cluster.clone();
         agent.config.running.cluster = agent.cluster.grouped();
         agent.adopt_controllers(now, listed)?;
-        agent.install(&listeners).await?;
+        Box::pin(agent.begin_firewall(legacy, questions, tell)).await;
+        agent.install(&listeners)?;
         Ok(agent)
     }
 }

@@ -1,9 +1,9 @@
 //! `status`, put together from all owners.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use anyhow::Result;
-use balancer_common::{records::Budget, records::State, wire::Port};
+use balancer_common::records::{Budget, State};
 use serde_json::Value;
 
 use super::{Agent, boot_s};
@@ -24,7 +24,7 @@ impl Agent {
             if controller.name == config.cluster.name {
                 controllers.push(self.own_status(now, controller, &budget));
             } else if let Some(peer) = self.cluster.peers().iter().find(|peer| peer.name == controller.name) {
-                controllers.push(self.peer_status(now, peer)?);
+                controllers.push(Self::peer_status(now, peer));
             }
         }
         controllers.extend(config.cluster.candidates.iter().map(|address| ControllerStatus {
@@ -48,6 +48,7 @@ impl Agent {
                 .collect(),
             hard_limit: self.balance.limits().admit,
             controllers,
+            not_relayed: self.not_relayed(),
             exempt_connections: u64::from(budget.exempt) + u64::from(self.count.seeded_exempt()),
             relays: self.count.relays(),
             counters: self.counters(&budget)?,
@@ -56,6 +57,14 @@ impl Agent {
             balance: self.balance.status(&config.policy, boot_s()),
             drift: self.count.drift(),
         })
+    }
+
+    fn not_relayed(&self) -> Vec<String> {
+        let unrouted = self.programs.network.unrouted.iter();
+        let sentence = |((name, address), why): (&(String, IpAddr), &String)| {
+            format!("no client is relayed to {name} at {address}: {why}")
+        };
+        self.cluster.not_relayed().into_iter().chain(unrouted.map(sentence)).collect()
     }
 
     fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
@@ -71,14 +80,8 @@ impl Agent {
         }
     }
 
-    fn peer_status(&self, now: Instant, peer: &Peer) -> Result<ControllerStatus> {
-        let controller = self.programs.data_path.maps.controller(peer.slot)?;
-        let relay = match (peer.unreachable, controller.relay_out) {
-            (true, _) => "unreachable",
-            (false, Port::NONE) => "none",
-            (false, _) => "ok",
-        };
-        Ok(ControllerStatus {
+    fn peer_status(now: Instant, peer: &Peer) -> ControllerStatus {
+        ControllerStatus {
             name: peer.name.clone(),
             addresses: peer.addresses.clone(),
             state: describe(peer.state).into(),
@@ -86,8 +89,8 @@ impl Agent {
             limit: peer.report.as_ref().map_or(0, |report| report.limit),
             weight: peer.report.as_ref().map_or(peer.weight, |report| report.weight),
             age_ms: peer.reported_at.map_or(u64::MAX, |at| now.duration_since(at).as_millis() as u64),
-            relay: relay.into(),
-        })
+            relay: peer.relay().into(),
+        }
     }
 
     /// The programs' counters, and those of peer sync under `sync_`.

@@ -71,7 +71,6 @@ impl Balance {
             },
             closed: self.closed_in_all,
             steer: match policy.steer {
-                Steer::Relay if self.falls_back => "refuse, as no other controller can be relayed to",
                 Steer::Relay => "relay",
                 Steer::Refuse => "refuse",
                 Steer::Off => "off",

@@ -29,7 +29,7 @@ pub use self::orders::Orders;
 use self::{memory::Memory, ramp::Ramp};
 use crate::{
     cluster::views::fixed_weight,
-    config::{Config, Policy, Rebalance, Steer},
+    config::{Config, Policy, Rebalance},
     host::pressure::Usage,
 };
 
@@ -52,8 +52,6 @@ pub struct Balance {
     changed_at: Instant,
     /// `rebalance --now`: shed although the load is below the threshold.
     asked: bool,
-    /// No other controller can be relayed to.
-    falls_back: bool,
     /// Load at the beginning of a drain.
     drained_from: Option<u64>,
 }
@@ -124,7 +122,6 @@ impl Balance {
             closed_in_all: 0,
             changed_at: now,
             asked: false,
-            falls_back: false,
             drained_from: None,
         }
     }
@@ -239,22 +236,6 @@ impl Balance {
         }
         self.closed.retain(|(at, _)| is_away(now, *at));
         effects
-    }
-
-    /// Notes whether clients can be relayed to no other controller, although some would take them.
-    pub fn note_relayable(&mut self, none_relayable: bool, policy: &Policy) -> Option<Effect> {
-        let falls_back = policy.steer == Steer::Relay && none_relayable;
-        if falls_back == self.falls_back {
-            return None;
-        }
-        self.falls_back = falls_back;
-        Some(if falls_back {
-            let text = "no other controller can be relayed to, so some clients are refused here and find another by \
-                        themselves";
-            Effect::Say(Level::Warn, text.into())
-        } else {
-            Effect::Say(Level::Info, "clients are relayed to other controllers again".into())
-        })
     }
 
     fn say_plan(&mut self, plan: &Plan, may: bool, load: u32) -> Option<Effect> {

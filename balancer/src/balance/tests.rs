@@ -396,26 +396,3 @@ fn a_guard_that_is_switched_off_forgets_the_shortage() {
     assert_eq!(bench.balance.limits().admit, 10_000);
     assert_eq!(bench.steps(2..50), 0);
 }
-
-#[test]
-fn the_operator_hears_once_that_clients_are_refused_instead_of_relayed() {
-    let mut bench = donor();
-    let rows = [
-        (Steer::Relay, false, None),
-        (Steer::Relay, true, Some(Level::Warn)),
-        (Steer::Relay, true, None),
-        (Steer::Refuse, true, Some(Level::Info)),
-        (Steer::Off, true, None),
-        (Steer::Relay, true, Some(Level::Warn)),
-        (Steer::Relay, false, Some(Level::Info)),
-    ];
-    for (steer, none_relayable, expected) in rows {
-        bench.policy.steer = steer;
-        let said = bench.balance.note_relayable(none_relayable, &bench.policy);
-        let level = said.map(|effect| match effect {
-            Effect::Say(level, _) => level,
-            close @ Effect::Close { .. } => panic!("{close:?}"),
-        });
-        assert_eq!(level, expected, "{steer:?} {none_relayable}");
-    }
-}

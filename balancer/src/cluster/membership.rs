@@ -56,7 +56,7 @@ pub fn is_client(config: &Config, address: IpAddr) -> bool {
 /// The class of every prefix that is not clients'; `slots` holds the slot of each of the controllers in
 /// `config.cluster.controllers`, in the same order. Of two classes of one prefix the later one holds.
 pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, AddressClass)> {
-    let exempt = AddressClass::new(Class::Exempt, 0);
+    let (exempt, denied) = (AddressClass::new(Class::Exempt, 0), AddressClass::new(Class::Denied, 0));
     let loopback = [(Ipv4Addr::from([127, 0, 0, 0]).into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)];
     let networks = config.api.exempt.iter().map(|network| (network.addr(), network.prefix_len()));
     // A candidate is some controller's, though nobody has said yet which one's.
@@ -67,6 +67,7 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
         .chain(candidates)
         .map(|(address, length)| (address, length, exempt))
         .collect();
+    classes.extend(config.api.deny.iter().map(|network| (network.addr(), network.prefix_len(), denied)));
     for (controller, &slot) in config.cluster.controllers.iter().zip(slots) {
         let is_own = controller.name == config.cluster.name;
         let class = if is_own { Class::Own } else { Class::Controller };
@@ -201,6 +202,7 @@ mod tests {
             ("10.0.0.2", false),
             ("192.0.2.9", false),
             ("10.8.3.4", false),
+            ("203.0.113.9", true),
         ];
         for (address, client) in rows {
             assert_eq!(is_client(&config, address.parse().unwrap()), client, "{address}");
@@ -221,6 +223,7 @@ mod tests {
             ("10.0.0.2", other),
             ("192.0.2.9", exempt),
             ("::1", exempt),
+            ("203.0.113.9", AddressClass::new(Class::Denied, 0)),
         ];
         for (address, expected) in rows {
             assert_eq!(class(address).map(|(.., class)| class), Some(expected), "{address}");
@@ -233,6 +236,7 @@ mod tests {
         let host = Host { cgroup2: Some("/cgroup".into()), ..Host::default() };
         let mut config = Config::parse(Path::new("balancer.toml"), text, &host).unwrap();
         config.api.exempt = exempt.iter().map(|network| network.parse().unwrap()).collect();
+        config.api.deny = vec!["203.0.113.9/32".parse().unwrap()];
         Config { cluster, ..config }
     }
 

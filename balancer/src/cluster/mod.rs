@@ -5,11 +5,14 @@
 
 pub mod liveness;
 pub mod membership;
+pub mod networks;
+pub mod paths;
 pub mod peers;
 pub mod slots;
 #[cfg(test)]
 mod tests;
 pub mod views;
+pub mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -19,21 +22,29 @@ use std::{
 
 use balancer_common::{
     policy::shed::ControllerLoad,
-    records::{Controller, State, Traffic},
-    wire::Port,
+    records::{Controller, Network, State, Traffic},
+    wire::{Address, Family, Port},
 };
 use log::Level;
 
 use self::{
     liveness::Liveness,
     membership::{Reported, group},
+    networks::{Ask, Barred, Networks},
+    paths::{FAMILIES, News, Path, brief, family_name},
     peers::{PeerView, Report},
     views::{Sent, fixed_rate, fixed_weight},
+    waiting::{Waiting, is_stuck},
 };
 use crate::{
     config::{self, Source},
-    host::rst::ProbeResult,
+    datapath::FlowPair,
 };
+
+/// Between two looks for clients that wait for a silent controller.
+const LOOK: Duration = Duration::from_millis(500);
+/// Networks of one controller that the log names; more would hide the rest of it.
+const NAMED: usize = 5;
 
 #[derive(Debug)]
 pub struct Peer {
@@ -47,16 +58,28 @@ pub struct Peer {
     pub state: State,
     pub report: Option<Report>,
     pub reported_at: Option<Instant>,
-    /// It leaves relayed SYNs unanswered, so none are sent for a while.
-    pub unreachable: bool,
+    /// The relay port that it gave this controller.
+    relay_port: Option<u16>,
+    /// By family, as in [`FAMILIES`].
+    paths: [Path; 2],
     sent: Sent,
     liveness: Liveness,
+    waiting: Waiting,
+    /// The next look for clients that wait.
+    look: Instant,
 }
 
 #[derive(Debug)]
 pub struct Cluster {
     own_name: String,
     own_slot: usize,
+    own_addresses: Vec<IpAddr>,
+    /// Why nothing is relayed from here, by family.
+    off: [Option<String>; 2],
+    networks: Networks,
+    /// Clients that got no connection by relay, as the programs had counted them at the last look at the networks.
+    failed: u64,
+    failed_before: u64,
     /// The cluster as it was configured, before its addresses were grouped by controller.
     listed: config::Cluster,
     reported: Reported,
@@ -88,27 +111,55 @@ pub enum Effect {
         slot: usize,
         controller: Box<Controller>,
     },
-    /// Probe the host of the controller `name` at one of its addresses; see [`Cluster::probed`].
-    Probe {
-        name: String,
-        addresses: Vec<IpAddr>,
-    },
-    /// The host of the controller `name` is dead: reset the connections relayed to it, so that their clients come back.
-    ResetFlows {
+    /// Open a relay, and report by [`Cluster::probed`] whether it worked.
+    Probe(Probe),
+    /// The agent of the controller in `slot` is silent: reset the connections that [`Cluster::waiting`] finds.
+    LookForWaiting {
         slot: usize,
         name: String,
     },
+    /// The network is reached by relay to the controller in the slot again: clear its bit.
+    Unbar(Barred),
     /// A controller came, went or changed its readiness.
     MembershipChanged,
     /// Tell the operator.
     Say(Level, String),
 }
 
+/// A relay for the agent to open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// The controller's name.
+    pub name: String,
+    pub slot: usize,
+    pub family: Family,
+    /// This controller's relay address.
+    pub from: IpAddr,
+    /// The other's relay address.
+    pub to: IpAddr,
+    /// The relay port that it gave this controller.
+    pub port: u16,
+    /// The client in whose name to ask; `None`: this controller itself, to learn about the path alone.
+    pub ask: Option<Ask>,
+}
+
 impl Cluster {
     /// The controllers of `listed`, of which `reported` is known from the maps; nobody has a slot yet.
     pub fn new(listed: config::Cluster, reported: Reported) -> Self {
         let own_name = listed.name.clone();
-        Self { own_name, own_slot: 0, listed, reported, regroup: false, peers: Vec::new() }
+        Self {
+            own_name,
+            own_slot: 0,
+            own_addresses: Vec::new(),
+            off: [None, None],
+            networks: Networks::default(),
+            failed: 0,
+            failed_before: 0,
+            listed,
+            reported,
+            regroup: false,
+            peers: Vec::new(),
+        }
     }
 
     pub fn listed(&self) -> &config::Cluster {
@@ -164,11 +215,11 @@ impl Cluster {
         for (controller, &slot) in grouped.controllers.iter().zip(indices) {
             if controller.name == grouped.name {
                 self.own_slot = slot;
+                self.own_addresses.clone_from(&controller.addresses);
                 continue;
             }
-            let state = slots.get(slot).map_or(State::Absent, Controller::state);
             let peer = known.iter().position(|peer| peer.name == controller.name);
-            let peer = peer.map_or_else(|| Peer::new(now, state), |index| known.swap_remove(index));
+            let peer = peer.map_or_else(|| Peer::new(now, slots.get(slot)), |index| known.swap_remove(index));
             self.peers.push(Peer {
                 name: controller.name.clone(),
                 addresses: controller.addresses.clone(),
@@ -182,37 +233,164 @@ impl Cluster {
     /// Brings every controller's record up to date.
     pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Vec<Effect> {
         self.note_addresses(&inputs.views);
-        let (mut effects, mut died) = (Vec::new(), Vec::new());
+        let mut effects = Vec::new();
+        self.failed = 0;
         for peer in &mut self.peers {
             let Some(record) = inputs.records.get(&peer.slot) else { continue };
+            self.failed = self.failed.wrapping_add(record.traffic.failed);
             let view = inputs.views.get(&peer.name);
-            let before = peer.state;
             peer.step(now, inputs.boot_ns, &self.own_name, view, record, &mut effects);
-            if peer.state == State::Absent && before != State::Absent {
-                died.push(Effect::ResetFlows { slot: peer.slot, name: peer.name.clone() });
-            }
+            let own = (self.own_addresses.as_slice(), &self.off);
+            peer.step_paths(now, own, record, &mut effects);
         }
-        // Last: a program that picks anew for one of these clients finds the controller absent already.
-        effects.extend(died);
         effects
     }
 
-    pub fn probed(&mut self, name: &str, result: ProbeResult) {
-        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
-            peer.liveness.probed(result);
+    /// Notes why nothing is relayed from here and to here, by family.
+    pub fn set_off(&mut self, off: [Option<String>; 2]) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (index, family) in
+            FAMILIES.into_iter().enumerate().filter(|(index, _)| off[*index] != self.off[*index])
+        {
+            let family = family_name(family);
+            effects.push(match &off[index] {
+                Some(why) => Effect::Say(Level::Warn, format!("no client is relayed over {family}: {why}")),
+                None => Effect::Say(Level::Info, format!("clients are relayed over {family} again")),
+            });
         }
+        self.off = off;
+        effects
+    }
+
+    /// The same in brief, for the other controllers: by the family's name.
+    pub fn off(&self) -> BTreeMap<String, String> {
+        let off = FAMILIES.into_iter().zip(&self.off);
+        off.filter_map(|(family, why)| Some((family_name(family).to_owned(), brief(why.as_deref()?))))
+            .collect()
+    }
+
+    /// The host's network has changed: every path is probed anew.
+    pub fn network_changed(&mut self, now: Instant) {
+        self.peers.iter_mut().flat_map(|peer| &mut peer.paths).for_each(|path| path.look_again(now));
+    }
+
+    /// Notes the result of a probe; the error is its reason.
+    pub fn probed(&mut self, now: Instant, probe: &Probe, result: Result<(), String>) -> Vec<Effect> {
+        if let Some(ask) = &probe.ask {
+            let network = networks::show(ask.barred.0);
+            return if self.networks.probed(now, &ask.barred, result.is_ok()) {
+                let text = format!("clients in {network} are relayed to controller {} again", probe.name);
+                vec![Effect::Unbar(ask.barred), Effect::Say(Level::Info, text)]
+            } else {
+                Vec::new()
+            };
+        }
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == probe.name) else {
+            return Vec::new();
+        };
+        let Some(path) = peer.path_mut(probe.family) else { return Vec::new() };
+        let (name, family) = (&probe.name, family_name(probe.family));
+        let text = match path.probed(now, result) {
+            None => return Vec::new(),
+            Some(News::Works) => format!("relays to controller {name} work over {family}"),
+            Some(News::Broken(reason)) => {
+                let text = format!("no client is relayed to controller {name} over {family}: {reason}");
+                return vec![Effect::Say(Level::Warn, text)];
+            }
+        };
+        vec![Effect::Say(Level::Info, text)]
+    }
+
+    /// Whether to list the networks for [`Cluster::note_networks`].
+    pub fn wants_networks(&self) -> bool {
+        self.networks.any() || self.failed != self.failed_before
+    }
+
+    /// Takes in the networks as the programs have noted them.
+    pub fn note_networks(&mut self, now: Instant, noted: &[(Address, Network)]) -> Vec<Effect> {
+        self.failed_before = self.failed;
+        let (fresh, asks) = self.networks.step(now, noted);
+        let mut effects = Vec::new();
+        for (network, slot) in fresh {
+            let Some(peer) = self.peers.iter().find(|peer| peer.slot == slot) else { continue };
+            if self.networks.of(slot).count() <= NAMED {
+                let text = format!(
+                    "clients in {} are served where they dial instead of being relayed to controller {}: one got no \
+                     connection that way; are the routes, filters and rp_filter of {} right for them?",
+                    networks::show(network),
+                    peer.name,
+                    peer.name
+                );
+                effects.push(Effect::Say(Level::Warn, text));
+            }
+        }
+        for ask in asks {
+            let family = if ask.client.is_v4() { Family::V4 } else { Family::V6 };
+            let peer = self.peers.iter().find(|peer| peer.slot == ask.barred.1);
+            match peer.and_then(|peer| peer.probe(family, &self.own_addresses, Some(ask))) {
+                Some(probe) => effects.push(Effect::Probe(probe)),
+                None => drop(self.networks.probed(now, &ask.barred, false)),
+            }
+        }
+        effects
+    }
+
+    /// Sentences about everything that is not relayed from here, and why.
+    pub fn not_relayed(&self) -> Vec<String> {
+        let mut sentences = Vec::new();
+        for (family, why) in FAMILIES.into_iter().zip(&self.off) {
+            if let Some(why) = why {
+                sentences.push(format!("no client is relayed over {}: {why}", family_name(family)));
+            }
+        }
+        for peer in &self.peers {
+            for (family, path) in FAMILIES.into_iter().zip(&peer.paths) {
+                let off = peer.off(family).map(String::as_str);
+                if let Some(why) = off.or_else(|| path.broken()) {
+                    let (name, family) = (&peer.name, family_name(family));
+                    sentences.push(format!("no client is relayed to {name} over {family}: {why}"));
+                }
+            }
+            let barred: Vec<String> = self.networks.of(peer.slot).map(networks::show).collect();
+            if !barred.is_empty() {
+                let shown = barred.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+                let more = barred.len().saturating_sub(NAMED);
+                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+                sentences.push(format!(
+                    "clients in {shown}{more} are not relayed to {}: one got no connection that way",
+                    peer.name
+                ));
+            }
+        }
+        sentences
+    }
+
+    /// The connections among `pairs` that opened by relay and carry nothing, where the owner's agent is heard. The paths there
+    /// are probed at once.
+    pub fn stuck(&mut self, now: Instant, now_s: u32, pairs: &[FlowPair]) -> Vec<FlowPair> {
+        let mut stuck = Vec::new();
+        for pair in pairs.iter().filter(|pair| is_stuck(pair, now_s)) {
+            let slot = usize::from(pair.flow.controller);
+            let peer = self.peers.iter_mut().find(|peer| peer.slot == slot && peer.is_heard());
+            if let Some(peer) = peer {
+                peer.paths.iter_mut().for_each(|path| path.look_again(now));
+                stuck.push(*pair);
+                // The caller bars its network.
+                self.failed_before = !self.failed;
+            }
+        }
+        stuck
+    }
+
+    /// The connections among `pairs`, relayed to the controller in `slot`, whose clients have waited for too long.
+    pub fn waiting(&mut self, now_s: u32, slot: usize, pairs: Vec<FlowPair>) -> Vec<FlowPair> {
+        let peer = self.peers.iter_mut().find(|peer| peer.slot == slot);
+        peer.map_or_else(Vec::new, |peer| peer.waiting.step(now_s, pairs))
     }
 
     /// The others as shedding sees them: all that are heard, and have reported.
     pub fn loads(&self, now: Instant) -> Vec<ControllerLoad> {
         self.peers.iter().filter_map(|peer| peer.load(now)).collect()
-    }
-
-    /// Whether others take clients, and none by relay; `relay_out` tells the relay port in a slot.
-    pub fn none_relayable(&self, relay_out: impl Fn(usize) -> Option<Port>) -> bool {
-        let mut takers = self.peers.iter().filter(|peer| peer.state == State::Ready).peekable();
-        takers.peek().is_some()
-            && takers.all(|peer| peer.unreachable || relay_out(peer.slot) == Some(Port::NONE))
     }
 
     /// Notes the addresses that the others report. `agent.conf` lists addresses without their controllers.
@@ -232,7 +410,10 @@ impl Cluster {
 }
 
 impl Peer {
-    fn new(now: Instant, state: State) -> Self {
+    /// A controller with the record `found` of an earlier agent.
+    fn new(now: Instant, found: Option<&Controller>) -> Self {
+        let state = found.map_or(State::Absent, Controller::state);
+        let proved = found.map_or(0, |found| found.paths);
         Self {
             name: String::new(),
             addresses: Vec::new(),
@@ -241,9 +422,12 @@ impl Peer {
             state,
             report: None,
             reported_at: None,
-            unreachable: false,
+            relay_port: None,
+            paths: FAMILIES.map(|family| Path::new(now, proved & Controller::path(family) != 0)),
             sent: Sent::default(),
             liveness: Liveness::new(now, state),
+            waiting: Waiting::default(),
+            look: now,
         }
     }
 
@@ -270,7 +454,8 @@ impl Peer {
             controller.limit = u32::try_from(report.limit).unwrap_or(u32::MAX);
             controller.weight = fixed_weight(report.weight);
             controller.arrivals_milli = fixed_rate(report.arrivals_per_s);
-            controller.relay_out = Port::new(report.relay_ports.get(own_name).copied().unwrap_or(0));
+            self.relay_port = report.relay_ports.get(own_name).copied();
+            controller.relay_out = Port::new(self.relay_port.unwrap_or(0));
             self.report = Some(report.clone());
         }
         // The report of a silent controller ages, and the programs stop picking by it.
@@ -287,34 +472,84 @@ impl Peer {
             self.state = state;
         }
         controller.state = state as u8;
+        controller.paths = self.proved();
         if controller != record.controller {
             effects.push(Effect::WriteController { slot: self.slot, controller: Box::new(controller) });
         }
-        effects.extend(self.note_reachability(boot_ns, &record.traffic, controller.relay_out));
-        if self.liveness.begin_probe(now, alive.is_some()) {
-            effects.push(Effect::Probe { name: self.name.clone(), addresses: self.addresses.clone() });
+        if alive.is_some() {
+            self.waiting = Waiting::default();
+        } else if state == State::Silent && now >= self.look {
+            self.look = now + LOOK;
+            effects.push(Effect::LookForWaiting { slot: self.slot, name: self.name.clone() });
         }
     }
 
-    /// The programs judge by themselves that a controller leaves relayed SYNs unanswered; the operator learns it here.
-    fn note_reachability(&mut self, boot_ns: u64, traffic: &Traffic, relay_out: Port) -> Option<Effect> {
-        let unreachable = traffic.unreachable_until_ns > boot_ns;
-        if unreachable == self.unreachable {
-            return None;
+    /// Probes the paths to it as they need it, and marks those that are off. `own`: this controller's addresses, and why
+    /// nothing is relayed from here.
+    fn step_paths(
+        &mut self,
+        now: Instant,
+        (own, off): (&[IpAddr], &[Option<String>; 2]),
+        record: &Record,
+        effects: &mut Vec<Effect>,
+    ) {
+        let doubts = record.traffic.doubts.wrapping_add(record.traffic.failed);
+        // Where jujud does not listen, nothing can be told from an answer.
+        let is_heard = self.is_heard();
+        for (index, family) in FAMILIES.into_iter().enumerate() {
+            let is_off = off[index].is_some() || self.off(family).is_some();
+            let probe = self.probe(family, own, None).filter(|_| is_heard && !is_off);
+            if self.paths[index].step(now, probe.is_some(), doubts)
+                && let Some(probe) = probe
+            {
+                effects.push(Effect::Probe(probe));
+            }
         }
-        self.unreachable = unreachable;
-        let name = &self.name;
-        Some(if unreachable {
-            let text = format!(
-                "controller {name} does not answer relayed connections ({} in all), so other controllers serve its \
-                 clients for 30 s; does a firewall on {name} block TCP port {}?",
-                traffic.unanswered,
-                relay_out.host()
-            );
-            Effect::Say(Level::Warn, text)
-        } else {
-            Effect::Say(Level::Info, format!("new connections are relayed to controller {name} again"))
+    }
+
+    /// A probe of the path over `family`, if it takes relays of this family from here.
+    fn probe(&self, family: Family, own: &[IpAddr], ask: Option<Ask>) -> Option<Probe> {
+        let first = |addresses: &[IpAddr]| {
+            addresses.iter().copied().find(|address| address.is_ipv4() == (family == Family::V4))
+        };
+        Some(Probe {
+            name: self.name.clone(),
+            slot: self.slot,
+            family,
+            from: first(own)?,
+            to: first(&self.addresses)?,
+            port: self.relay_port?,
+            ask,
         })
+    }
+
+    /// Why it takes no relays over `family`, in its own words.
+    fn off(&self, family: Family) -> Option<&String> {
+        self.report.as_ref().and_then(|report| report.off.get(family_name(family)))
+    }
+
+    /// Whether its agent and its jujud are at work.
+    fn is_heard(&self) -> bool {
+        matches!(self.state, State::Ready | State::Draining)
+    }
+
+    fn path_mut(&mut self, family: Family) -> Option<&mut Path> {
+        FAMILIES.iter().position(|known| *known == family).and_then(|index| self.paths.get_mut(index))
+    }
+
+    /// The bits of the families over which relays are proved.
+    fn proved(&self) -> u8 {
+        let paths = FAMILIES.into_iter().zip(&self.paths);
+        paths.filter(|(_, path)| path.is_proved()).map(|(family, _)| Controller::path(family)).sum()
+    }
+
+    /// Whether clients are relayed to it: `ok`, `off`, or `none` where it has announced no port.
+    pub fn relay(&self) -> &'static str {
+        match (self.relay_port, self.proved()) {
+            (None, _) => "none",
+            (Some(_), 0) => "off",
+            (Some(_), _) => "ok",
+        }
     }
 
     fn load(&self, now: Instant) -> Option<ControllerLoad> {

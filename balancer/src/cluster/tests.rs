@@ -22,10 +22,11 @@ enum Heard {
     Heartbeat,
     /// Nothing, and its heartbeat has stopped.
     Nothing,
-    ProbeAlive,
-    ProbeSilent,
+    /// The probe of the path worked, or failed.
+    Works,
+    Fails,
 }
-use Heard::{Draining, Heartbeat, Load, NotReady, Nothing, ProbeAlive, ProbeSilent};
+use Heard::{Draining, Fails, Heartbeat, Load, NotReady, Nothing, Works};
 
 /// Controllers a, which runs the steps, and b.
 struct Bench {
@@ -33,6 +34,10 @@ struct Bench {
     cluster: Cluster,
     record: Record,
     view: Option<PeerView>,
+    /// The last probe of the path.
+    probe: Option<Probe>,
+    /// Effects of its result.
+    said: String,
 }
 
 fn listed(source: Source, names: &[(&str, &str)]) -> config::Cluster {
@@ -66,6 +71,7 @@ fn report(connections: u64) -> Report {
         addresses: vec!["10.0.0.2".parse().unwrap()],
         closing: 0,
         sheds: false,
+        off: BTreeMap::new(),
     }
 }
 
@@ -77,7 +83,14 @@ impl Bench {
         let mut cluster = Cluster::new(listed.clone(), Reported::new());
         let controller = Controller { state: found as u8, ..Controller::zeroed() };
         cluster.adopt(start, listed.clone(), &listed, &[0, SLOT], &[Controller::zeroed(), controller]);
-        Self { start, cluster, record: Record { controller, traffic: Traffic::default() }, view: None }
+        Self {
+            start,
+            cluster,
+            record: Record { controller, traffic: Traffic::default() },
+            view: None,
+            probe: None,
+            said: String::new(),
+        }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -103,8 +116,12 @@ impl Bench {
                     view.alive = false;
                 }
             }
-            ProbeAlive => self.cluster.probed("b", ProbeResult::Alive),
-            ProbeSilent => self.cluster.probed("b", ProbeResult::Silent),
+            Works | Fails => {
+                let result = if matches!(heard, Works) { Ok(()) } else { Err("refused".to_owned()) };
+                let probe = self.probe.clone().expect("a probe was sent");
+                let effects = self.cluster.probed(now, &probe, result);
+                self.said = short(&effects);
+            }
         }
     }
 
@@ -117,8 +134,14 @@ impl Bench {
         };
         let effects = self.cluster.step(self.at(ms), &inputs);
         for effect in &effects {
-            if let Effect::WriteController { slot: SLOT, controller } = effect {
-                self.record.controller = **controller;
+            match effect {
+                Effect::WriteController { slot: SLOT, controller } => self.record.controller = **controller,
+                Effect::Probe(probe) => self.probe = Some(probe.clone()),
+                Effect::WriteController { .. }
+                | Effect::LookForWaiting { .. }
+                | Effect::Unbar(_)
+                | Effect::MembershipChanged
+                | Effect::Say(..) => {}
             }
         }
         effects
@@ -134,7 +157,8 @@ fn short(effects: &[Effect]) -> String {
     let word = |effect: &Effect| match effect {
         Effect::WriteController { .. } => None,
         Effect::Probe { .. } => Some("probe"),
-        Effect::ResetFlows { .. } => Some("reset"),
+        Effect::LookForWaiting { .. } => Some("look"),
+        Effect::Unbar(_) => Some("unbar"),
         Effect::MembershipChanged => Some("changed"),
         Effect::Say(Level::Info, _) => Some("info"),
         Effect::Say(..) => Some("warn"),
@@ -153,64 +177,24 @@ fn prove(found: State, rows: &[(u64, Heard, State, &str)]) {
 }
 
 #[test]
-fn a_controller_is_heard_falls_silent_dies_and_comes_back() {
+fn a_controller_is_heard_falls_silent_and_comes_back() {
     use State::{Absent, Ready, Silent};
     prove(
         Absent,
         &[
             (0, Nothing, Absent, ""),
-            (100, Load(5), Ready, "info changed"),
+            (100, Load(5), Ready, "info changed probe"),
+            (110, Works, Ready, ""),
             (200, Load(6), Ready, ""),
             (300, Heartbeat, Ready, ""),
-            // Its agent is silent. A probe is sent at once, as the first three seconds are over by then.
-            (5_000, Nothing, Silent, "info changed probe"),
+            // Its agent is silent: it is not picked, and its clients are looked at twice a second.
+            (5_000, Nothing, Silent, "info changed look"),
             (5_100, Nothing, Silent, ""),
-            (5_400, ProbeSilent, Silent, ""),
-            // The next probe leaves half a second after the first.
-            (5_499, Nothing, Silent, ""),
-            (5_500, Nothing, Silent, "probe"),
-            (5_900, ProbeSilent, Absent, "info changed reset"),
-            (6_000, Nothing, Absent, "probe"),
-            (6_400, ProbeSilent, Absent, ""),
-            (6_500, Nothing, Absent, "probe"),
-            (6_600, ProbeAlive, Silent, "info changed"),
-            (6_700, Load(0), Ready, "info changed"),
-        ],
-    );
-}
-
-#[test]
-fn a_silent_agent_on_a_host_that_answers_keeps_its_flows() {
-    use State::{Absent, Ready, Silent};
-    prove(
-        Absent,
-        &[
-            (4_000, Load(5), Ready, "info changed"),
-            (5_000, Nothing, Silent, "info changed probe"),
-            (5_400, ProbeSilent, Silent, ""),
-            (5_500, Nothing, Silent, "probe"),
-            // One answer forgets the silence before it.
-            (5_510, ProbeAlive, Silent, ""),
-            (6_000, Nothing, Silent, "probe"),
-            (6_400, ProbeSilent, Silent, ""),
-            (6_500, Nothing, Silent, "probe"),
-            (6_510, ProbeAlive, Silent, ""),
-            (60_000, Nothing, Silent, "probe"),
-        ],
-    );
-}
-
-#[test]
-fn only_one_probe_is_on_its_way() {
-    use State::{Absent, Ready, Silent};
-    prove(
-        Absent,
-        &[
-            (0, Load(5), Ready, "info changed"),
-            (4_000, Nothing, Silent, "info changed probe"),
-            (5_000, Nothing, Silent, ""),
-            (9_000, Nothing, Silent, ""),
-            (9_001, ProbeSilent, Silent, "probe"),
+            (5_500, Nothing, Silent, "look"),
+            (60_000, Nothing, Silent, "look"),
+            (60_100, Load(0), Ready, "info changed probe"),
+            (60_200, Works, Ready, ""),
+            (60_600, Heartbeat, Ready, ""),
         ],
     );
 }
@@ -224,17 +208,101 @@ fn a_new_agent_keeps_the_states_that_it_finds_for_three_seconds() {
             &[
                 (0, Nothing, found, ""),
                 (2_999, Nothing, found, ""),
-                (3_000, Nothing, Silent, "info changed probe"),
-                (3_400, ProbeSilent, Silent, ""),
-                (3_500, Nothing, Silent, "probe"),
-                (3_900, ProbeSilent, Absent, "info changed reset"),
+                (3_000, Nothing, Silent, "info changed look"),
             ],
         );
     }
-    // One that was absent before is not declared dead a second time.
-    prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "probe")]);
+    // One that was absent before was never heard.
+    prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "")]);
     // Once heard, a controller is not given the state from before the start.
-    prove(Ready, &[(100, Draining, State::Draining, "info changed"), (200, Nothing, Silent, "info changed")]);
+    prove(
+        Ready,
+        &[
+            (100, Draining, State::Draining, "info changed probe"),
+            (200, Nothing, Silent, "info changed look"),
+        ],
+    );
+}
+
+#[test]
+fn relays_begin_when_a_probe_has_worked_and_end_when_two_have_failed() {
+    let mut bench = Bench::new(State::Absent);
+    // Time, news, the bits of proved paths, effects of the step, effects of the result, the word of `status`.
+    let rows = [
+        (100, Load(5), 0, "info changed probe", "", "off"),
+        (150, Works, 1, "", "", "ok"),
+        (200, Load(6), 1, "", "", "ok"),
+        (60_150, Load(6), 1, "probe", "", "ok"),
+        (60_200, Fails, 1, "", "", "ok"),
+        (60_450, Load(6), 1, "probe", "", "ok"),
+        (60_500, Fails, 0, "", "warn", "off"),
+        (61_000, Load(6), 0, "probe", "", "off"),
+        (61_010, Fails, 0, "", "", "off"),
+        (62_010, Load(6), 0, "probe", "", "off"),
+        (62_020, Works, 1, "", "info", "ok"),
+    ];
+    for (ms, heard, paths, effects, said, relay) in rows {
+        bench.said.clear();
+        bench.hear(ms, heard);
+        let shown = short(&bench.step(ms));
+        let found = (
+            bench.record.controller.paths,
+            shown.as_str(),
+            bench.said.as_str(),
+            bench.cluster.peers()[0].relay(),
+        );
+        assert_eq!(found, (paths, effects, said, relay), "{ms} ms: {heard:?}");
+    }
+    let probe = bench.probe.as_ref().unwrap();
+    let shown = (probe.from.to_string(), probe.to.to_string(), probe.port, probe.ask);
+    assert_eq!(shown, ("10.0.0.1".into(), "10.0.0.2".into(), RELAY_PORT, None));
+}
+
+#[test]
+fn everything_that_is_not_relayed_is_told() {
+    let mut bench = Bench::new(State::Absent);
+    bench.hear(0, Load(5));
+    bench.step(0);
+    for ms in [10, 20] {
+        bench.hear(ms, Fails);
+    }
+    let client = Address::from(IpAddr::from([10, 1, 2, 3]));
+    let noted = [(Network::of(&client), Network { client, barred: 1 << SLOT, ..Network::default() })];
+    assert_eq!(short(&bench.cluster.note_networks(bench.at(30), &noted)), "warn");
+    assert_eq!(short(&bench.cluster.note_networks(bench.at(40), &noted)), "");
+    assert_eq!(short(&bench.cluster.set_off([None, Some("big packets".into())])), "warn");
+    let expected = [
+        "no client is relayed over IPv6: big packets",
+        "no client is relayed to b over IPv4: refused",
+        "clients in 10.1.2.0/24 are not relayed to b: one got no connection that way",
+    ];
+    assert_eq!(bench.cluster.not_relayed(), expected);
+    // A probe in the client's name takes the bar away.
+    let effects = bench.cluster.note_networks(bench.at(31_000), &noted);
+    let [Effect::Probe(probe)] = effects.as_slice() else { panic!("{effects:?}") };
+    assert_eq!(probe.ask.map(|ask| ask.client), Some(client));
+    assert_eq!(short(&bench.cluster.probed(bench.at(31_010), probe, Ok(()))), "unbar info");
+    assert_eq!(bench.cluster.not_relayed().len(), 2);
+}
+
+#[test]
+fn nothing_is_probed_from_a_host_that_relays_nothing() {
+    let mut bench = Bench::new(State::Absent);
+    assert_eq!(short(&bench.cluster.set_off([Some("a firewall".into()), None])), "warn");
+    assert_eq!(short(&bench.cluster.set_off([Some("a firewall".into()), None])), "");
+    assert_eq!(bench.cluster.off(), BTreeMap::from([("IPv4".to_owned(), "a firewall".to_owned())]));
+    bench.hear(0, Load(5));
+    assert_eq!(short(&bench.step(0)), "info changed");
+    assert_eq!(short(&bench.cluster.set_off([None, None])), "info");
+    bench.hear(10, Load(5));
+    assert_eq!(short(&bench.step(10)), "probe");
+    // Nor where the other one takes none.
+    bench.hear(20, Load(5));
+    let report = bench.view.as_mut().and_then(|view| view.report.as_mut()).unwrap();
+    report.off.insert("IPv4".into(), "its firewall".into());
+    bench.step(20);
+    assert_eq!(bench.cluster.not_relayed(), ["no client is relayed to b over IPv4: its firewall"]);
+    assert_eq!(bench.cluster.peers()[0].relay(), "off");
 }
 
 #[test]
@@ -243,7 +311,7 @@ fn a_report_tells_the_state() {
         State::Absent,
         &[
             (100, NotReady, State::NotReady, "info changed"),
-            (200, Draining, State::Draining, "info changed"),
+            (200, Draining, State::Draining, "info changed probe"),
             (300, Load(1), State::Ready, "info changed"),
             (400, NotReady, State::NotReady, "info changed"),
             (500, NotReady, State::NotReady, ""),
@@ -312,42 +380,6 @@ fn a_record_is_written_when_it_changes_and_only_then() {
     // A record that could not be read is left alone.
     let inputs = Inputs { boot_ns: 0, views: BTreeMap::new(), records: BTreeMap::new() };
     assert_eq!(bench.cluster.step(bench.at(50), &inputs), []);
-}
-
-#[test]
-fn the_operator_hears_once_that_relays_are_not_answered() {
-    let mut bench = Bench::new(State::Absent);
-    bench.hear(0, Load(5));
-    bench.step(0);
-    let second = 1_000_000_000;
-    let rows = [
-        (100, 1_000, ""),
-        (200, 1_010, "warn"),
-        (300, 1_010, ""),
-        (9_000, 1_010, ""),
-        (11_000, 1_010, "info"),
-    ];
-    for (ms, until_s, expected) in rows {
-        bench.record.traffic.unreachable_until_ns = until_s * second;
-        bench.hear(ms, Load(5));
-        assert_eq!(short(&bench.step(ms)), expected, "{ms} ms");
-    }
-}
-
-#[test]
-fn clients_fall_back_where_no_taker_can_be_relayed_to() {
-    let mut bench = Bench::new(State::Absent);
-    let none = |bench: &Bench, port: Option<u16>| bench.cluster.none_relayable(|_| port.map(Port::new));
-    assert!(!none(&bench, Some(RELAY_PORT)), "nobody takes clients");
-    bench.hear(0, Load(5));
-    bench.step(0);
-    let rows = [(Some(RELAY_PORT), false), (Some(0), true), (None, false)];
-    for (port, expected) in rows {
-        assert_eq!(none(&bench, port), expected, "{port:?}");
-    }
-    bench.record.traffic.unreachable_until_ns = u64::MAX;
-    bench.step(10);
-    assert!(none(&bench, Some(RELAY_PORT)), "unreachable");
 }
 
 #[test]

@@ -20,12 +20,12 @@ const HALF_OPEN_S: u32 = 75;
 pub fn is_done(flow: &Flow, back: Option<&Flow>, live: bool, now_s: u32) -> bool {
     let back = back.unwrap_or(flow);
     let idle_s = now_s.saturating_sub(flow.seen_s.max(back.seen_s));
-    let (either, both) = (flow.state | back.state, flow.state & back.state);
-    let lasts_s = if either & Flow::RST != 0 {
+    let (one, other) = (flow.closed(back.ack), back.closed(flow.ack));
+    let lasts_s = if (flow.state | back.state) & Flow::RST != 0 {
         AFTER_RST_S
-    } else if both & Flow::FIN != 0 {
+    } else if one && other {
         AFTER_FIN_S
-    } else if either & Flow::FIN != 0 {
+    } else if one || other {
         AFTER_ONE_FIN_S
     } else if live {
         IDLE_S

@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use balancer_common::records::{Budget, Kind, Tracked};
+use balancer_common::records::{Budget, Flow, Kind, Tracked};
 use log::Level;
 
 use self::{
@@ -133,7 +133,8 @@ impl Count {
         let mut relays = Relays::default();
         let is_done = |pair: &FlowPair| {
             let done = collect::is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s);
-            if !done && pair.live {
+            // The agents' own probes are no relays of clients.
+            if !done && pair.live && pair.flow.state & Flow::PROBE == 0 {
                 relays.out += u64::from(pair.flow.is(Kind::Forward));
                 relays.into += u64::from(pair.flow.is(Kind::Restore));
             }
@@ -195,7 +196,6 @@ mod tests {
     use std::cell::Cell;
 
     use anyhow::bail;
-    use balancer_common::records::Flow;
     use balancer_common::wire::{Address, Port};
     use bytemuck::Zeroable as _;
 

@@ -55,7 +55,7 @@ const NEEDS: [Need; 6] = [
         CapabilitySet::NET_RAW,
         "CAP_NET_RAW",
         When::Start,
-        "opening the raw socket that resets connections of dead controllers",
+        "opening the raw socket that resets relayed connections whose controller does not answer",
     ),
     (
         CapabilitySet::SYS_RESOURCE,

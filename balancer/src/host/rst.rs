@@ -1,6 +1,6 @@
-//! TCP resets that end the connections of a dead controller, and probes that tell whether its host is alive.
+//! TCP resets that end relays in vain, and probes that tell `check` whether a host answers.
 //!
-//! The client of a dead owner would wait for its keepalive. A reset with the exact sequence number makes it reconnect at
+//! The client of an owner that has died would wait for its keepalive. A reset with the exact sequence number makes it reconnect at
 //! once; to any other in the window it answers with a challenge ACK (RFC 5961 section 3.2).
 
 use std::{

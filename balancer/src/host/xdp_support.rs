@@ -92,13 +92,11 @@ mod tests {
         let interface = |index, name: &str, kind: Option<&str>, lower| Interface {
             index,
             name: name.into(),
-            mtu: 1500,
             kind: kind.map(Into::into),
-            link_type: 1,
-            up: true,
-            addresses: Vec::new(),
-            ethernet: true,
             lower,
+            up: true,
+            ethernet: true,
+            ..Interface::default()
         };
         let eth0 = interface(2, "eth0", None, None);
         let veth = interface(3, "veth0", Some("veth"), Some(2));

@@ -22,6 +22,9 @@ pub struct Status {
     pub hard_limit: u32,
     /// All controllers of the cluster, this one included.
     pub controllers: Vec<ControllerStatus>,
+    /// Sentences about everything that is not relayed from here, and why; such clients are served where they dial.
+    #[serde(default)]
+    pub not_relayed: Vec<String>,
     /// Established connections here from controllers and exempt addresses.
     pub exempt_connections: u64,
     /// Relayed connections that go through this host.
@@ -74,8 +77,8 @@ pub struct ControllerStatus {
     pub weight: f64,
     /// Milliseconds since its last report.
     pub age_ms: u64,
-    /// `ok` if connections can be relayed there; `none` if it has announced no relay port, `unreachable` if the port does
-    /// not answer; `self` for this controller.
+    /// `ok` if connections are relayed there; `none` if it has announced no relay port, `off` if no relay there is proved to
+    /// work; `self` for this controller.
     pub relay: String,
 }
 
@@ -145,6 +148,9 @@ impl Display for Status {
                 addresses.join(", ")
             )?;
         }
+        for sentence in &self.not_relayed {
+            writeln!(f, "{sentence}")?;
+        }
         Ok(())
     }
 }
@@ -182,6 +188,7 @@ mod tests {
                 age_ms: 0,
                 relay: "self".into(),
             }],
+            not_relayed: Vec::new(),
             exempt_connections: 4,
             relays: Relays::default(),
             counters: BTreeMap::new(),

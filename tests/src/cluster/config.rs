@@ -42,6 +42,8 @@ pub struct Api {
     pub hard_limit: Option<u64>,
     pub health: Option<String>,
     pub exempt: Option<Vec<String>>,
+    pub deny: Option<Vec<String>>,
+    pub trust_firewall: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -58,11 +60,12 @@ pub struct ClusterSection {
 pub struct Controller {
     pub name: String,
     pub addresses: Vec<IpAddr>,
+    pub weight: Option<f64>,
 }
 
 impl From<&Host> for Controller {
     fn from(host: &Host) -> Self {
-        Self { name: host.name.clone(), addresses: host.addresses() }
+        Self { name: host.name.clone(), addresses: host.addresses(), weight: None }
     }
 }
 
@@ -84,7 +87,7 @@ mod tests {
         config.api.hard_limit = Some(500);
         config.cluster.listen = Some("10.77.0.11:17078".parse().unwrap());
         let addresses = vec!["10.77.0.11".parse().unwrap(), "fd77::11".parse().unwrap()];
-        config.cluster.controllers.push(Controller { name: "a".into(), addresses });
+        config.cluster.controllers.push(Controller { name: "a".into(), addresses, weight: None });
         let expected = "[api]\nhard_limit = 500\n\n[cluster]\nlisten = \"10.77.0.11:17078\"\n\n\
                         [[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.77.0.11\", \"fd77::11\"]\n\n[paths]\n";
         assert_eq!(toml::to_string(&config).unwrap(), expected);

@@ -76,7 +76,7 @@ impl Cluster {
             cgroup.add(server.process().pid())?;
         }
         let daemons =
-            if options.balancer { start_daemons(&net, &directory.0, &options)? } else { Vec::new() };
+            if options.balancer { start_daemons(&net, &directory.0, &options, |_| {})? } else { Vec::new() };
         let client = net.clients.first().context("a cluster has at least one client host")?;
         let fleet = Fleet::start(&client.namespace)?;
         let cluster = Self { fleet, daemons, servers, cgroup, net, directory, options };
@@ -193,7 +193,12 @@ impl Cluster {
 
     /// Starts a balancer on every controller of a cluster that was started without.
     pub fn start_balancers(&mut self) -> Result<()> {
-        self.daemons = start_daemons(&self.net, &self.directory.0, &self.options)?;
+        self.start_balancers_as(|_| {})
+    }
+
+    /// [`Cluster::start_balancers`], each with a configuration that `change` has seen.
+    pub fn start_balancers_as(&mut self, change: impl Fn(&mut Config)) -> Result<()> {
+        self.daemons = start_daemons(&self.net, &self.directory.0, &self.options, change)?;
         Ok(())
     }
 
@@ -241,7 +246,12 @@ pub fn is_even(counts: &[usize]) -> bool {
     counts.iter().all(|&count| (count as f64 - mean).abs() <= room)
 }
 
-fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Result<Vec<Daemon>> {
+fn start_daemons(
+    net: &Net,
+    directory: &Path,
+    options: &ClusterOptions,
+    change: impl Fn(&mut Config),
+) -> Result<Vec<Daemon>> {
     let key_file = directory.join("cluster.key");
     write_private(&key_file, &format!("{}\n", hex_key()))?;
     let controllers: Vec<Controller> = net.controllers.iter().map(Controller::from).collect();
@@ -251,6 +261,7 @@ fn start_daemons(net: &Net, directory: &Path, options: &ClusterOptions) -> Resul
         config.api.health = options.plain.then(|| "tcp".to_owned());
         config.api.hook = options.xdp.then(|| "xdp".to_owned());
         config.policy = options.policy.clone();
+        change(&mut config);
         let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
         daemon.hook = if options.xdp { Some("xdp".to_owned()) } else { options.hook.clone() };
         Ok(daemon)

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,6 +13,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use balancer_common::records::{Flow, LAYOUT, Tracked, Tuple, map};
 
 use crate::cluster::daemon::Daemon;
+use crate::network::neighbour::detach_link;
 
 impl Daemon {
     /// Records of relayed connections in its maps: live ones and handshakes, both directions of each.
@@ -38,6 +40,16 @@ impl Daemon {
     pub fn links(&self) -> Result<BTreeSet<u32>> {
         let number = |pin| Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.id());
         self.pinned("links")?.into_iter().map(number).collect()
+    }
+
+    /// Detaches its programs for arriving packets from every interface, as an operator or other software may.
+    pub fn detach_ingress(&self) -> Result<()> {
+        let arriving =
+            |pin: &PathBuf| pin.file_name().is_some_and(|name| name.as_bytes().starts_with(b"ingress"));
+        for pin in self.pinned("links")?.iter().filter(|pin| arriving(pin)) {
+            detach_link(pin).with_context(|| format!("failed to detach {}", pin.display()))?;
+        }
+        Ok(())
     }
 
     /// Paths of its pins of one kind: `maps` or `links`.

@@ -12,6 +12,8 @@ use crate::{
 
 const VERSION: u32 = 1;
 const MAX_BYTES: usize = 8192;
+/// Bytes of a reason why no relays are taken.
+const MAX_REASON: usize = 512;
 const MAX_CONNECTIONS: u64 = u32::MAX as u64;
 const MAX_ARRIVALS_PER_S: f64 = 1e7;
 
@@ -43,6 +45,9 @@ pub struct Report {
     pub closing: u64,
     #[serde(default)]
     pub sheds: bool,
+    /// Why it takes no relays, by the family: `IPv4` or `IPv6`.
+    #[serde(default)]
+    pub off: BTreeMap<String, String>,
 }
 
 /// A report on the wire. `seq` grows with every publication, which renews the age of a report that did not change.
@@ -90,6 +95,14 @@ impl Report {
         length("received", self.received.len(), MAX_CONTROLLERS)?;
         length("relay_ports", self.relay_ports.len(), MAX_CONTROLLERS)?;
         length("addresses", self.addresses.len(), MAX_ADDRESSES)?;
+        length("off", self.off.len(), 2)?;
+        for why in self.off.values() {
+            ensure!(
+                why.len() <= MAX_REASON,
+                "a reason in off is {} bytes long, more than {MAX_REASON}",
+                why.len()
+            );
+        }
         for name in self.received.keys().chain(self.relay_ports.keys()) {
             ensure!(is_name(name), "invalid controller name {name:?}");
         }
@@ -139,6 +152,7 @@ pub(super) mod tests {
             addresses: vec!["10.0.0.12".parse().unwrap()],
             closing: 2,
             sheds: true,
+            off: BTreeMap::new(),
         }
     }
 

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use log::{info, warn};
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::watch,
     time::{MissedTickBehavior, interval, timeout},
@@ -31,6 +31,11 @@ use crate::config::Health as Mode;
 pub(super) const SERVER_NAME: &str = "juju-apiserver";
 const INTERVAL: Duration = Duration::from_millis(500);
 pub(super) const LIMIT: Duration = Duration::from_secs(1);
+
+/// Bytes that fill two packets of an Ethernet.
+const FULL: usize = 3_000;
+/// How long an answer of an unknown protocol is waited for.
+const QUIET: Duration = Duration::from_millis(300);
 
 pub struct Prober {
     mode: Mode,
@@ -56,7 +61,7 @@ impl Prober {
                     None => HealthCheck::Refused,
                 }),
                 Mode::Https => match self.connect().await? {
-                    Some(stream) => self.ask(stream).await,
+                    Some(stream) => self.ask(stream, 0).await,
                     None => Ok(HealthCheck::Refused),
                 },
             }
@@ -80,7 +85,22 @@ impl Prober {
         Ok(None)
     }
 
-    async fn ask(&self, stream: TcpStream) -> Result<HealthCheck, String> {
+    /// Whether `stream`, a relay to another controller, carries full packets both ways.
+    pub async fn carries(&self, mut stream: TcpStream) -> Result<(), String> {
+        if self.mode == Mode::Https {
+            return self.ask(stream, FULL).await.map(drop);
+        }
+        // Nobody knows the protocol: that the connection has opened must do, and is all that can be asked.
+        let failed = |error: io::Error| error.to_string();
+        stream.shutdown().await.map_err(failed)?;
+        match timeout(QUIET, stream.read(&mut [0])).await {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::ConnectionReset => Err(failed(error)),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Asks for the health, in a request that is `padding` bytes longer than it must be.
+    async fn ask(&self, stream: TcpStream, padding: usize) -> Result<HealthCheck, String> {
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| format!("{SERVER_NAME}: {error}"))?;
         let stream = self
             .tls
@@ -90,11 +110,13 @@ impl Prober {
         let failed = |error: hyper::Error| format!("GET /health failed: {error}");
         let (mut sender, connection) =
             http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.map_err(failed)?;
-        let request = Request::get("/health")
-            .header(header::HOST, SERVER_NAME)
-            .header(header::CONNECTION, "close")
-            .body(Empty::new())
-            .map_err(|error| format!("failed to build GET /health: {error}"))?;
+        let mut request =
+            Request::get("/health").header(header::HOST, SERVER_NAME).header(header::CONNECTION, "close");
+        if padding > 0 {
+            request = request.header("x-padding", "0".repeat(padding));
+        }
+        let request =
+            request.body(Empty::new()).map_err(|error| format!("failed to build GET /health: {error}"))?;
         let mut connection = Box::pin(connection.without_shutdown());
         let mut answer = std::pin::pin!(sender.send_request(request));
         let (answer, ended) = tokio::select! {
