@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::host::root::NotRoot;
-use self::verbs::{build, demo, fuzz, install, machines, soak, test, vm};
+use self::verbs::{build, demo, fuzz, hosts, install, machines, soak, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
@@ -39,6 +39,8 @@ enum Verb {
     Machines(machines::Arguments),
     /// Connect, restart and disconnect at random in network namespaces, for as long as you like (needs root)
     Soak(soak::Arguments),
+    /// Try every layout and event of hosts and networks, without and with the balancer (needs root)
+    Hosts(hosts::Arguments),
     /// Feed hostile input to every parser, a minute each, guided by code coverage
     Fuzz(fuzz::Arguments),
     /// Show the balancer at work in network namespaces, in about a minute (needs root)
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Vm(arguments) => vm::main(&arguments),
         Verb::Machines(arguments) => machines::main(&arguments),
         Verb::Soak(arguments) => soak::main(&arguments),
+        Verb::Hosts(arguments) => hosts::main(&arguments),
         Verb::Fuzz(arguments) => fuzz::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),

@@ -3,6 +3,7 @@
 pub mod build;
 pub mod demo;
 pub mod fuzz;
+pub mod hosts;
 pub mod install;
 pub mod machines;
 pub mod soak;

@@ -202,8 +202,11 @@ fn serve(machine: &Machine, key: &str) -> Result<()> {
     machine.tell(&Order::Start { name: "server".to_owned(), command, talks })?;
     let said = || machine.order::<String>(&Order::Read { path: SERVER_LOG.into() });
     wait_for(Machines::SETTLE, "the server listens", said, |said| said.starts_with("ready"))?;
-    let controllers =
-        NAMES.map(|name| Controller { name: name.to_owned(), addresses: vec![address(name).into()] });
+    let controllers = NAMES.map(|name| Controller {
+        name: name.to_owned(),
+        addresses: vec![address(name).into()],
+        weight: None,
+    });
     let mut config = Config::new(name, address(name).into(), KEY.as_ref(), &controllers);
     config.api.hook = Some("auto".to_owned());
     config.paths.pins = Some(PINS.into());

@@ -21,11 +21,13 @@ impl Net {
         let mut net = Self {
             prefix,
             delay: None,
+            tunnels: Vec::new(),
             controllers: Vec::new(),
             clients: Vec::new(),
             middle: Vec::new(),
             switch,
             idle: None,
+            neighbours: Vec::new(),
         };
         for interface in 0..options.interfaces {
             add_bridge(&net.switch, &format!("br{interface}"))?;

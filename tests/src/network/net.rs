@@ -19,7 +19,11 @@ use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
 
 use crate::network::build::{connect, set_address};
+use crate::network::firewall;
 use crate::network::namespace::{NETNS, Namespace, command_in};
+use crate::network::neighbour::end_chain;
+use crate::network::sizes::set_largest;
+use crate::network::tunnel::Tunnel;
 use crate::packet::kernel::load;
 use crate::support::eventually::eventually;
 use crate::support::process::{Process, run};
@@ -73,6 +77,7 @@ pub struct Net {
     pub(super) prefix: String,
     // Dropped in this order: processes before the namespaces they run in.
     pub(super) delay: Option<Process>,
+    pub(super) tunnels: Vec<Tunnel>,
     pub controllers: Vec<Host>,
     pub clients: Vec<Host>,
     /// Routers and the delay.
@@ -81,6 +86,15 @@ pub struct Net {
     pub(super) switch: Namespace,
     /// The programs that [`Net::make_xdp_sound`] has attached to the ports.
     pub(super) idle: Option<Ebpf>,
+    /// Those of [`Net::end_chain`].
+    pub(super) neighbours: Vec<Ebpf>,
+}
+
+/// Has a host that is a bridge track connections of the frames that it forwards, and drop those that are invalid.
+pub fn filter_bridges(host: &Namespace) -> Result<()> {
+    host.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+    host.sysctl("net/bridge/bridge-nf-call-ip6tables", "1")?;
+    firewall::drop_invalid(host)
 }
 
 impl Net {
@@ -123,6 +137,17 @@ impl Net {
         self.controllers[index].namespace.ip(&format!("link del eth{interface}"))
     }
 
+    /// Has the driver of a controller's `eth0` make it anew, with the same MAC address, addresses, and its port.
+    pub fn make_anew(&self, index: usize) -> Result<()> {
+        let namespace = &self.controllers[index].namespace;
+        let shown = namespace.exec("ip -o link show dev eth0")?;
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+        let mac = words.nth(1).with_context(|| shown.clone())?;
+        self.unplug(index, 0)?;
+        self.plug_again(index, 0)?;
+        namespace.ip(&format!("link set eth0 address {mac}\n"))
+    }
+
     /// Puts back an interface that [`Net::unplug`] has removed, with its addresses.
     pub fn plug_again(&self, index: usize, interface: usize) -> Result<()> {
         let host = &self.controllers[index];
@@ -133,8 +158,75 @@ impl Net {
         self.await_addresses()
     }
 
+    /// Cuts the lines between pairs of controllers on the bridge `interface`, both ways; those to all others carry on.
+    pub fn cut(&self, pairs: &[(usize, usize)], interface: usize) -> Result<()> {
+        let port = |index: usize| self.controllers[index].ports[interface].as_str();
+        let lines: Vec<_> = pairs.iter().map(|&(one, other)| (port(one), port(other))).collect();
+        firewall::cut(&self.switch, &lines)
+    }
+
+    /// Ends [`Net::cut`].
+    pub fn mend(&self) -> Result<()> {
+        firewall::mend(&self.switch)
+    }
+
+    /// Has the bridges' own host track connections of frames that pass, and drop those that are invalid.
+    pub fn filter_bridges(&self) -> Result<()> {
+        filter_bridges(&self.switch)
+    }
+
+    /// Sets the MTU of the bridge `interface`, and of every interface there.
+    pub fn set_mtu(&self, interface: usize, bytes: u32) -> Result<()> {
+        let device = format!("eth{interface}");
+        for host in self.controllers.iter().chain(&self.clients) {
+            host.namespace.ip(&format!("link set {device} mtu {bytes}\n"))?;
+            self.switch.ip(&format!("link set {} mtu {bytes}\n", host.ports[interface]))?;
+        }
+        self.switch.ip(&format!("link set br{interface} mtu {bytes}\n"))
+    }
+
+    /// Switches offloads of every interface and its port.
+    pub fn offloads(&self, switches: &str) -> Result<()> {
+        for host in self.controllers.iter().chain(&self.clients) {
+            for (interface, port) in host.ports.iter().enumerate() {
+                host.namespace.offloads(&format!("eth{interface}"), switches)?;
+                self.switch.offloads(port, switches)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets packets inside hosts and switch be as long as `bytes`: BIG TCP.
+    pub fn set_largest(&self, bytes: u32) -> Result<()> {
+        for host in self.controllers.iter().chain(&self.clients) {
+            for (interface, port) in host.ports.iter().enumerate() {
+                set_largest(&host.namespace, &format!("eth{interface}"), bytes)?;
+                set_largest(&self.switch, port, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a controller and a client by the device `tun0`, and has each send to the other's first addresses that way.
+    pub fn tunnel(&mut self, controller: usize, client: usize) -> Result<()> {
+        let (one, other) = (&self.controllers[controller], &self.clients[client]);
+        self.tunnels.push(Tunnel::join(&one.namespace, &other.namespace, "tun0")?);
+        for (from, to) in [(one, other), (other, one)] {
+            let (v4, v6) = (to.address(false), to.address(true));
+            from.namespace.ip(&format!("route add {v4}/32 dev tun0\nroute add {v6}/128 dev tun0\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a program of somebody else ahead at a controller's `eth0`, which no other program comes after.
+    pub fn end_chain(&mut self, index: usize) -> Result<()> {
+        let ahead = end_chain(&self.controllers[index].namespace, "eth0")?;
+        self.neighbours.push(ahead);
+        Ok(())
+    }
+
     /// Waits until no address is tentative and every link has its carrier.
-    pub(super) fn await_addresses(&self) -> Result<()> {
+    pub fn await_addresses(&self) -> Result<()> {
         for host in self.controllers.iter().chain(&self.clients) {
             eventually(Duration::from_secs(5), &format!("addresses of {}", host.name), || {
                 let tentative = host.namespace.exec("ip -o addr show tentative")?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -59,11 +59,12 @@ pub struct Target {
     pub address: SocketAddr,
     pub bind: Option<SocketAddr>,
     pub buffers: Option<usize>,
+    pub keepalive: Option<Duration>,
 }
 
 impl Target {
     pub const fn new(address: SocketAddr) -> Self {
-        Self { address, bind: None, buffers: None }
+        Self { address, bind: None, buffers: None, keepalive: None }
     }
 
     fn socket(&self) -> Result<TcpSocket> {
@@ -71,6 +72,9 @@ impl Target {
         if let Some(bytes) = self.buffers {
             socket.set_recv_buffer_size(bytes)?;
             socket.set_send_buffer_size(bytes)?;
+        }
+        if let Some(time) = self.keepalive {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time))?;
         }
         if let Some(bind) = self.bind {
             if bind.port() == 0 {

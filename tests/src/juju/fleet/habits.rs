@@ -66,7 +66,8 @@ impl Client<'_> {
     fn target(&self, address: SocketAddr) -> Target {
         let binds = &self.dial.bind;
         let bind = (!binds.is_empty()).then(|| binds[self.index % binds.len()]);
-        Target { address, bind, buffers: self.dial.buffers }
+        let keepalive = self.dial.keepalive.map(Duration::from_secs);
+        Target { address, bind, buffers: self.dial.buffers, keepalive }
     }
 
     /// `work`, unless the client is closed first.

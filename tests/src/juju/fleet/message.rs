@@ -75,6 +75,9 @@ pub struct Dial {
     pub timeout_ms: u64,
     /// Socket buffers in bytes, each way; the kernel's choice without.
     pub buffers: Option<usize>,
+    /// Seconds of silence after which the kernel asks whether the peer is there, and between two such questions; never
+    /// without. Go's clients: 15.
+    pub keepalive: Option<u64>,
     pub timing: Timing,
 }
 
@@ -90,6 +93,7 @@ impl Default for Dial {
             bind: Vec::new(),
             timeout_ms: 10_000,
             buffers: None,
+            keepalive: None,
             timing: Timing::default(),
         }
     }

@@ -15,7 +15,8 @@ use crate::command::cargo;
 use crate::step::step;
 
 /// Harnesses of the package `tests`, and the tests to run by their full names; all if there are none.
-pub const TESTS: [(&str, &[&str]); 14] = [
+pub const TESTS: [(&str, &[&str]); 15] = [
+    ("forged", &[]),
     ("laws", &[]),
     ("properties", &[]),
     ("seeds", &[]),

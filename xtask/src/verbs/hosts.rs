@@ -1,0 +1,60 @@
+//! `cargo xtask hosts`: every layout and event of hosts and networks, without and with the balancer.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::builds::artifacts::{RELEASED, build_tests, harness};
+use crate::builds::{balancer, toolchain};
+use crate::host::bpffs::BpfFs;
+use crate::host::leftovers::Snapshot;
+use crate::host::packages;
+use crate::host::root::require_root;
+use crate::results::summary::Summary;
+use crate::step::step;
+
+/// The harness; `cargo xtask test` runs a third of its rows.
+const HARNESS: &str = "hosts";
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Run only rows with this in their names
+    filter: Option<String>,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode> {
+    require_root("the rows make network namespaces and load programs into the kernel: run them as root")?;
+    step("system packages", packages::ensure)?;
+    step("tools", toolchain::ensure)?;
+    let harness = step("build", || harness(&build_tests(&RELEASED)?, HARNESS))?;
+    let filter = arguments.filter.as_deref();
+    let mut command = command(&harness, filter);
+    command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
+    let _bpffs = BpfFs::mount()?;
+    let snapshot = Snapshot::take();
+    snapshot.mark(&mut command);
+    let mut summary = Summary::default();
+    step("rows", || summary.add(true, "hosts", &mut command))?;
+    Ok(summary.close(filter, true, &snapshot.leftovers()))
+}
+
+fn command(harness: &Path, filter: Option<&str>) -> Command {
+    let mut command = Command::new(harness);
+    command.args(filter).args(["--include-ignored", "--test-threads=1", "--nocapture"]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Shown;
+
+    #[test]
+    fn all_rows_are_run_or_those_of_a_filter() {
+        let shown = |filter| Shown(&command(Path::new("hosts"), filter)).to_string();
+        assert_eq!(shown(None), "hosts --include-ignored --test-threads=1 --nocapture");
+        assert_eq!(shown(Some("cut")), "hosts cut --include-ignored --test-threads=1 --nocapture");
+    }
+}
