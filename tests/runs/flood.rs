@@ -196,15 +196,14 @@ fn spoofed_syns_without_a_route_back_do_not_stop_relaying() -> Result<()> {
     let status = cluster.daemons[0].status()?;
     let counters = &status["counters"];
     println!(
-        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repicked, {} steered; {STEADY} new clients at {counts:?}, \
-         the slowest after {:.0} ms",
-        counters["repicked"], counters["steered"], newcomers.connect_ms.max
+        "{rate:.0} SYNs a second of {REPEATING} strangers: {} repeated; {STEADY} new clients at {counts:?}, the \
+         slowest after {:.0} ms",
+        counters["repeated"], newcomers.connect_ms.max
     );
     unharmed(&newcomers, STEADY)?;
-    ensure!(counters["repicked"].as_u64() > Some(100), "strangers repeat SYNs that were relayed: {counters}");
-    ensure!(counters["steered"] == 0, "relaying never stopped: {counters}");
+    ensure!(counters["repeated"].as_u64() > Some(100), "strangers repeat SYNs that were relayed: {counters}");
     let log = cluster.daemons[0].log_lines();
-    ensure!(!log.iter().any(|line| line.contains("does not answer relayed connections")), "{log:?}");
+    ensure!(!log.iter().any(|line| line.contains("WARN")), "relays never stop: {log:?}");
     ensure!(is_even(&counts), "new clients are spread: {counts:?}");
     Ok(())
 }

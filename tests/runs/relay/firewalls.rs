@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::cluster::status::seen;
@@ -37,7 +37,8 @@ fn firewalls_work_and_see_relayed_connections_only_at_their_owner() -> Result<()
     for (index, (host, counted)) in cluster.net.controllers.iter().zip(cluster.firewalls()?).enumerate() {
         let relayed = host.namespace.established(|port| RELAY_PORTS.contains(&port))?.len() as u64;
         println!("{}: {relayed} relayed to it, {counted:?}", host.name);
-        let as_dialled = if index == 0 { counted.relayed == 0 } else { relayed > 300 };
+        // The entry relays to the others; they relay nothing to it but their own probes.
+        let as_dialled = if index == 0 { relayed == 0 && counted.relayed < 20 } else { relayed > 300 };
         ensure!(as_dialled && counted.relayed >= relayed, "{}: {relayed} relayed, {counted:?}", host.name);
         let invalids = firewall::invalids(&host.namespace)?;
         ensure!(invalids == "none of TCP", "{}: {invalids}", host.name);
@@ -79,23 +80,18 @@ fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result
     const CLIENTS: usize = 600;
     let mut cluster = Cluster::start(ClusterOptions::new("rblock"))?;
     firewall::drop_ports(&cluster.net.controllers[OWNER].namespace, "17080-17095")?;
-    let started = Instant::now();
     let dialled = cluster.dial("blocked", Kind::Single, CLIENTS)?;
     println!("{:?}, connect {:?}", dialled.by_server, dialled.connect_ms);
     ensure!(dialled.connect_ms.max < 1500.0, "every client is served within 1.5 s: {:?}", dialled.connect_ms);
     ensure!(dialled.at("b") == 0, "b cannot be reached: {dialled:?}");
-    let repicked = cluster.daemons[0].counter("repicked")?;
-    ensure!(repicked > 0, "some clients were relayed to b first");
-    cluster.daemons[0].await_status("status names b unreachable", |status| {
-        seen(status, "b").is_ok_and(|b| b["relay"] == "unreachable")
+    cluster.daemons[0].await_status("status says that nothing is relayed to b", |status| {
+        seen(status, "b").is_ok_and(|b| b["relay"] == "off")
     })?;
-    let told = started.elapsed();
-    cluster.daemons[0].await_log(0, "controller b does not answer relayed connections", SOON)?;
-    println!("{repicked} picked anew; status and log name b after {} ms", told.as_millis());
+    cluster.daemons[0].await_log(0, "no client is relayed to controller b over IPv4", SOON)?;
     let later = cluster.dial("later", Kind::Single, CLIENTS)?;
     ensure!(
         later.connect_ms.max < 900.0,
-        "no client waits once b is known to be unreachable: {:?}",
+        "no client waits once the path to b is known not to work: {:?}",
         later.connect_ms
     );
     Ok(())
