@@ -112,14 +112,12 @@ fn a_controllers_machine_is_killed_and_boots_again() -> Result<()> {
 
 #[test]
 fn a_controllers_machine_is_paused_for_five_seconds() -> Result<()> {
-    let (mut machines, counts) = filled(3)?;
+    let (machines, _) = filled(3)?;
     machines.controller(2)?.pause(true)?;
-    let held = Instant::now();
-    // Its clients are reset during the pause, as the others cannot know that it will resume.
-    await_resets(&mut machines.fleet, RESETS, counts[2] as u64)?;
-    sleep(Duration::from_secs(5).saturating_sub(held.elapsed()));
+    sleep(Duration::from_secs(5));
     machines.controller(2)?.pause(false)?;
-    ends_well(machines, CLIENTS - counts[2], counts[2])
+    // No client has waited for long enough to be reset.
+    ends_well(machines, CLIENTS, 0)
 }
 
 #[test]
