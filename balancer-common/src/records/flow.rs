@@ -157,6 +157,14 @@ impl Flow {
         }
     }
 
+    /// Notes the owner's SYN-ACK with these numbers, in its own direction.
+    #[inline(always)]
+    pub fn answered(&mut self, seq: u32, ack: u32) {
+        self.state |= Self::ANSWERED;
+        self.next = seq.wrapping_add(1);
+        self.ack = ack;
+    }
+
     /// Whether a FIN went by in this direction behind everything that its sender has sent. `acknowledged`: the last
     /// acknowledgement number in the other direction.
     ///

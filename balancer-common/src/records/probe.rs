@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::wire::{Address, Port};
 
-/// The client in whose name the agent opens a relay itself, keyed by the relay's own ends.
+/// A relay that the agent opens itself for a probe, keyed by the relay's own ends: it pretends to come from this client.
 ///
 /// The agent's socket is the entry's end of the relay. `egress` appends the trailer with this client to the socket's SYN,
 /// and the owner treats the connection as the client's, but for the count.

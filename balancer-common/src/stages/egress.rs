@@ -2,7 +2,7 @@
 
 use crate::{
     hooks::{Packet, Tables},
-    records::{Class, Flow, Kind, Settings, Tuple},
+    records::{Class, Kind, Settings, Tuple},
     rewrite,
     stages::{Stage, flow},
     verdict::{DropReason, PassReason, SendReason, Verdict},
@@ -22,12 +22,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return Verdict::Pass(PassReason::Other);
     }
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
-    let key = Tuple {
-        remote: segment.destination,
-        local: segment.source,
-        remote_port: segment.destination_port,
-        local_port: segment.source_port,
-    };
+    let key = leaving(&segment);
     if settings.is_relay_port(segment.source_port) {
         return relayed(packet, tables, settings, &segment, &key);
     }
@@ -38,6 +33,17 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return Verdict::Next(Stage::ProbeSyn);
     }
     Verdict::Pass(PassReason::Other)
+}
+
+/// The key of a leaving segment's connection.
+#[inline(always)]
+pub fn leaving(segment: &Segment) -> Tuple {
+    Tuple {
+        remote: segment.destination,
+        local: segment.source,
+        remote_port: segment.destination_port,
+        local_port: segment.source_port,
+    }
 }
 
 /// A packet of the API port: of a connection that is served here.
@@ -78,9 +84,7 @@ fn relayed<P: Packet, T: Tables>(
     }
     let mut change = Change::default();
     if segment.has(Tcp::SYN | Tcp::ACK) {
-        flow.state |= Flow::ANSWERED;
-        flow.next = segment.seq.wrapping_add(1);
-        flow.ack = segment.ack;
+        flow.answered(segment.seq, segment.ack);
     } else if segment.has(Tcp::RST) {
         // The entry believes this host's stack only by this label.
         if packet.write(segment.family.l4() + Tcp::WINDOW_AT, &Tcp::LABEL.to_be_bytes()).is_none() {

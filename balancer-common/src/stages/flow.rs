@@ -20,8 +20,8 @@ use crate::{
 /// How far from the expected sequence number a segment may lie for its numbers to count: a burst that was lost on its way
 /// here. Of forged segments with random numbers one in 32,768 lies so near.
 const NEAR: u32 = 1 << 16;
-/// Seconds of an owner's silence after which its word counts that it has no such connection: whoever knows the ports can
-/// forge it, but a connection in use is not silent for so long.
+/// An owner's RST that denies a connection counts only after so many seconds of silence. Anybody who knows the ports can
+/// forge such a RST, but a connection in use is not silent for so long.
 const SILENT_S: u32 = 20;
 /// How far an acknowledgement number may advance in one segment: more than the windows that stacks offer by themselves.
 const WINDOW: u32 = 1 << 26;
@@ -205,9 +205,7 @@ fn answer<P: Packet, T: Tables>(
         }
     } else if segment.has(Tcp::SYN | Tcp::ACK) && segment.ack == flow.isn.wrapping_add(1) {
         tables.exchanged(owner, Exchange::Answered(tables.now_ns()));
-        flow.state |= Flow::ANSWERED;
-        flow.next = segment.seq.wrapping_add(1);
-        flow.ack = segment.ack;
+        flow.answered(segment.seq, segment.ack);
         let to_owner = tables.controller(owner).map_or(0, |owner| owner.mtu(segment.family));
         let to_client = way(tables, settings, segment.family, flow);
         let to_client = tables.device(to_client).map_or(0, |device| device.mtu);

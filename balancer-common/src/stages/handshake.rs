@@ -1,4 +1,4 @@
-//! A packet of a relay whose handshake is not complete: another than the SYN.
+//! A relay's handshake after the SYN: the owner's answer, the client's ACK, and a RST of either.
 
 use crate::{
     hooks::{Packet, Tables},

@@ -61,7 +61,7 @@ macro_rules! for_each_stage {
             ProbeSyn = 8, probe_syn, with_headers, tc_probe_syn;
             /// A fragment with TCP inside.
             Fragment = 9, fragment, with_headers, tc_fragment;
-            /// A segment of a relay whose handshake is not complete.
+            /// A relay's handshake after the SYN.
             Handshake = 10, handshake, with_headers, tc_handshake, xdp_handshake;
         }
     };

@@ -53,13 +53,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(trailer) = packet.read_anywhere::<Trailer>(at as usize) else {
         return Verdict::Drop(DropReason::BadTrailer);
     };
-    let hop = Hop {
-        source: segment.source,
-        destination: segment.destination,
-        source_port: segment.source_port,
-        destination_port: segment.destination_port,
-        seq: segment.seq,
-    };
+    let hop = Hop::of(segment);
     let client = match trailer.open(&hop, settings.tag_key) {
         Ok(client) => client,
         Err(Reject::Form) => return Verdict::Drop(DropReason::BadTrailer),

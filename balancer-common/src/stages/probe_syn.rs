@@ -6,7 +6,7 @@
 
 use crate::{
     hooks::{Packet, Tables},
-    records::Tuple,
+    stages::egress::leaving,
     verdict::{DropReason, PassReason, Verdict},
     wire::{
         Tcp,
@@ -21,20 +21,9 @@ use crate::{
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
-    let key = Tuple {
-        remote: segment.destination,
-        local: segment.source,
-        remote_port: segment.destination_port,
-        local_port: segment.source_port,
-    };
+    let key = leaving(&segment);
     let Some(probe) = tables.probe(&key) else { return Verdict::Pass(PassReason::Other) };
-    let hop = Hop {
-        source: segment.source,
-        destination: segment.destination,
-        source_port: segment.source_port,
-        destination_port: segment.destination_port,
-        seq: segment.seq,
-    };
+    let hop = Hop::of(&segment);
     let trailer = Trailer::seal_probe(&probe.client, probe.port, &hop, settings.tag_key);
     let mut change = Change::default();
     for word in trailer.words() {

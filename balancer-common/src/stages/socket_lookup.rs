@@ -85,7 +85,7 @@ pub fn decide<T: Tables>(tables: &T, lookup: &Lookup) -> Answer {
 /// `ingress` decides about the SYNs that arrive where it is attached, and notes them. A segment without such a note is most
 /// likely a stray one, or a forged ACK, which must take no reservation. It may also be a SYN that `ingress` does not parse or
 /// does not know the port of (one with IP options, or one that the host's own NAT sends here), or the ACK of a SYN cookie
-/// whose note a flood has pushed out. In the grace period another `ingress`, or none, may have let it in.
+/// after a flood has pushed out its note. In the grace period another `ingress`, or none, may have let it in.
 #[inline(always)]
 fn admits<T: Tables>(tables: &T, settings: &Settings, ifindex: u32, key: &Tuple, relayed: bool) -> bool {
     // Where the kernel does not tell the interface, device 0 stands for all. `ingress` does not decide about addresses of

@@ -10,7 +10,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::wire::{Address, Port};
+use crate::wire::{Address, Port, segment::Segment};
 
 /// The trailer.
 #[repr(C)]
@@ -41,6 +41,20 @@ pub struct Hop {
     pub seq: u32,
 }
 
+impl Hop {
+    /// The hop of a SYN as it is between entry and owner.
+    #[inline(always)]
+    pub fn of(segment: &Segment) -> Self {
+        Self {
+            source: segment.source,
+            destination: segment.destination,
+            source_port: segment.source_port,
+            destination_port: segment.destination_port,
+            seq: segment.seq,
+        }
+    }
+}
+
 /// The reason for which a payload is not a valid trailer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reject {
@@ -64,7 +78,7 @@ impl Trailer {
         Self::sealed(0, address, port, hop, key)
     }
 
-    /// Seals the address in whose name the entry probes the path, for `hop`.
+    /// Seals the client's address that a probe of the entry uses, for `hop`.
     #[inline(always)]
     pub fn seal_probe(address: &Address, port: Port, hop: &Hop, key: [u64; 2]) -> Self {
         Self::sealed(Self::PROBE, address, port, hop, key)
