@@ -24,18 +24,8 @@ pub struct Channel {
 
 impl Channel {
     pub fn open() -> Result<Self> {
-        Self::with(|_| Ok(()))
-    }
-
-    /// A socket on which the kernel lists only the records that a question describes, not all of its family.
-    pub fn open_strict() -> Result<Self> {
-        Self::with(|socket| socket.set_netlink_get_strict_chk(true))
-    }
-
-    fn with(set: impl FnOnce(&Socket) -> io::Result<()>) -> Result<Self> {
         let open = || -> io::Result<Socket> {
             let socket = Socket::new(NETLINK_ROUTE)?;
-            set(&socket)?;
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
@@ -48,13 +38,9 @@ impl Channel {
         self.exchange(question, NLM_F_DUMP)
     }
 
-    /// Asks for one record, or orders a change. `flags` are `NLM_F_CREATE` and the like. The error has the kernel's number.
-    pub fn ask(
-        &mut self,
-        question: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Option<RouteNetlinkMessage>> {
-        Ok(self.exchange(question, NLM_F_ACK | flags)?.pop())
+    /// Asks for one record. The error has the kernel's number.
+    pub fn ask(&mut self, question: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.exchange(question, NLM_F_ACK)?.pop())
     }
 
     fn exchange(
@@ -115,11 +101,13 @@ impl Channel {
     }
 }
 
-fn outcome(code: i32) -> io::Result<()> {
+/// The kernel's code at the end of an answer.
+pub fn outcome(code: i32) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_abs())) }
 }
 
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats a call that a signal has interrupted.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

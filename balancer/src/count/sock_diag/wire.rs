@@ -14,6 +14,7 @@ use netlink_packet_sock_diag::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::{Family, State};
+use crate::host::netlink::{outcome, uninterrupted};
 
 /// `netlink_dump` fills at most 32 KiB at a time, and no more than the last `recv` offered.
 const RECEIVE_BUFFER: usize = 64 << 10;
@@ -235,19 +236,6 @@ fn converse(
                 NetlinkPayload::Overrun(_) => anyhow::bail!("sock_diag lost part of its answer"),
                 NetlinkPayload::Noop | _ => {}
             }
-        }
-    }
-}
-
-fn outcome(code: i32) -> io::Result<()> {
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_abs())) }
-}
-
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
         }
     }
 }

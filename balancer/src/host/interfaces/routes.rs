@@ -49,7 +49,7 @@ impl Routes {
         if let Some(source) = source {
             question = question.source_prefix(source, whole(source)).with_context(failed)?;
         }
-        match self.channel.ask(RouteNetlinkMessage::GetRoute(question.build()), 0) {
+        match self.channel.ask(RouteNetlinkMessage::GetRoute(question.build())) {
             Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => read(&answer).with_context(failed),
             Ok(_) => bail!("{}: the kernel did not answer", failed()),
             Err(error) => Err(explain(error).context(failed())),
@@ -66,7 +66,7 @@ impl Routes {
         let Ok(question) = question else { return Vec::new() };
         let mut question = question.build();
         question.header.flags |= RouteFlags::FibMatch;
-        match self.channel.ask(RouteNetlinkMessage::GetRoute(question), 0) {
+        match self.channel.ask(RouteNetlinkMessage::GetRoute(question)) {
             Ok(Some(RouteNetlinkMessage::NewRoute(answer))) if answer.header.kind == RouteType::Unicast => {
                 interfaces(&answer)
             }
