@@ -93,7 +93,8 @@ impl Agent {
         self.balance.note_closed(now, closed);
     }
 
-    /// Resets the connections relayed to the controller in `slot`, which is silent, whose clients have waited for too long.
+    /// The controller in `slot` is silent: resets those of its relays that have left their client without an answer for too
+    /// long.
     fn reset_waiting(&mut self, slot: usize, name: &str) -> Result<()> {
         let mut pairs = self.programs.data_path.maps.flows.pairs()?;
         pairs.retain(|pair| usize::from(pair.flow.controller) == slot);

@@ -12,7 +12,10 @@ use balancer_common::records;
 use log::{info, warn};
 
 use super::{Agent, off::Source, programs::Programs};
-use crate::host::interfaces::{Interface, Route, Routes, why_no_relays, why_not_by};
+use crate::{
+    cluster::membership::relay_address,
+    host::interfaces::{Interface, Route, Routes, why_no_relays, why_not_by},
+};
 
 /// Clients' networks are looked for this often, and less often where that takes long: at most a twentieth of the time.
 const LOOK: Duration = Duration::from_millis(100);
@@ -175,11 +178,6 @@ impl Agent {
             warn!("failed to look up the ways to clients: {error:#}");
         }
     }
-}
-
-/// The address of a controller for relays of one family.
-fn relay_address(addresses: &[IpAddr], is_v4: bool) -> Option<IpAddr> {
-    addresses.iter().copied().find(|address| address.is_ipv4() == is_v4)
 }
 
 fn holds(devices: &[Interface], address: &IpAddr) -> bool {

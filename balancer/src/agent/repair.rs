@@ -1,4 +1,4 @@
-//! Every two seconds: is everything still attached, and every rule there? Another program may have removed it.
+//! Every two seconds: is everything still attached? Another program may have removed it.
 
 use std::{
     collections::BTreeMap,

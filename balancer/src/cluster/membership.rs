@@ -77,12 +77,14 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
     classes
 }
 
+/// The address of a controller for relays of one family: the first.
+pub fn relay_address(addresses: &[IpAddr], is_v4: bool) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| address.is_ipv4() == is_v4)
+}
+
 /// The first address of each family, IPv4 first: relays go there.
 pub fn relay_addresses(addresses: &[IpAddr]) -> (Address, Address) {
-    let first = |is_v4| {
-        let first = addresses.iter().find(|address| address.is_ipv4() == is_v4);
-        first.map_or(Address::UNSPECIFIED, |&address| Address::from(address))
-    };
+    let first = |is_v4| relay_address(addresses, is_v4).map_or(Address::UNSPECIFIED, Address::from);
     (first(true), first(false))
 }
 

@@ -29,7 +29,7 @@ use log::Level;
 
 use self::{
     liveness::Liveness,
-    membership::{Reported, group},
+    membership::{Reported, group, relay_address},
     networks::{Ask, Barred, Networks},
     paths::{FAMILIES, News, Path, brief, family_name},
     peers::{PeerView, Report},
@@ -139,7 +139,8 @@ pub struct Probe {
     pub to: IpAddr,
     /// The relay port that it gave this controller.
     pub port: u16,
-    /// The client in whose name to ask; `None`: this controller itself, to learn about the path alone.
+    /// The barred network to ask for, and its client. `None`: the probe uses this controller's own address and asks about the
+    /// path alone.
     pub ask: Option<Ask>,
 }
 
@@ -509,9 +510,7 @@ impl Peer {
 
     /// A probe of the path over `family`, if it takes relays of this family from here.
     fn probe(&self, family: Family, own: &[IpAddr], ask: Option<Ask>) -> Option<Probe> {
-        let first = |addresses: &[IpAddr]| {
-            addresses.iter().copied().find(|address| address.is_ipv4() == (family == Family::V4))
-        };
+        let first = |addresses| relay_address(addresses, family == Family::V4);
         Some(Probe {
             name: self.name.clone(),
             slot: self.slot,
