@@ -16,15 +16,17 @@ pub const RETURN_MS: u64 = 30_000;
 /// Younger connections are not shed, seconds: closing one costs its agent a longer back-off, and a connection
 /// of a minute resets the back-off.
 pub const MIN_AGE_S: u32 = 60;
-/// Membership must have been stable for this long, milliseconds.
+/// This controller must have been ready for this long before it closes anything, milliseconds.
 pub const SETTLED_MS: u64 = 60_000;
 /// A view older than this is too old for shedding, milliseconds: ten reports.
 pub const STALE_MS: u64 = 1_000;
 /// Shedding ends within this part of the target, 1/1000: half of the promised balance, because receivers lack
 /// the connections that donors keep.
 const DONE_PERMILLE: u64 = 20;
-/// At most this part of the mean is closed a second, 1/1000.
+/// At most this part of the mean is closed a second, 1/1000, or [`FLOOR_MILLI`] where that is more.
 const MEAN_PERMILLE: u64 = 5;
+/// What even a small cluster closes a second, 1/1000: 0.5 % of a mean of 160 would take seven minutes.
+const FLOOR_MILLI: u64 = 2_000;
 /// To a pick, loads that differ by less are equal.
 const LEVEL: u64 = 16;
 /// Part of the excess that is closed a second, 1/1000: a third within the second by which counts are late.
@@ -60,6 +62,11 @@ pub struct ControllerLoad {
     pub weight: u64,
     /// Whether it takes clients: ready, and not draining.
     pub takes: bool,
+    /// Whether relays from here reach it, over every family that clients here use. Where they do not, a closed client that
+    /// knows this controller alone comes back here.
+    pub reachable: bool,
+    /// Whether it has been ready for long enough to count on it.
+    pub settled: bool,
     /// Milliseconds since its report.
     pub age_ms: u64,
     /// Connections that it has closed within [`RETURN_MS`].
@@ -75,12 +82,25 @@ pub struct ShedInput<'a> {
     pub own: &'a ControllerLoad,
     /// The other controllers that are not absent.
     pub others: &'a [ControllerLoad],
-    /// Milliseconds since a controller last came, went or changed its readiness.
+    /// Milliseconds since this controller last changed its readiness.
     pub settled_ms: u64,
+    /// Clients that were closed came back here: close none for a while.
+    pub in_vain: bool,
     /// Set while this controller is being emptied.
     pub drain: Option<Drain>,
-    /// Begin although the load is below the threshold.
+    /// Begin although the load is below the threshold, and count on controllers that have just become ready.
     pub now: bool,
+}
+
+impl ShedInput<'_> {
+    /// The controllers that closed clients can go to.
+    fn takers(&self) -> impl Iterator<Item = &ControllerLoad> + Clone {
+        // In this controller's own first minute none is known for longer.
+        let counts_on_all = self.now || self.drain.is_some() || self.settled_ms < SETTLED_MS;
+        let counts =
+            move |other: &&ControllerLoad| other.takes && other.reachable && (other.settled || counts_on_all);
+        self.others.iter().filter(counts)
+    }
 }
 
 /// How a controller is being emptied.
@@ -110,8 +130,10 @@ pub enum Rest {
     Returning,
     /// A controller's report is too old.
     StaleView,
-    /// A controller came, went or changed its readiness less than [`SETTLED_MS`] ago.
-    MembershipChanged,
+    /// This controller became ready less than [`SETTLED_MS`] ago.
+    JustReady,
+    /// Closed clients came back here.
+    InVain,
     /// No other controller has room.
     NoRoom,
 }
@@ -186,12 +208,12 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     let own = scene.own;
     let drains = scene.drain.is_some();
     let over_limit = own.load > own.limit;
-    let takers = || scene.others.iter().filter(|other| other.takes);
+    let takers = || scene.takers();
     let mut weights: u64 = takers().map(|taker| taker.weight.max(1)).sum();
     if !drains {
         weights += own.weight.max(1);
     }
-    // Controllers that do not take clients keep the ones they have.
+    // The other controllers keep the clients they have.
     let mut clients: u64 = takers().map(|taker| taker.load).sum::<u64>() + own.load + own.closing;
     clients += scene.others.iter().map(|other| other.closing).sum::<u64>();
     let share_of = |clients: u64, weight: u64| clients.saturating_mul(weight.max(1)).div_ceil(weights.max(1));
@@ -227,11 +249,14 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
     if above == 0 {
         return rest(Rest::Balanced);
     }
-    if scene.others.iter().any(|other| other.age_ms > STALE_MS) {
+    if takers().any(|other| other.age_ms > STALE_MS) {
         return rest(Rest::StaleView);
     }
     if scene.settled_ms < SETTLED_MS && !drains && !scene.now {
-        return rest(Rest::MembershipChanged);
+        return rest(Rest::JustReady);
+    }
+    if scene.in_vain && !drains && !over_limit {
+        return rest(Rest::InVain);
     }
     if excess == 0 {
         return rest(Rest::NoRoom);
@@ -264,7 +289,7 @@ pub fn plan(scene: &ShedInput, rules: &Rules, sheds: bool) -> Plan {
         // Half of the logins stay free for clients that come by themselves.
         bounds[0].1 = logins / 2;
         bounds[2].1 = (excess * GAIN_PERMILLE).max(200);
-        bounds[3].1 = (mean * MEAN_PERMILLE).max(200);
+        bounds[3].1 = (mean * MEAN_PERMILLE).max(FLOOR_MILLI);
     }
     let (bound, rate_milli) = bounds.into_iter().min_by_key(|(_, rate)| *rate).unwrap_or((Bound::Gain, 0));
     Plan { target, excess, rate_milli, most, because: Ok(bound) }
@@ -280,10 +305,9 @@ impl fmt::Display for Rest {
             Self::Balanced => "this controller has no more than its share",
             Self::Returning => "those that were closed are not back yet",
             Self::StaleView => "another controller's report is too old to go by",
-            Self::MembershipChanged => {
-                "a controller came, went or changed its readiness within the last minute"
-            }
-            Self::NoRoom => "no other controller has room",
+            Self::JustReady => "this controller or its agent started within the last minute",
+            Self::InVain => "the clients that were closed came back here; do they know this controller alone, and do relays work?",
+            Self::NoRoom => "no other controller that relays reach has room",
         })
     }
 }
@@ -292,7 +316,7 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Gain => "the nearer the balance, the slower",
-            Self::Mean => "0.5 % of the mean a second is the most",
+            Self::Mean => "0.5 % of the mean a second, or two, is the most",
             Self::Logins => "policy.login_rate: the others log in no more a second",
             Self::MaxRate => "policy.max_rate",
             Self::Time => "evenly over the time given",

@@ -3,19 +3,22 @@
 use std::{net::SocketAddr, time::Instant};
 
 use anyhow::Result;
-use balancer_common::records::Network;
+use balancer_common::{records::Network, wire::Address};
 use log::{debug, log, warn};
 
 use super::{Agent, boot_ns, boot_s};
 use crate::{
-    balance,
+    balance::{self, Close, Here},
     cluster::{self, waiting::PATIENCE_S},
-    count,
+    count::{self, sock_diag::Socket},
     datapath::FlowPair,
 };
 
+/// Connections that are looked at for each one to close.
+const LOOKED_AT: usize = 4;
+
 impl Agent {
-    pub(super) fn carry_out_cluster(&mut self, now: Instant, effects: Vec<cluster::Effect>) {
+    pub(super) fn carry_out_cluster(&mut self, effects: Vec<cluster::Effect>) {
         for effect in effects {
             match effect {
                 cluster::Effect::WriteController { slot, controller } => {
@@ -34,7 +37,6 @@ impl Agent {
                         warn!("{error:#}");
                     }
                 }
-                cluster::Effect::MembershipChanged => self.balance.membership_changed(now),
                 cluster::Effect::Say(level, text) => log!(target: "balancer::cluster", level, "{text}"),
             }
         }
@@ -61,23 +63,44 @@ impl Agent {
     ) {
         for effect in effects {
             match effect {
-                balance::Effect::Close { count, youngest_s } => self.close(now, count, youngest_s),
+                balance::Effect::Close(close) => self.close(now, &close),
+                balance::Effect::Look => self.look_for_returns(now),
                 balance::Effect::Say(level, text) => log!(target: "balancer::balance", level, "{text}"),
             }
         }
     }
 
-    /// Closes up to `count` clients' connections at random, none younger than `youngest_s`.
-    fn close(&mut self, now: Instant, count: usize, youngest_s: u32) {
-        let (sockets, tracked) = match self.tracked_sockets() {
+    /// Closes clients' connections at random; at rest first, and of a gentle closing these alone.
+    fn close(&mut self, now: Instant, close: &Close) {
+        let (mut sockets, tracked) = match self.tracked_sockets() {
             Ok(both) => both,
             Err(error) => return warn!("failed to list connections to close: {error:#}"),
         };
-        let mut closed = 0;
-        for socket in count::choose(&sockets, &tracked, boot_s(), youngest_s, count) {
+        if close.gentle {
+            let barred = self.cluster.barred();
+            sockets.retain(|socket| !barred.contains(&Network::of(&Address::from(socket.remote.ip()))));
+        }
+        // More than are to be closed, as some carry a transfer.
+        let wanted = close.count * LOOKED_AT + LOOKED_AT;
+        let calm = &mut self.count.calm;
+        let (mut candidates, fresh): (Vec<&Socket>, Vec<&Socket>) =
+            sockets.iter().partition(|socket| calm.awaits(socket.cookie));
+        candidates.extend(count::choose(fresh, &tracked, boot_s(), close.youngest_s, wanted));
+        let mut looked = Vec::new();
+        for socket in candidates {
+            match self.sockets.activity(socket) {
+                Ok(Some(activity)) => looked.push((socket, activity)),
+                Ok(None) => {}
+                Err(error) => return warn!("{error:#}"),
+            }
+        }
+        let (calm, busy) = calm.split(now, &looked);
+        let busy = if close.gentle { Vec::new() } else { busy };
+        let mut clients = Vec::new();
+        for socket in calm.into_iter().chain(busy).take(close.count) {
             match self.sockets.destroy(socket) {
                 Ok(was_there) => {
-                    closed += u64::from(was_there);
+                    clients.extend(was_there.then(|| socket.remote.ip()));
                     // A client that is refused as it comes back may be gone for good: python-libjuju is.
                     let noted = self.programs.data_path.maps.note_refused(socket.remote.ip(), boot_ns());
                     if let Err(error) = noted {
@@ -90,7 +113,21 @@ impl Agent {
                 }
             }
         }
-        self.balance.note_closed(now, closed);
+        self.balance.note_closed(now, boot_s(), close, &clients);
+    }
+
+    fn look_for_returns(&mut self, now: Instant) {
+        let (sockets, tracked) = match self.tracked_sockets() {
+            Ok(both) => both,
+            Err(error) => return warn!("failed to list connections: {error:#}"),
+        };
+        let here = |socket: &Socket| {
+            let tracked = tracked.get(&socket.cookie).filter(|tracked| tracked.client != 0)?;
+            Some(Here { cookie: socket.cookie, client: socket.remote.ip(), since_s: tracked.since_s })
+        };
+        let here: Vec<Here> = sockets.iter().filter_map(here).collect();
+        let effect = self.balance.look(now, &here);
+        self.carry_out_balance(now, effect);
     }
 
     /// The controller in `slot` is silent: resets those of its relays that have left their client without an answer for too

@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use anyhow::Result;
-use balancer_common::records::{Budget, State, Tracked};
+use balancer_common::{
+    policy::shed::ControllerLoad,
+    records::{Budget, State, Tracked},
+};
 use log::warn;
 
 use super::{Agent, boot_ns, boot_s};
 use crate::{
     balance,
     cluster::peers::Report,
-    cluster::{self, Record, membership},
+    cluster::{self, Record, membership, paths},
+    config::Steer,
     count::{self, audit::Present, sock_diag::Socket, sock_diag::State as TcpState},
 };
 
@@ -20,7 +24,7 @@ impl Agent {
         let now = Instant::now();
         let inputs = self.cluster_inputs();
         let effects = self.cluster.step(now, &inputs);
-        self.carry_out_cluster(now, effects);
+        self.carry_out_cluster(effects);
         if let Err(error) = self.write_own(now).and_then(|()| self.write_settings()) {
             warn!("failed to write the settings: {error:#}");
         }
@@ -48,6 +52,9 @@ impl Agent {
         let present =
             |socket: &Socket| Present { cookie: socket.cookie, client: self.is_client(socket.remote.ip()) };
         let present: Vec<Present> = listed.iter().map(present).collect();
+        let clients = listed.iter().map(|socket| socket.remote.ip()).filter(|&client| self.is_client(client));
+        let used = paths::used(clients);
+        self.cluster.note_families(used);
         let noted = self.programs.data_path.maps.tracked()?;
         let effects = self.count.audit(boot_s(), &present, &noted, first);
         self.carry_out_count(effects)
@@ -69,7 +76,7 @@ impl Agent {
         }
         if self.cluster.wants_networks() {
             let effects = self.cluster.note_networks(now, &maps.networks()?);
-            self.carry_out_cluster(now, effects);
+            self.carry_out_cluster(effects);
         }
         Ok(())
     }
@@ -85,11 +92,19 @@ impl Agent {
 
     /// Closes connections, or says why none is closed.
     pub(super) fn keep_balance(&mut self, now: Instant) {
-        let others = self.cluster.loads(now);
+        let (others, left_out) = self.others(now);
         let (load, ready) = (self.load(), self.is_ready());
-        let inputs = balance::Inputs::new(&self.config.running, boot_s(), load, ready, &others);
+        let others = (others.as_slice(), left_out.as_slice());
+        let inputs = balance::Inputs::new(&self.config.running, boot_s(), load, ready, others);
         let effects = self.balance.step(now, &inputs);
         self.carry_out_balance(now, effects);
+    }
+
+    /// The other controllers as the balance sees them, and those of them that have no share.
+    pub(super) fn others(&self, now: Instant) -> (Vec<ControllerLoad>, Vec<String>) {
+        // Without relays, clients find the others by themselves.
+        let relays = self.config.running.policy.steer == Steer::Relay;
+        (self.cluster.loads(now, relays), self.cluster.left_out(now, relays))
     }
 
     /// Established connections of the API, direct and relayed, of clients and others.

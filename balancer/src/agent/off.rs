@@ -1,6 +1,6 @@
 //! The reasons for which this controller relays nothing, by their sources.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use super::Agent;
 
@@ -39,7 +39,7 @@ impl Agent {
     pub(super) fn note_off(&mut self, source: Source, reasons: Reasons) {
         let joined = self.off.set(source, reasons);
         let effects = self.cluster.set_off(joined);
-        self.carry_out_cluster(Instant::now(), effects);
+        self.carry_out_cluster(effects);
     }
 }
 

@@ -82,7 +82,7 @@ impl Agent {
         }
         let now = std::time::Instant::now();
         let effects = self.cluster.probed(now, &probe, result);
-        self.carry_out_cluster(now, effects);
+        self.carry_out_cluster(effects);
         self.write_views();
     }
 }

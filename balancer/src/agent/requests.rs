@@ -22,9 +22,9 @@ impl Agent {
 
     fn try_answer(&mut self, request: &Request) -> Result<Value> {
         let now = Instant::now();
-        let others = self.cluster.loads(now);
+        let (others, left_out) = self.others(now);
         let (load, ready) = (self.load(), self.is_ready());
-        let inputs = Inputs::new(&self.config.running, boot_s(), load, ready, &others);
+        let inputs = Inputs::new(&self.config.running, boot_s(), load, ready, (&others, &left_out));
         let text = match request {
             Request::Status => {
                 if let Err(error) = self.collect() {

@@ -25,6 +25,9 @@ impl Balance {
         let loads: Vec<_> = inputs.others.iter().map(|other| other.load.to_string()).collect();
         let loads = if loads.is_empty() { "none".into() } else { loads.join(", ") };
         let _ = writeln!(text, "the others have {loads}");
+        for left_out in inputs.left_out {
+            let _ = writeln!(text, "without a share: {left_out}");
+        }
         match plan.because {
             Ok(bound) => {
                 let per_s = plan.rate_milli as f64 / 1_000.0;
@@ -69,6 +72,7 @@ impl Balance {
                 Some(Err(rest)) => rest.to_string(),
                 None => String::new(),
             },
+            left_out: self.left_out.clone(),
             closed: self.closed_in_all,
             steer: match policy.steer {
                 Steer::Relay => "relay",
@@ -76,6 +80,8 @@ impl Balance {
                 Steer::Off => "off",
             }
             .into(),
+            // The programs' counters tell.
+            refuse_ratio: None,
             drain_left_s: (drain_until_s != 0).then(|| drain_until_s.saturating_sub(boot_s)),
             memory: self.memory.to_string(),
             operator_limit: (self.orders.limit != 0).then_some(self.orders.limit),

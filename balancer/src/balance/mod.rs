@@ -8,11 +8,13 @@ pub mod limits;
 mod memory;
 mod orders;
 mod ramp;
+mod returns;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -25,8 +27,8 @@ use balancer_common::{
 };
 use log::Level;
 
-pub use self::orders::Orders;
-use self::{memory::Memory, ramp::Ramp};
+use self::{memory::Memory, ramp::Ramp, returns::Returns};
+pub use self::{orders::Orders, returns::Here};
 use crate::{
     cluster::views::fixed_weight,
     config::{Config, Policy, Rebalance},
@@ -48,7 +50,9 @@ pub struct Balance {
     /// When connections were closed, and how many, within [`RETURN_MS`].
     closed: VecDeque<(Instant, u64)>,
     closed_in_all: u64,
-    /// When a controller last came, went or changed its readiness.
+    returns: Returns,
+    left_out: Vec<String>,
+    /// When this controller last changed its readiness.
     changed_at: Instant,
     /// `rebalance --now`: shed although the load is below the threshold.
     asked: bool,
@@ -77,6 +81,8 @@ pub struct Inputs<'a> {
     pub ready: bool,
     /// The other controllers that are heard.
     pub others: &'a [ControllerLoad],
+    /// Those of them that have no share, and why: see [`crate::cluster::Cluster::left_out`].
+    pub left_out: &'a [String],
 }
 
 impl<'a> Inputs<'a> {
@@ -86,23 +92,32 @@ impl<'a> Inputs<'a> {
         boot_s: u32,
         load: u32,
         ready: bool,
-        others: &'a [ControllerLoad],
+        (others, left_out): (&'a [ControllerLoad], &'a [String]),
     ) -> Self {
         let weight = config.cluster.this().weight;
-        Self { boot_s, policy: &config.policy, weight, load, ready, others }
+        Self { boot_s, policy: &config.policy, weight, load, ready, others, left_out }
     }
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect {
-    /// Close clients' connections at random, none younger than a number of seconds; see [`Balance::note_closed`].
-    Close {
-        count: usize,
-        /// Least age, seconds.
-        youngest_s: u32,
-    },
+    /// Close clients' connections at random; see [`Balance::note_closed`].
+    Close(Close),
+    /// List the clients' connections for [`Balance::look`].
+    Look,
     /// Tell the operator.
     Say(Level, String),
+}
+
+/// Connections to close.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Close {
+    pub count: usize,
+    /// Least age, seconds.
+    pub youngest_s: u32,
+    /// It is for the balance alone: spare connections that carry a transfer and clients that no relay takes elsewhere, and
+    /// watch whether the clients come back.
+    pub gentle: bool,
 }
 
 impl Balance {
@@ -120,6 +135,8 @@ impl Balance {
             said: String::new(),
             closed: VecDeque::new(),
             closed_in_all: 0,
+            returns: Returns::default(),
+            left_out: Vec::new(),
             changed_at: now,
             asked: false,
             drained_from: None,
@@ -139,7 +156,7 @@ impl Balance {
         self.limit = limit;
     }
 
-    /// A controller came, went or changed its readiness.
+    /// This controller's readiness or the list of controllers has changed.
     pub fn membership_changed(&mut self, now: Instant) {
         self.changed_at = now;
     }
@@ -179,10 +196,25 @@ impl Balance {
         self.closed.iter().filter(|(at, _)| is_away(now, *at)).map(|(_, closed)| closed).sum()
     }
 
-    /// Takes in how many connections were closed after [`Effect::Close`].
-    pub fn note_closed(&mut self, now: Instant, closed: u64) {
+    /// Takes in the clients whose connections were closed after [`Effect::Close`].
+    pub fn note_closed(&mut self, now: Instant, boot_s: u32, close: &Close, clients: &[IpAddr]) {
+        let closed = clients.len() as u64;
         self.closed.push_back((now, closed));
         self.closed_in_all += closed;
+        if close.gentle {
+            self.returns.note_closed(now, boot_s, clients);
+        }
+    }
+
+    /// Takes in the clients' connections after [`Effect::Look`]: do those come back that were closed?
+    pub fn look(&mut self, now: Instant, here: &[Here]) -> Option<Effect> {
+        let pause = self.returns.look(now, here)?;
+        let text = format!(
+            "{}; closing none for the balance's sake for {} min",
+            shed::Rest::InVain,
+            pause.as_secs() / 60
+        );
+        Some(Effect::Say(Level::Warn, text))
     }
 
     /// Several times a second: takes in whether jujud is ready and how much memory is used; `usage` is `None` where the
@@ -220,25 +252,33 @@ impl Balance {
         }
         let (close, plan) = self.shedder.step(self.since_start_ms(now), &input, &rules(inputs.policy));
         (self.may_close, self.plan) = (may, Some(plan));
+        self.left_out = inputs.left_out.to_vec();
         if plan.because.is_err() {
             self.asked = false;
         }
         let mut effects = Vec::new();
         if !starved {
-            effects.extend(self.say_plan(&plan, may, inputs.load));
+            effects.extend(self.say_plan(&plan, may, inputs));
         }
         // Without memory the excess goes even where no other controller has room: the kernel would end jujud, and with
         // it every connection.
         let close = if starved { close.max(over_limit) } else { close };
-        if close > 0 && may && self.state(inputs.ready) != State::NotReady {
+        let gentle = !(draining || starved || over_limit > 0);
+        let most = if gentle { self.returns.allowance(now) } else { usize::MAX };
+        let count = usize::try_from(close).unwrap_or(usize::MAX).min(most);
+        if count > 0 && may && self.state(inputs.ready) != State::NotReady {
             let youngest_s = if draining || starved { 0 } else { MIN_AGE_S };
-            effects.push(Effect::Close { count: close as usize, youngest_s });
+            effects.push(Effect::Close(Close { count, youngest_s, gentle }));
+        }
+        if self.returns.wants_look(now) {
+            effects.push(Effect::Look);
         }
         self.closed.retain(|(at, _)| is_away(now, *at));
         effects
     }
 
-    fn say_plan(&mut self, plan: &Plan, may: bool, load: u32) -> Option<Effect> {
+    fn say_plan(&mut self, plan: &Plan, may: bool, inputs: &Inputs) -> Option<Effect> {
+        let load = inputs.load;
         let said = match plan.because {
             Ok(_) if !may => "too many connections here; policy.rebalance closes none".to_owned(),
             Ok(_) => "closing connections, so that their clients go to other controllers".to_owned(),
@@ -265,6 +305,8 @@ impl Balance {
             limit: u64::from(self.limits().admit),
             weight: u64::from(fixed_weight(self.weight(now, inputs.weight))),
             takes: self.state(inputs.ready) == State::Ready,
+            reachable: true,
+            settled: true,
             age_ms: 0,
             closing: self.closing(now),
             sheds: self.sheds(),
@@ -281,7 +323,8 @@ impl Balance {
             Drain { from_load, within_ms: within_s * 1_000, left_ms: left_s * 1_000 }
         });
         let settled_ms = now.duration_since(self.changed_at).as_millis() as u64;
-        ShedInput { own, others: inputs.others, settled_ms, drain, now: self.asked }
+        let in_vain = self.returns.pauses(now);
+        ShedInput { own, others: inputs.others, settled_ms, in_vain, drain, now: self.asked }
     }
 
     fn since_start_ms(&self, now: Instant) -> u64 {

@@ -33,8 +33,11 @@ impl Orders {
 impl Balance {
     /// `drain`: other controllers serve new clients, and the connections here are closed evenly over `within`.
     pub fn drain(&mut self, now: Instant, within: Duration, inputs: &Inputs) -> Result<String> {
-        if !inputs.others.iter().any(|other| other.takes) {
-            bail!("no other controller takes clients, so nothing is drained (`balancer status` shows them)");
+        if !inputs.others.iter().any(|other| other.takes && other.reachable) {
+            bail!(
+                "no other controller that relays reach takes clients, so nothing is drained (`balancer status` shows \
+                 them)"
+            );
         }
         let from_s = inputs.boot_s.max(1);
         self.orders.drain_from_s = from_s;

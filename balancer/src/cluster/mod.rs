@@ -9,13 +9,14 @@ pub mod networks;
 pub mod paths;
 pub mod peers;
 pub mod slots;
+mod steady;
 #[cfg(test)]
 mod tests;
 pub mod views;
 pub mod waiting;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -33,6 +34,7 @@ use self::{
     networks::{Ask, Barred, Networks},
     paths::{FAMILIES, News, Path, brief, family_name},
     peers::{PeerView, Report},
+    steady::Steady,
     views::{Sent, fixed_rate, fixed_weight},
     waiting::{Waiting, is_stuck},
 };
@@ -64,6 +66,7 @@ pub struct Peer {
     paths: [Path; 2],
     sent: Sent,
     liveness: Liveness,
+    steady: Steady,
     waiting: Waiting,
     /// The next look for clients that wait.
     look: Instant,
@@ -77,6 +80,8 @@ pub struct Cluster {
     /// Why nothing is relayed from here, by family.
     off: [Option<String>; 2],
     networks: Networks,
+    /// The families that clients here use, as in [`FAMILIES`].
+    used: [bool; 2],
     /// Clients that got no connection by relay, as the programs had counted them at the last look at the networks.
     failed: u64,
     failed_before: u64,
@@ -120,8 +125,6 @@ pub enum Effect {
     },
     /// The network is reached by relay to the controller in the slot again: clear its bit.
     Unbar(Barred),
-    /// A controller came, went or changed its readiness.
-    MembershipChanged,
     /// Tell the operator.
     Say(Level, String),
 }
@@ -154,6 +157,7 @@ impl Cluster {
             own_addresses: Vec::new(),
             off: [None, None],
             networks: Networks::default(),
+            used: [false; 2],
             failed: 0,
             failed_before: 0,
             listed,
@@ -389,9 +393,35 @@ impl Cluster {
         peer.map_or_else(Vec::new, |peer| peer.waiting.step(now_s, pairs))
     }
 
-    /// The others as shedding sees them: all that are heard, and have reported.
-    pub fn loads(&self, now: Instant) -> Vec<ControllerLoad> {
-        self.peers.iter().filter_map(|peer| peer.load(now)).collect()
+    /// Takes in the families that clients here use, as in [`FAMILIES`].
+    pub fn note_families(&mut self, used: [bool; 2]) {
+        self.used = used;
+    }
+
+    /// The networks that relays to one controller or another do not serve.
+    pub fn barred(&self) -> HashSet<Address> {
+        self.peers.iter().flat_map(|peer| self.networks.of(peer.slot)).collect()
+    }
+
+    /// The others as shedding sees them: all that are heard, and have reported. `relays`: clients are relayed to them.
+    pub fn loads(&self, now: Instant, relays: bool) -> Vec<ControllerLoad> {
+        let load = |peer: &Peer| {
+            let reachable = !relays || peer.unreached(&self.used).is_none();
+            peer.load(now, reachable)
+        };
+        self.peers.iter().filter_map(load).collect()
+    }
+
+    /// The controllers among [`Cluster::loads`] that have no share of the connections although they may take clients, and
+    /// those that come and go.
+    pub fn left_out(&self, now: Instant, relays: bool) -> Vec<String> {
+        let sentence = |peer: &Peer| {
+            let unreached = peer.unreached(&self.used).filter(|_| relays && peer.state == State::Ready);
+            let unreached =
+                unreached.map(|family| format!("no relay reaches it over {}", family_name(family)));
+            Some(format!("controller {}: {}", peer.name, unreached.or_else(|| peer.steady.words(now))?))
+        };
+        self.peers.iter().filter_map(sentence).collect()
     }
 
     /// Notes the addresses that the others report. `agent.conf` lists addresses without their controllers.
@@ -427,6 +457,7 @@ impl Peer {
             paths: FAMILIES.map(|family| Path::new(now, proved & Controller::path(family) != 0)),
             sent: Sent::default(),
             liveness: Liveness::new(now, state),
+            steady: Steady::default(),
             waiting: Waiting::default(),
             look: now,
         }
@@ -469,8 +500,15 @@ impl Peer {
         if state != self.state {
             effects
                 .push(Effect::Say(Level::Info, format!("controller {} is {}", self.name, describe(state))));
-            effects.push(Effect::MembershipChanged);
             self.state = state;
+        }
+        if state == State::Draining {
+            self.steady.leave();
+        } else if self.steady.note(now, state == State::Ready)
+            && let Some(words) = self.steady.words(now)
+        {
+            let text = format!("controller {} has no share of the connections: {words}", self.name);
+            effects.push(Effect::Say(Level::Warn, text));
         }
         controller.state = state as u8;
         controller.paths = self.proved();
@@ -551,7 +589,13 @@ impl Peer {
         }
     }
 
-    fn load(&self, now: Instant) -> Option<ControllerLoad> {
+    /// A family that clients here use, as told by `used`, and over which no relay is proved to reach it.
+    fn unreached(&self, used: &[bool; 2]) -> Option<Family> {
+        let mut paths = FAMILIES.into_iter().zip(&self.paths).zip(used);
+        paths.find(|((_, path), used)| **used && !path.is_proved()).map(|((family, _), _)| family)
+    }
+
+    fn load(&self, now: Instant, reachable: bool) -> Option<ControllerLoad> {
         if matches!(self.state, State::Absent | State::Silent) {
             return None;
         }
@@ -562,6 +606,8 @@ impl Peer {
             limit: report.limit,
             weight: u64::from(fixed_weight(report.weight)),
             takes: self.state == State::Ready,
+            reachable,
+            settled: self.steady.is_steady(now),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             closing: report.closing,
             sheds: report.sheds,

@@ -3,7 +3,10 @@
 //! A client that is relayed in vain has waited for nothing, so a path is used only while it is proved. The agent probes it
 //! at first, when the programs have doubts, from time to time, and at growing intervals while it does not work.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use balancer_common::wire::Family;
 
@@ -145,6 +148,16 @@ pub fn brief(why: &str) -> String {
     }
     let cut = fault.char_indices().map(|(at, _)| at).take_while(|at| *at <= LONGEST).last().unwrap_or(0);
     format!("{}…", &fault[..cut])
+}
+
+/// The families that more than every twentieth of `clients` uses, as in [`FAMILIES`].
+pub fn used(clients: impl Iterator<Item = IpAddr>) -> [bool; 2] {
+    let mut counts = [0_usize; 2];
+    for client in clients {
+        counts[usize::from(client.is_ipv6())] += 1;
+    }
+    let all = counts[0] + counts[1];
+    counts.map(|count| count * 20 > all)
 }
 
 #[cfg(test)]

@@ -140,7 +140,6 @@ impl Bench {
                 Effect::WriteController { .. }
                 | Effect::LookForWaiting { .. }
                 | Effect::Unbar(_)
-                | Effect::MembershipChanged
                 | Effect::Say(..) => {}
             }
         }
@@ -159,7 +158,6 @@ fn short(effects: &[Effect]) -> String {
         Effect::Probe { .. } => Some("probe"),
         Effect::LookForWaiting { .. } => Some("look"),
         Effect::Unbar(_) => Some("unbar"),
-        Effect::MembershipChanged => Some("changed"),
         Effect::Say(Level::Info, _) => Some("info"),
         Effect::Say(..) => Some("warn"),
     };
@@ -183,16 +181,16 @@ fn a_controller_is_heard_falls_silent_and_comes_back() {
         Absent,
         &[
             (0, Nothing, Absent, ""),
-            (100, Load(5), Ready, "info changed probe"),
+            (100, Load(5), Ready, "info probe"),
             (110, Works, Ready, ""),
             (200, Load(6), Ready, ""),
             (300, Heartbeat, Ready, ""),
             // Its agent is silent: it is not picked, and its clients are looked at twice a second.
-            (5_000, Nothing, Silent, "info changed look"),
+            (5_000, Nothing, Silent, "info look"),
             (5_100, Nothing, Silent, ""),
             (5_500, Nothing, Silent, "look"),
             (60_000, Nothing, Silent, "look"),
-            (60_100, Load(0), Ready, "info changed probe"),
+            (60_100, Load(0), Ready, "info probe"),
             (60_200, Works, Ready, ""),
             (60_600, Heartbeat, Ready, ""),
         ],
@@ -205,23 +203,13 @@ fn a_new_agent_keeps_the_states_that_it_finds_for_three_seconds() {
     for found in [Ready, State::NotReady, State::Draining] {
         prove(
             found,
-            &[
-                (0, Nothing, found, ""),
-                (2_999, Nothing, found, ""),
-                (3_000, Nothing, Silent, "info changed look"),
-            ],
+            &[(0, Nothing, found, ""), (2_999, Nothing, found, ""), (3_000, Nothing, Silent, "info look")],
         );
     }
     // One that was absent before was never heard.
     prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "")]);
     // Once heard, a controller is not given the state from before the start.
-    prove(
-        Ready,
-        &[
-            (100, Draining, State::Draining, "info changed probe"),
-            (200, Nothing, Silent, "info changed look"),
-        ],
-    );
+    prove(Ready, &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "info look")]);
 }
 
 #[test]
@@ -229,7 +217,7 @@ fn relays_begin_when_a_probe_has_worked_and_end_when_two_have_failed() {
     let mut bench = Bench::new(State::Absent);
     // Time, news, the bits of proved paths, effects of the step, effects of the result, the word of `status`.
     let rows = [
-        (100, Load(5), 0, "info changed probe", "", "off"),
+        (100, Load(5), 0, "info probe", "", "off"),
         (150, Works, 1, "", "", "ok"),
         (200, Load(6), 1, "", "", "ok"),
         (60_150, Load(6), 1, "probe", "", "ok"),
@@ -292,7 +280,7 @@ fn nothing_is_probed_from_a_host_that_relays_nothing() {
     assert_eq!(short(&bench.cluster.set_off([Some("a firewall".into()), None])), "");
     assert_eq!(bench.cluster.off(), BTreeMap::from([("IPv4".to_owned(), "a firewall".to_owned())]));
     bench.hear(0, Load(5));
-    assert_eq!(short(&bench.step(0)), "info changed");
+    assert_eq!(short(&bench.step(0)), "info");
     assert_eq!(short(&bench.cluster.set_off([None, None])), "info");
     bench.hear(10, Load(5));
     assert_eq!(short(&bench.step(10)), "probe");
@@ -310,10 +298,10 @@ fn a_report_tells_the_state() {
     prove(
         State::Absent,
         &[
-            (100, NotReady, State::NotReady, "info changed"),
-            (200, Draining, State::Draining, "info changed probe"),
-            (300, Load(1), State::Ready, "info changed"),
-            (400, NotReady, State::NotReady, "info changed"),
+            (100, NotReady, State::NotReady, "info"),
+            (200, Draining, State::Draining, "info probe"),
+            (300, Load(1), State::Ready, "info"),
+            (400, NotReady, State::NotReady, "info"),
             (500, NotReady, State::NotReady, ""),
         ],
     );
@@ -387,18 +375,54 @@ fn shedding_sees_the_controllers_that_are_heard() {
     let mut bench = Bench::new(State::Absent);
     let rows = [
         (0, Nothing, None),
-        (100, Load(5), Some((5, true, 0))),
-        (150, Heartbeat, Some((5, true, 50))),
-        (200, Draining, Some((0, false, 0))),
-        (300, NotReady, Some((0, false, 0))),
-        (400, Nothing, None),
+        (100, Load(5), Some((5, true, 0, false))),
+        (110, Works, Some((5, true, 10, false))),
+        (150, Heartbeat, Some((5, true, 50, false))),
+        // It has been ready for a minute.
+        (60_099, Load(5), Some((5, true, 0, false))),
+        (60_100, Heartbeat, Some((5, true, 1, true))),
+        (60_200, Draining, Some((0, false, 0, false))),
+        (60_300, NotReady, Some((0, false, 0, false))),
+        (60_400, Nothing, None),
     ];
     for (ms, heard, expected) in rows {
         bench.hear(ms, heard);
         bench.step(ms);
-        let loads = bench.cluster.loads(bench.at(ms));
-        let seen = loads.first().map(|load| (load.load, load.takes, load.age_ms));
+        let loads = bench.cluster.loads(bench.at(ms), true);
+        let seen = loads.first().map(|load| (load.load, load.takes, load.age_ms, load.settled));
         assert_eq!(seen, expected, "{ms} ms: {heard:?}");
+    }
+}
+
+#[test]
+fn a_controller_has_no_share_where_no_relay_takes_clients_there() {
+    let mut bench = Bench::new(State::Absent);
+    // Milliseconds, news, the families that clients here use, whether it can be reached, and why it has no share.
+    let rows = [
+        (100, Load(5), [true, false], false, "controller b: no relay reaches it over IPv4"),
+        (110, Works, [true, false], true, "controller b: it has been ready for less than 60 s"),
+        (120, Heartbeat, [true, true], false, "controller b: no relay reaches it over IPv6"),
+        (130, Heartbeat, [false, false], true, "controller b: it has been ready for less than 60 s"),
+        (60_200, Load(5), [true, false], true, ""),
+        (60_300, NotReady, [true, true], false, ""),
+        (60_400, Load(5), [true, false], false, "controller b: no relay reaches it over IPv4"),
+        (60_410, Works, [true, false], true, "controller b: it has been ready for less than 60 s"),
+        (
+            60_500,
+            NotReady,
+            [true, false],
+            false,
+            "controller b: it came and went 2 times; it has a share again once it has been ready for 120 s",
+        ),
+    ];
+    for (ms, heard, used, reachable, why) in rows {
+        bench.cluster.note_families(used);
+        bench.hear(ms, heard);
+        bench.step(ms);
+        let at = bench.at(ms);
+        assert_eq!(bench.cluster.loads(at, true)[0].reachable, reachable, "{ms} ms: {heard:?}");
+        assert!(bench.cluster.loads(at, false)[0].reachable, "clients find it by themselves");
+        assert_eq!(bench.cluster.left_out(at, true).join("; "), why, "{ms} ms: {heard:?}");
     }
 }
 

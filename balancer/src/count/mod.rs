@@ -4,6 +4,7 @@
 //! [`Count`] owns the state; its steps are pure.
 
 pub mod audit;
+pub mod calm;
 pub mod collect;
 pub mod rate;
 pub mod sock_diag;
@@ -19,6 +20,7 @@ use log::Level;
 
 use self::{
     audit::{Audit, Present},
+    calm::Calm,
     rate::Rate,
     sock_diag::Socket,
 };
@@ -26,6 +28,8 @@ use crate::{datapath::FlowPair, operator::status::Relays};
 
 #[derive(Debug, Default)]
 pub struct Count {
+    /// Which connections carry a transfer.
+    pub calm: Calm,
     audit: Audit,
     adjust: i64,
     seeded: (u32, u32),
@@ -155,9 +159,9 @@ pub(crate) fn by_client(sockets: &[Socket], is_client: impl Fn(IpAddr) -> bool) 
     clients
 }
 
-/// The cookies of up to `count` of `sockets`, at random: clients' that have lasted for `youngest_s` seconds or longer.
+/// Up to `count` of `sockets`, at random: clients' that have lasted for `youngest_s` seconds or longer.
 pub(crate) fn choose<'a>(
-    sockets: &'a [Socket],
+    sockets: impl IntoIterator<Item = &'a Socket>,
     tracked: &HashMap<u64, Tracked>,
     now_s: u32,
     youngest_s: u32,
@@ -168,7 +172,7 @@ pub(crate) fn choose<'a>(
             .get(&socket.cookie)
             .is_some_and(|tracked| tracked.client != 0 && now_s.saturating_sub(tracked.since_s) >= youngest_s)
     };
-    fastrand::choose_multiple(sockets.iter().filter(is_old), count)
+    fastrand::choose_multiple(sockets.into_iter().filter(is_old), count)
 }
 
 /// Reads a budget and the counts of received relays of one moment: `received` twice with `budget` in between, until both
@@ -267,7 +271,7 @@ mod tests {
         assert_eq!((count.relays().out, count.relays().into), (2, 1));
     }
 
-    fn socket(cookie: u64, address: &str) -> Socket {
+    pub(super) fn socket(cookie: u64, address: &str) -> Socket {
         Socket {
             cookie,
             local: "10.0.0.1:17070".parse().unwrap(),

@@ -51,16 +51,32 @@ pub struct Balance {
     pub sheds: bool,
     /// The reason why no more are closed, or none.
     pub why: String,
+    /// The controllers that have no share of the connections, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// Connections closed since the agent started.
     pub closed: u64,
     /// How to treat a new client that another controller should serve.
     pub steer: String,
+    /// The share of new clients that is refused at random, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuse_ratio: Option<RefuseRatio>,
     /// Seconds until a drain should end.
     pub drain_left_s: Option<u32>,
     /// The limit that memory sets, and the memory in use.
     pub memory: String,
     /// The hard limit set by `balancer limit`.
     pub operator_limit: Option<u32>,
+}
+
+/// The share of new clients that is refused at random.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RefuseRatio {
+    /// `policy.refuse_ratio`.
+    pub configured: String,
+    /// The part of the clients' dials that this controller has refused so far. It is lower where clients dial again, and no
+    /// more than one in as many as there are controllers.
+    pub real: f64,
 }
 
 /// A controller as this host sees it.
@@ -116,10 +132,30 @@ impl Display for Status {
                 self.exempt_connections
             )?;
         }
-        let Balance { rebalance, sheds, why, closed, steer, drain_left_s, memory, operator_limit } =
-            &self.balance;
+        let Balance {
+            rebalance,
+            sheds,
+            why,
+            left_out,
+            closed,
+            steer,
+            refuse_ratio,
+            drain_left_s,
+            memory,
+            operator_limit,
+        } = &self.balance;
         let doing = if *sheds { "closing connections" } else { "closing none" };
         writeln!(f, "rebalance {rebalance}: {doing} ({why}), {closed} closed so far; steer: {steer}")?;
+        if let Some(RefuseRatio { configured, real }) = refuse_ratio {
+            writeln!(
+                f,
+                "refused at random: {:.1} % of the dials so far, {configured} configured",
+                real * 100.0
+            )?;
+        }
+        for left_out in left_out {
+            writeln!(f, "without a share: {left_out}")?;
+        }
         writeln!(f, "memory: {memory}")?;
         if let Some(left_s) = drain_left_s {
             writeln!(f, "draining: {left_s} s left (`balancer resume` ends the drain)")?;

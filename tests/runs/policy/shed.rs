@@ -4,8 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::cluster::{Cluster, ClusterOptions, is_even};
-use tests::juju::fleet::{Dial, Fleet, Kind};
+use tests::juju::fleet::{BulkDone, Command, Dial, Event, Fleet, Kind};
+use tests::network::firewall;
 use tests::support::eventually::{eventually, wait_for};
 use toml::toml;
 
@@ -23,7 +25,12 @@ fn agents(cluster: &Cluster, entries: usize) -> Dial {
     Dial { timeout_ms: 60_000, buffers: Some(4_096), ..dial }
 }
 
-/// A cluster with 250 client addresses.
+/// `count` agents with two connections each, which know the controller at `index` alone.
+fn agents_of(cluster: &Cluster, index: usize, count: usize) -> Dial {
+    let dial = Dial::new(&format!("agents-{index}"), Kind::Agent, count, &[cluster.address(index)]);
+    Dial { timeout_ms: 60_000, ..dial }
+}
+
 /// Distance between the fullest and the emptiest controller, as a part of the mean.
 fn spread(counts: &[usize]) -> f64 {
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
@@ -208,6 +215,111 @@ fn a_drain_is_even_and_survives_the_agent() -> Result<()> {
 }
 
 #[test]
+fn nothing_is_closed_for_a_controller_that_no_relay_reaches() -> Result<()> {
+    let options = ClusterOptions { balancer: false, ..ClusterOptions::new("psreach") };
+    let mut cluster = Cluster::start(options)?;
+    firewall::drop_ports(&cluster.net.controllers[1].namespace, "17080-17095")?;
+    cluster.start_balancers()?;
+    let told = |status: &Value| status["not_relayed"].to_string().contains("no client is relayed to b");
+    cluster.daemons[0].await_status("nothing is relayed to b", told)?;
+    // These clients know a alone.
+    let dial = Dial::new("all", Kind::Agent, 240, &cluster.addresses()[..1]);
+    cluster.fleet.dial_all(&Dial { rate: 100.0, ..dial })?;
+    let counts = cluster.await_counts(DEADLINE, "a and c share them", |counts| {
+        counts[1] == 0 && counts.iter().sum::<usize>() == 480 && counts[0].abs_diff(counts[2]) <= 8
+    })?;
+    println!("{counts:?}");
+    ensure_quiet(&mut cluster, SETTLED + Duration::from_secs(20))?;
+    let status = cluster.daemons[0].status()?;
+    ensure!(status["balance"]["closed"] == 0, "{status}");
+    let left_out = status["balance"]["left_out"].to_string();
+    ensure!(left_out.contains("controller b: no relay reaches it over IPv4"), "{left_out}");
+    Ok(())
+}
+
+#[test]
+fn the_others_even_out_while_one_controller_comes_and_goes() -> Result<()> {
+    let options = ClusterOptions { balancer: false, ..ClusterOptions::new("psflap") };
+    let mut cluster = Cluster::start(options)?;
+    cluster.fleet.dial_all(&agents_of(&cluster, 0, 150))?;
+    cluster.fleet.dial_all(&agents_of(&cluster, 1, 50))?;
+    cluster.start_balancers()?;
+    let mut toggled = Instant::now();
+    let mut ok = true;
+    let deadline = SETTLED + Duration::from_mins(2);
+    let took = {
+        let (servers, started) = (&cluster.servers, Instant::now());
+        eventually(deadline, "a and b even out", || {
+            if toggled.elapsed() >= Duration::from_secs(10) {
+                (toggled, ok) = (Instant::now(), !ok);
+                servers[2].set_health(ok)?;
+            }
+            let counts = cluster.counts()?;
+            // Some go to c while that is ready.
+            ensure!(counts[0].abs_diff(counts[1]) <= 60, "{counts:?}");
+            Ok(started.elapsed())
+        })?
+    };
+    println!("a and b even after {} s: {:?}", took.as_secs(), cluster.counts()?);
+    cluster.daemons[0].await_log(
+        0,
+        "controller c has no share of the connections: it came and went",
+        DEADLINE,
+    )?;
+    let left_out = cluster.daemons[0].status()?["balance"]["left_out"].to_string();
+    ensure!(left_out.contains("controller c: it came and went"), "{left_out}");
+    Ok(())
+}
+
+#[test]
+fn clients_that_only_come_back_stop_the_closing() -> Result<()> {
+    // Nothing is steered, and the clients know a alone.
+    let mut cluster = with_policy("psvain", toml! { steer = "off" })?;
+    cluster.fleet.dial_all(&agents_of(&cluster, 0, 150))?;
+    let log = "the clients that were closed came back here";
+    cluster.daemons[0].await_log(0, log, SETTLED * 2)?;
+    let closed = cluster.daemons[0].status()?["balance"]["closed"].as_u64().unwrap_or(0);
+    println!("{closed} closed");
+    ensure!((20..=100).contains(&closed), "{closed}");
+    cluster.await_counts(DEADLINE, "all are back", |counts| counts == [300, 0, 0])?;
+    ensure_quiet(&mut cluster, Duration::from_secs(30))
+}
+
+#[test]
+fn connections_that_carry_a_transfer_are_closed_last() -> Result<()> {
+    const IDLE: usize = 60;
+    const TRANSFERS: usize = 5;
+    const BYTES: u64 = 100 << 20;
+    let mut cluster = with_policy("pscalm", toml! { steer = "off" })?;
+    let dial = Dial::new("idle", Kind::Single, IDLE, &cluster.addresses()[..1]);
+    cluster.fleet.dial_all(&dial)?;
+    let address = cluster.address(0);
+    for index in 0..TRANSFERS {
+        let id = format!("transfer-{index}");
+        cluster.fleet.send(&Command::Bulk { id, address, bytes: BYTES, timeout_ms: 60_000 })?;
+    }
+    let all = IDLE + TRANSFERS;
+    cluster.daemons[0].await_status("the transfers are counted", |status| {
+        tests::cluster::status::connections(status) == all as u64
+    })?;
+    cluster.daemons[0].operate(&["drain", "--within", "20s"])?;
+    let mut done = Vec::new();
+    while done.len() < TRANSFERS {
+        let one: BulkDone = cluster.fleet.expect(DEADLINE * 3, |event| {
+            if let Event::Bulk(one) = event {
+                Some(one).filter(|one| !done.contains(&one.id)).cloned()
+            } else {
+                None
+            }
+        })?;
+        ensure!(one.error.is_none(), "a transfer was closed: {one:?}");
+        done.push(one.id);
+    }
+    println!("{:?} when the transfers were through", cluster.counts()?);
+    cluster.await_counts(DEADLINE * 2, "the drain goes on", |counts| counts == [0, 0, 0]).map(drop)
+}
+
+#[test]
 fn the_operator_s_limit_refuses_sheds_and_survives_the_agent() -> Result<()> {
     let mut cluster = with_policy(
         "pslimit",
@@ -257,14 +369,18 @@ fn rebalancing_off_and_dry_runs_close_nothing_and_say_why() -> Result<()> {
         &["rebalance"],
         "this controller has 300 connections; its share is 100, 200 are too many",
     )?;
-    says(&cluster, &["rebalance"], "closing none: a controller came, went")?;
+    says(
+        &cluster,
+        &["rebalance"],
+        "closing none: this controller or its agent started within the last minute",
+    )?;
     says(
         &cluster,
         &["rebalance", "--now", "--dry-run"],
-        "closing 0.5 a second; not more: 0.5 % of the mean",
+        "closing 2.0 a second; not more: 0.5 % of the mean a second, or two",
     )?;
     says(&cluster, &["rebalance", "--now"], "policy.rebalance is not \"on\"")?;
-    cluster.daemons[0].await_log(0, "none is closed: a controller came, went", DEADLINE)?;
+    cluster.daemons[0].await_log(0, "none is closed: this controller or its agent started", DEADLINE)?;
     cluster.daemons[0].await_log(0, "policy.rebalance closes none", SETTLED * 2)?;
     ensure_quiet(&mut cluster, Duration::from_secs(10))?;
     // With `off`, none is closed either.
@@ -276,7 +392,7 @@ fn rebalancing_off_and_dry_runs_close_nothing_and_say_why() -> Result<()> {
     cluster.daemons[0].config.policy.insert("rebalance".into(), "on".into());
     cluster.daemons[0].config.policy.insert("max_rate".into(), 20.0.into());
     cluster.daemons[0].reload()?;
-    says(&cluster, &["rebalance", "--now"], "closing 0.5 a second")?;
+    says(&cluster, &["rebalance", "--now"], "closing 2.0 a second")?;
     cluster.await_counts(DEADLINE, "some are closed", |counts| counts[0] < 300)?;
     Ok(())
 }

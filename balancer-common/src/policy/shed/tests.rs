@@ -7,11 +7,19 @@ use proptest::prelude::*;
 use super::*;
 
 fn standing(load: u64) -> ControllerLoad {
-    ControllerLoad { load, limit: 10_000, weight: 1_024, takes: true, ..ControllerLoad::default() }
+    ControllerLoad {
+        load,
+        limit: 10_000,
+        weight: 1_024,
+        takes: true,
+        reachable: true,
+        settled: true,
+        ..ControllerLoad::default()
+    }
 }
 
 fn scene<'a>(own: &'a ControllerLoad, others: &'a [ControllerLoad]) -> ShedInput<'a> {
-    ShedInput { own, others, settled_ms: SETTLED_MS, drain: None, now: false }
+    ShedInput { own, others, settled_ms: SETTLED_MS, in_vain: false, drain: None, now: false }
 }
 
 #[test]
@@ -23,8 +31,8 @@ fn plans_say_what_and_why() {
     let rows = [
         // own, others, sheds already, excess, rate, because
         (standing(3_000), empty.to_vec(), false, 2_000, 4_000, Ok(Bound::Logins)),
-        (standing(300), empty.to_vec(), false, 200, 500, Ok(Bound::Mean)),
-        (standing(120), empty.to_vec(), false, 80, 200, Ok(Bound::Mean)),
+        (standing(300), empty.to_vec(), false, 200, 2_000, Ok(Bound::Mean)),
+        (standing(120), empty.to_vec(), false, 80, 2_000, Ok(Bound::Mean)),
         (standing(1_060), vec![standing(970), standing(970)], false, 60, 0, Err(Rest::Balanced)),
         (standing(1_060), vec![standing(970), standing(970)], true, 60, 4_000, Ok(Bound::Logins)),
         (standing(1_019), vec![standing(990), standing(990)], true, 19, 0, Err(Rest::Balanced)),
@@ -48,6 +56,39 @@ fn plans_say_what_and_why() {
         (
             standing(3_000),
             vec![ControllerLoad { takes: false, ..standing(0) }],
+            false,
+            0,
+            0,
+            Err(Rest::Balanced),
+        ),
+        // A controller without a relay, or that has just come, has no share: the others even out.
+        (
+            standing(900),
+            vec![standing(300), ControllerLoad { reachable: false, ..standing(0) }],
+            false,
+            300,
+            2_000,
+            Ok(Bound::Logins),
+        ),
+        (
+            standing(900),
+            vec![standing(300), ControllerLoad { settled: false, age_ms: 1_200, ..standing(0) }],
+            false,
+            300,
+            2_000,
+            Ok(Bound::Logins),
+        ),
+        (
+            standing(297),
+            vec![standing(303), ControllerLoad { reachable: false, ..standing(0) }],
+            true,
+            0,
+            0,
+            Err(Rest::Balanced),
+        ),
+        (
+            standing(900),
+            vec![ControllerLoad { reachable: false, ..standing(0) }],
             false,
             0,
             0,
@@ -101,11 +142,16 @@ fn plans_say_what_and_why() {
     }
     assert_eq!(plan(&lone, &rules, false).because, Err(Rest::Balanced), "nobody else");
     let changed = ShedInput { settled_ms: SETTLED_MS - 1, ..scene(&many, &empty) };
-    assert_eq!(plan(&changed, &rules, false).because, Err(Rest::MembershipChanged));
+    assert_eq!(plan(&changed, &rules, false).because, Err(Rest::JustReady));
     assert!(plan(&ShedInput { now: true, ..changed }, &rules, false).because.is_ok());
+    let in_vain = ShedInput { in_vain: true, ..scene(&many, &empty) };
+    assert_eq!(plan(&in_vain, &rules, false).because, Err(Rest::InVain));
+    let over = ControllerLoad { limit: 2_000, ..many };
+    let over = plan(&ShedInput { own: &over, ..in_vain }, &rules, false);
+    assert!(over.because.is_ok(), "the operator asked for the limit: {over:?}");
     let capped = Rules { max_rate_milli: 700, ..rules };
     assert_eq!(plan(&scene(&many, &empty), &capped, false).because, Ok(Bound::MaxRate));
-    assert_eq!(Rest::NoRoom.to_string(), "no other controller has room");
+    assert_eq!(Rest::NoRoom.to_string(), "no other controller that relays reach has room");
 }
 
 #[test]
@@ -192,7 +238,14 @@ impl World {
         for (index, own) in now.iter().enumerate() {
             let mut others = seen.clone();
             others.remove(index);
-            let scene = ShedInput { own, others: &others, settled_ms: SETTLED_MS, drain: None, now: false };
+            let scene = ShedInput {
+                own,
+                others: &others,
+                settled_ms: SETTLED_MS,
+                in_vain: false,
+                drain: None,
+                now: false,
+            };
             let (close, plan) = self.shedders[index].step(now_ms, &scene, rules);
             if close > 0 {
                 assert!(close * 1_000 <= plan.rate_milli * 2 + 1_000, "faster than planned: {plan:?}");

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
     holders::Listener,
-    socket::{Family, Socket, State},
+    socket::{Activity, Family, Socket, State},
 };
 
 /// A netlink socket to `sock_diag`, in the network namespace in which it was opened.
@@ -44,8 +44,8 @@ impl SockDiag {
         for family in [Family::V4, Family::V6] {
             let query = wire::Query::dump(family, &ports, states);
             self.channel
-                .exchange(query, |header| {
-                    let socket = Socket::from_wire(header)?;
+                .exchange(query, |reply| {
+                    let socket = Socket::from_wire(&reply.header)?;
                     if seen.insert(socket.cookie) {
                         sockets.push(socket);
                     }
@@ -56,15 +56,31 @@ impl SockDiag {
         Ok(sockets)
     }
 
+    /// What moves on exactly this socket. `None`: it was gone already, or the kernel does not tell.
+    pub fn activity(&mut self, socket: &Socket) -> Result<Option<Activity>> {
+        let mut activity = None;
+        let note = |reply: &wire::Reply| {
+            activity = reply.activity;
+            Ok(())
+        };
+        let outcome = self.channel.exchange(wire::Query::info(socket.family, socket.to_id()), note);
+        match outcome {
+            Ok(()) => Ok(activity),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error.context("failed to look at a connection by sock_diag")),
+        }
+    }
+
     /// Closes exactly this socket: its owner sees `ECONNABORTED`, its peer a RST. `false`: it was gone already.
     /// Refuses to close a listener.
     pub fn destroy(&mut self, socket: &Socket) -> Result<bool> {
         ensure!(socket.state != State::Listen, "refused to close the listening socket on {}", socket.local);
         let outcome = self.channel.exchange(wire::Query::destroy(socket.family, socket.to_id()), |_| Ok(()));
         let Err(error) = outcome else { return Ok(true) };
+        if is_gone(&error) {
+            return Ok(false);
+        }
         match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            // No socket has these addresses; another one has; it was closed meanwhile.
-            Some(libc::ENOENT | libc::ESTALE | libc::ENOTCONN) => Ok(false),
             Some(libc::EPERM) => Err(error.context("closing sockets needs CAP_NET_ADMIN")),
             Some(libc::EOPNOTSUPP) => {
                 Err(error.context("this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is off)"))
@@ -95,4 +111,10 @@ impl SockDiag {
             }
         }
     }
+}
+
+/// Whether an answer says that no socket has these addresses, that another one has, or that it was closed meanwhile.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    matches!(number, Some(libc::ENOENT | libc::ESTALE | libc::ENOTCONN))
 }

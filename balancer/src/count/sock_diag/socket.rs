@@ -71,6 +71,17 @@ pub struct Socket {
     pub interface: u32,
 }
 
+/// What moves on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activity {
+    /// Bytes wait to be read, sent or acknowledged.
+    pub queued: bool,
+    /// Milliseconds since data last came or went.
+    pub rest_ms: u32,
+    /// Bytes acknowledged and received so far.
+    pub bytes: u64,
+}
+
 impl Socket {
     pub(super) fn from_wire(header: &InetResponseHeader) -> Result<Self> {
         let family = match header.family {

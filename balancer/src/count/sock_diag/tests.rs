@@ -47,6 +47,36 @@ impl Drop for Holder {
     }
 }
 
+#[test]
+fn the_bytes_and_the_rest_of_a_connection_are_told() {
+    use std::io::Write as _;
+    for (to, listener) in [
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), listen((Ipv4Addr::LOCALHOST, 0), false)),
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), listen((Ipv6Addr::UNSPECIFIED, 0), false)),
+    ] {
+        let port = listener.local_addr().unwrap().port();
+        let mut ends = connect(&listener, SocketAddr::new(to.ip(), port), 1);
+        let mut diag = SockDiag::open().unwrap();
+        let socket = diag.dump(&[port..=port], &STATES).unwrap().pop().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut until = |wanted: &dyn Fn(&Activity) -> bool| loop {
+            let activity = diag.activity(&socket).unwrap().unwrap();
+            if wanted(&activity) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{activity:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        ends[0].0.write_all(&[7; 3_000]).unwrap();
+        until(&|activity| activity.queued && activity.bytes >= 3_000);
+        ends[0].1.read_exact(&mut [0; 3_000]).unwrap();
+        until(&|activity| !activity.queued && activity.rest_ms >= 100);
+        drop(ends);
+        let socket = Socket { cookie: socket.cookie + 1_000_000, ..socket };
+        assert_eq!(diag.activity(&socket).unwrap(), None);
+    }
+}
+
 /// `count` connections to `to`, each with its accepted end.
 fn connect(listener: &TcpListener, to: SocketAddr, count: usize) -> Vec<(TcpStream, TcpStream)> {
     (0..count)

@@ -5,7 +5,7 @@ use std::{io, ops::RangeInclusive};
 use anyhow::{Context as _, Result, ensure};
 use netlink_packet_core::{
     DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable as _,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, Parseable as _,
 };
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY,
@@ -13,8 +13,13 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
-use super::{Family, State};
+use super::{Activity, Family, State};
 use crate::host::netlink::{outcome, uninterrupted};
+
+/// Bytes of `struct inet_diag_msg`; attributes follow.
+const HEADER: usize = 72;
+/// The attribute that holds a `struct tcp_info`.
+const INET_DIAG_INFO: u16 = 2;
 
 /// `netlink_dump` fills at most 32 KiB at a time, and no more than the last `recv` offered.
 const RECEIVE_BUFFER: usize = 64 << 10;
@@ -54,6 +59,17 @@ impl Query {
             flags: NLM_F_REQUEST | NLM_F_DUMP,
             request: request(family, StateFlags::from_bits_retain(bits), id),
             attributes: bytecode_attribute(&port_filter(ports)),
+        }
+    }
+
+    /// Asks for the state of the socket with exactly this identity, `struct tcp_info` included.
+    pub(super) fn info(family: Family, id: SocketId) -> Self {
+        let request = request(family, StateFlags::all(), id);
+        Self {
+            message_type: SOCK_DIAG_BY_FAMILY,
+            flags: NLM_F_REQUEST | NLM_F_ACK,
+            request: InetRequest { extensions: ExtensionFlags::INFO, ..request },
+            attributes: Vec::new(),
         }
     }
 
@@ -140,15 +156,39 @@ impl NetlinkSerializable for Query {
     }
 }
 
-/// One socket in an answer, without its attributes: a kernel may send ones that nobody here knows.
-struct Reply(InetResponseHeader);
+/// One socket in an answer. Of its attributes only `struct tcp_info` is read: a kernel may send ones that nobody here
+/// knows.
+pub(super) struct Reply {
+    pub(super) header: InetResponseHeader,
+    /// If it was asked for, and the kernel is new enough.
+    pub(super) activity: Option<Activity>,
+}
 
 impl NetlinkDeserializable for Reply {
     type Error = DecodeError;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        InetResponseHeader::parse(payload).map(Self)
+        let header = InetResponseHeader::parse(payload)?;
+        let attributes = NlasIterator::new(payload.get(HEADER..).unwrap_or_default());
+        let info = attributes.flatten().find(|attribute| attribute.kind() == INET_DIAG_INFO);
+        let activity = info.and_then(|info| activity(&header, info.value()));
+        Ok(Self { header, activity })
     }
+}
+
+/// Reads `struct tcp_info` (include/uapi/linux/tcp.h).
+fn activity(header: &InetResponseHeader, info: &[u8]) -> Option<Activity> {
+    const LAST_DATA_SENT: usize = 44;
+    const LAST_DATA_RECEIVED: usize = 52;
+    const BYTES_ACKED: usize = 120;
+    const BYTES_RECEIVED: usize = 128;
+    let word = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(info.get(at..at + 8)?.try_into().ok()?));
+    Some(Activity {
+        queued: header.recv_queue != 0 || header.send_queue != 0,
+        rest_ms: word(LAST_DATA_SENT)?.min(word(LAST_DATA_RECEIVED)?),
+        bytes: long(BYTES_ACKED)?.wrapping_add(long(BYTES_RECEIVED)?),
+    })
 }
 
 /// A netlink socket and the number of the last request.
@@ -167,11 +207,7 @@ impl Channel {
 
     /// Sends `query` and hands each socket of the answer to `each`. If the kernel answers an error, its root cause is an
     /// [`io::Error`] with that number.
-    pub(super) fn exchange(
-        &mut self,
-        query: Query,
-        each: impl FnMut(&InetResponseHeader) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn exchange(&mut self, query: Query, each: impl FnMut(&Reply) -> Result<()>) -> Result<()> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => connect()?,
@@ -198,7 +234,7 @@ fn converse(
     query: Query,
     sequence: u32,
     buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&InetResponseHeader) -> Result<()>,
+    mut each: impl FnMut(&Reply) -> Result<()>,
 ) -> Result<io::Result<()>> {
     let mut header = NetlinkHeader::default();
     header.flags = query.flags;
@@ -230,7 +266,7 @@ fn converse(
                 continue;
             }
             match message.payload {
-                NetlinkPayload::InnerMessage(Reply(header)) => each(&header)?,
+                NetlinkPayload::InnerMessage(reply) => each(&reply)?,
                 NetlinkPayload::Done(done) => return Ok(outcome(done.code)),
                 NetlinkPayload::Error(error) => return Ok(outcome(error.raw_code())),
                 NetlinkPayload::Overrun(_) => anyhow::bail!("sock_diag lost part of its answer"),
