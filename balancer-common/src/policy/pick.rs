@@ -71,7 +71,8 @@ pub struct PickScratch {
     pub relays: u32,
     /// 1: a client of another picked controller is refused here instead of relayed there.
     pub refuses: u32,
-    /// Index of the controller where the client is never refused.
+    /// Index of the controller where the client is never refused; while a share is refused at random, of the only one that
+    /// refuses it.
     pub home: u32,
     /// Index of a controller to leave out because it did not answer; [`MAX_CONTROLLERS`] or above: none.
     pub avoid: u32,

@@ -61,26 +61,34 @@ pub fn conclude(field: &mut PickScratch, settings: &Settings) {
     field.relays = (relayable & !random_refusal) as u32 & 1;
 }
 
-/// The picked controller while new clients are refused at random: another that has room, or this one.
+/// While a share of the new clients is refused at random: picks another controller that has room, or this one.
+///
+/// A client is refused by its home alone, so no two controllers refuse it. Of clients that dial anywhere every n-th dials
+/// its home, which therefore refuses n times the share; more than one in n cannot be refused. `share` and `random` are
+/// parts of 2³².
 #[inline(always)]
-pub fn random_refusal(field: &PickScratch, share: u32, random: u32) -> u32 {
+pub fn random_refusal(field: &mut PickScratch, share: u32, random: u32) {
     let own = u64::from(field.own);
-    let (mut another, mut own_eligible) = (own, 0u64);
+    let (mut another, mut own_eligible, mut count) = (own, 0u64, 0u64);
     let mut index = 0;
     while index < MAX_CONTROLLERS {
         if let Some(candidate) = field.candidates.get(index) {
             let eligible = if_below(0, u64::from(candidate.eligible));
             let is_own = if_equal(index as u64, own);
             own_eligible |= eligible & is_own;
+            count += eligible & 1;
             let other = eligible & !is_own;
             another = (index as u64 & other) | (another & !other);
         }
         index += 1;
     }
     if own_eligible == 0 {
-        return field.picked;
+        return;
     }
-    if random < share { another as u32 } else { field.own }
+    let refuses = field.home == field.own && u64::from(random) < u64::from(share) * count;
+    field.picked = if refuses { another as u32 } else { field.own };
+    // Elsewhere a client's home never refuses it; here it is the only one that may.
+    field.home = another as u32;
 }
 
 /// A client's address in the form that [`score`] takes.
@@ -103,4 +111,59 @@ const fn mixed(word: u64) -> u64 {
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+
+    /// How many of 3,000 clients are refused at their first dial, by the first three of `controllers` in turn or by the
+    /// first alone, and how many by more than one controller if they dial all of them.
+    fn refused(controllers: usize, share: f64, everywhere: bool) -> (u32, u32) {
+        const NAMES: [u64; 5] =
+            [0x8c1f_9d0e_2b7a_6543, 0x11d2_77aa_90fe_0c35, 0xf00d_5eed_0bad_cafe, 7, 1 << 50];
+        let share = (share * 4_294_967_296.0) as u32;
+        let (mut random, mut first, mut twice) = (1_u32, 0, 0);
+        for number in 0..3_000 {
+            let address = Ipv4Addr::from(0x0a01_0000 + number);
+            let client = hashed(&Address::from(core::net::IpAddr::V4(address)));
+            let home = (0..controllers).max_by_key(|index| score(client, NAMES[*index])).unwrap_or(0);
+            let mut refusals = 0;
+            for dial in 0..controllers {
+                let own = if everywhere { (number as usize + dial) % controllers } else { dial };
+                let mut field = PickScratch { own: own as u32, picked: own as u32, ..PickScratch::default() };
+                field.home = home as u32;
+                field.candidates[..controllers].iter_mut().for_each(|candidate| candidate.eligible = 1);
+                random = random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                random_refusal(&mut field, share, random ^ (random >> 15));
+                let refuses = field.picked != field.own && field.home != field.own;
+                refusals += u32::from(refuses);
+                first += u32::from(refuses && dial == 0);
+            }
+            twice += u32::from(refusals > 1);
+        }
+        (first, twice)
+    }
+
+    #[test]
+    fn the_share_is_refused_and_no_client_by_two_controllers() {
+        // Controllers, share, and the clients that are refused: at most one in as many as there are controllers.
+        let rows = [
+            (3, 1.0 / 3.0, 1_000),
+            (3, 0.25, 750),
+            (3, 0.5, 1_000),
+            (2, 1.0 / 3.0, 1_000),
+            (5, 0.1, 300),
+            (1, 0.5, 0),
+        ];
+        for (controllers, share, expected) in rows {
+            for everywhere in [false, true] {
+                let (first, twice) = refused(controllers, share, everywhere);
+                assert!(first.abs_diff(expected) <= 80, "{controllers} {share} {everywhere}: {first}");
+                assert_eq!(twice, 0, "{controllers} {share} {everywhere}");
+            }
+        }
+    }
 }

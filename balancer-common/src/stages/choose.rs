@@ -40,7 +40,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             Pick::Local | Pick::Nobody => field.own,
         };
         if settings.refuse_share != 0 {
-            field.picked = steer::random_refusal(field, settings.refuse_share, tables.random());
+            steer::random_refusal(field, settings.refuse_share, tables.random());
         }
         if settings.steer == Steer::Off as u8 {
             field.picked = field.own;

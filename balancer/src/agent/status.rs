@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::{Agent, boot_s};
 use crate::{
     cluster::{Peer, describe},
-    config::Controller,
-    operator::status::{ControllerStatus, Status},
+    config::{Controller, Ratio},
+    operator::status::{self, ControllerStatus, RefuseRatio, Status},
 };
 
 impl Agent {
@@ -38,6 +38,8 @@ impl Agent {
             relay: "none".into(),
         }));
         let hooks = &self.programs.data_path.hooks;
+        let counters = self.counters(&budget)?;
+        let refuse_ratio = config.policy.refuse_ratio.map(|ratio| refuse_ratio(ratio, &counters));
         Ok(Status {
             controller: config.cluster.name.clone(),
             api_port: config.api.port,
@@ -51,10 +53,10 @@ impl Agent {
             not_relayed: self.not_relayed(),
             exempt_connections: u64::from(budget.exempt) + u64::from(self.count.seeded_exempt()),
             relays: self.count.relays(),
-            counters: self.counters(&budget)?,
+            counters,
             health: self.jujud.health.borrow().reason.clone(),
             jujud_connections: self.jujud.connections.borrow().clone(),
-            balance: self.balance.status(&config.policy, boot_s()),
+            balance: status::Balance { refuse_ratio, ..self.balance.status(&config.policy, boot_s()) },
             drift: self.count.drift(),
         })
     }
@@ -105,4 +107,11 @@ impl Agent {
         counters.insert("handshakes_in_progress".into(), u64::from(budget.in_progress()));
         Ok(counters)
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn refuse_ratio(configured: Ratio, counters: &BTreeMap<String, u64>) -> RefuseRatio {
+    let count = |event: &str| counters.get(event).copied().unwrap_or(0);
+    let (refused, arrived) = (count("steered"), count("arrived"));
+    RefuseRatio { configured: configured.to_string(), real: refused as f64 / arrived.max(1) as f64 }
 }

@@ -1,5 +1,7 @@
 //! `[policy]`: how the balance is kept.
 
+use std::fmt;
+
 use serde::Deserialize;
 
 use super::{error::Fault, file::Table};
@@ -63,6 +65,12 @@ pub struct Ratio {
     pub part: u32,
     /// Denominator.
     pub whole: u32,
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.part, self.whole)
+    }
 }
 
 impl Ratio {

@@ -81,10 +81,14 @@ pub fn steered(scene: &Scene) -> Vec<Row> {
         ),
         served("nothing is steered: served where it dialled", &world(&scene.busy(), Steer::Off, true)),
         refused(
-            "at random though A has room",
-            &with(&world(&scene.idle(), Steer::Refuse, true), all_at_random),
+            "at random though A, its home, has room",
+            &with(&world(&scene.idle(), Steer::Refuse, false), all_at_random),
         ),
-        served("at random, but this is its home", &with(&at_home, all_at_random)).then(noted),
+        served(
+            "at random, but its home is another",
+            &with(&world(&scene.idle(), Steer::Refuse, true), all_at_random),
+        )
+        .then(noted),
     ]
 }
 

@@ -67,7 +67,7 @@ pub const KEYS: &[Key] = &[
     key("policy.min_excess", Whole(1, u32::MAX), Value("50"),
         "It starts only when it also has more than this many connections above its share."),
     key("policy.max_rate", Number(0.01, 100_000.0),
-        Derived("no limit besides policy.login_rate and 0.5 % of the mean count", "10.0"),
+        Derived("no limit besides policy.login_rate and 0.5 % of the mean count, or two", "10.0"),
         "Most connections closed per second."),
     key("policy.login_rate", Number(0.1, 100_000.0), Value("4.0"),
         "Agent logins per second that one jujud admits, 4 in every known version of Juju. Connections are closed at no \
@@ -76,7 +76,8 @@ pub const KEYS: &[Key] = &[
         "How to treat a new client that another controller should serve. relay: relay its connection there. refuse: \
          refuse it by RST, so that a client with several addresses tries the next one. off: serve it here."),
     key("policy.refuse_ratio", Text("a fraction below 1"), Derived("decided by the connection counts", "\"1/3\""),
-        "With steer = \"refuse\": refuse this fraction of the new clients at random, regardless of the counts."),
+        "With steer = \"refuse\": refuse this fraction of the new clients at random, regardless of the counts. One \
+         controller refuses a client, so of three controllers no more than 1/3 of the clients can be refused."),
     key("policy.per_client_limit", Whole(1, u32::MAX), Derived("no limit", "100"),
         "Most connections of one client address at one controller."),
     key("policy.memory_guard", Flag, Value("true"),
