@@ -182,6 +182,37 @@ fn a_limit_bounds_the_room() {
     assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Local);
 }
 
+/// Weights are relative: see `Stage::weight_part`.
+#[test]
+fn a_controller_short_of_memory_relays_away_where_others_are_better_off() {
+    let (one, short) = (WEIGHT_ONE, WEIGHT_ONE / 64);
+    // The weights; the loads; clients of the first controller that are served there, and relayed to each other one.
+    let rows = [
+        ("nowhere, even", [one; 3], [300; 3], [1.0, 0.0, 0.0]),
+        ("here", [short, one, one], [300; 3], [0.0, 0.5, 0.5]),
+        ("here, where nobody is yet", [short, one, one], [0, 300, 300], [0.6, 0.2, 0.2]),
+        ("everywhere, even", [short; 3], [300; 3], [1.0, 0.0, 0.0]),
+        ("everywhere, uneven", [short; 3], [300, 0, 0], [0.0, 0.5, 0.5]),
+        ("at one other", [one, short, one], [300, 0, 0], [0.0, 0.03, 0.97]),
+    ];
+    for (what, weights, loads, expected) in rows {
+        let mut field = even(3, 0, 1_000);
+        for index in 0..3 {
+            (field.candidates[index].weight, field.candidates[index].load) = (weights[index], loads[index]);
+        }
+        let Odds { local, relay } = frequencies(&field);
+        for (found, right) in [local, relay[1], relay[2]].into_iter().zip(expected) {
+            assert!((found - right).abs() < 0.05, "{what}: {local} {relay:?}");
+        }
+    }
+    let mut field = even(3, 300, 1_000);
+    field.candidates[0].weight = short;
+    for other in &mut field.candidates[1..] {
+        other.limit = 300;
+    }
+    assert_eq!(pick(&mut field, (0, 0)), Pick::Local, "where nobody has room, it is served here");
+}
+
 /// Entries that decide independently, on late reports.
 struct Cluster {
     loads: Vec<u32>,

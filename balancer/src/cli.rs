@@ -46,6 +46,9 @@ pub enum Command {
         /// Most client connections, or "default" for the configured limit
         #[arg(value_parser = parse_limit)]
         limit: Limit,
+        /// Do not ask before connections are closed
+        #[arg(long)]
+        yes: bool,
         /// The configuration file
         #[command(flatten)]
         configured: Configured,

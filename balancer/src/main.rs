@@ -1,7 +1,11 @@
 //! The binary: parses the command line, calls the library, and turns errors into messages and exit codes.
 #![expect(clippy::print_stdout, reason = "commands print their results")]
 
-use std::{future::Future, process::ExitCode};
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use balancer::{
@@ -39,7 +43,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;
         }
         Command::Resume(configured) => tell(&configured, &Request::Resume)?,
-        Command::Limit { limit: Limit(limit), configured } => tell(&configured, &Request::Limit { limit })?,
+        Command::Limit { limit: Limit(limit), yes, configured } => order_limit(&configured, limit, yes)?,
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
         }
@@ -65,6 +69,27 @@ fn execute(command: Command) -> Result<ExitCode> {
 fn tell(configured: &Configured, request: &Request) -> Result<()> {
     let paths = Config::load_paths(&configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
+    println!("{}", answer.as_str().unwrap_or_default().trim_end());
+    Ok(())
+}
+
+/// Sets the limit; asks before connections are closed.
+fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result<()> {
+    let paths = Config::load_paths(&configured.config)?;
+    let order = |sure| wait(control::call(&paths.control, &Request::Limit { limit, sure }));
+    let mut answer = order(yes)?;
+    if let Some(question) = answer.get(control::ASKS).and_then(|text| text.as_str()) {
+        if !io::stdin().is_terminal() {
+            anyhow::bail!("{question}; nothing is changed; add --yes if you mean it");
+        }
+        eprint!("{question}\nSet the limit? [y/N] ");
+        let mut reply = String::new();
+        io::stdin().read_line(&mut reply).context("failed to read the reply")?;
+        if !matches!(reply.trim(), "y" | "Y" | "yes") {
+            anyhow::bail!("nothing is changed");
+        }
+        answer = order(true)?;
+    }
     println!("{}", answer.as_str().unwrap_or_default().trim_end());
     Ok(())
 }

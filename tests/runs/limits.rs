@@ -2,15 +2,19 @@
 //! exempt.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, RELAY_PORTS};
 use tests::juju::fleet::{Dial, Fleet, Kind};
-use tests::support::eventually::SOON;
+use tests::support::eventually::{SOON, wait_for};
+use tests::support::process::run;
 
 const LIMIT: usize = 500;
+/// The server's limits are read every half minute.
+const READ_AGAIN: Duration = Duration::from_mins(1);
 
 fn limited(tag: &str) -> ClusterOptions {
     ClusterOptions { hard_limit: Some(LIMIT as u64), plain: true, ..ClusterOptions::new(tag) }
@@ -84,4 +88,30 @@ fn the_limit_is_never_exceeded_with_3000_at_once() -> Result<()> {
 #[test]
 fn the_limit_is_never_exceeded_with_3000_at_once_over_a_slow_link() -> Result<()> {
     never_passed(ClusterOptions { delay: Some(Duration::from_millis(50)), ..limited("limslow") })
+}
+
+#[test]
+fn a_limit_that_nobody_set_follows_the_server_and_a_lower_one_is_asked_for() -> Result<()> {
+    let options = ClusterOptions { controllers: 1, plain: true, ..ClusterOptions::new("limset") };
+    let mut cluster = Cluster::start(options)?;
+    let server = cluster.servers[0].process().pid().to_string();
+    let files =
+        |files: u64| run(Command::new("prlimit").args(["--pid", &server, &format!("--nofile={files}")]));
+    let limit = |cluster: &Cluster| Ok(cluster.daemons[0].status()?["hard_limit"].as_u64().unwrap_or(0));
+    // Less an eighth.
+    for (open, connections) in [(8_000, 7_000), (4_000, 3_500)] {
+        files(open)?;
+        wait_for(READ_AGAIN, "the limit that follows", || limit(&cluster), |&limit| limit == connections)?;
+    }
+    cluster.dial("all", Kind::Raw, 30)?;
+    let (code, _, asked) = cluster.daemons[0].cli(&["limit", "20"])?;
+    println!("{asked}");
+    ensure!(code != Some(0) && limit(&cluster)? == 3_500, "nothing has changed: {asked}");
+    ensure!(
+        asked.contains("30 client connections are here, more than 20") && asked.contains("add --yes"),
+        "{asked}"
+    );
+    let said = cluster.daemons[0].operate(&["limit", "20", "--yes"])?;
+    ensure!(limit(&cluster)? == 20 && cluster.counts()? == [30], "no other controller has room: {said}");
+    Ok(())
 }

@@ -104,7 +104,11 @@ impl Agent {
     pub(super) fn others(&self, now: Instant) -> (Vec<ControllerLoad>, Vec<String>) {
         // Without relays, clients find the others by themselves.
         let relays = self.config.running.policy.steer == Steer::Relay;
-        (self.cluster.loads(now, relays), self.cluster.left_out(now, relays))
+        let mut others = self.cluster.loads(now, relays);
+        let reports = self.cluster.peers().iter().filter(|peer| peer.state == State::Ready);
+        let parts = reports.filter_map(|peer| Some(peer.report.as_ref()?.weight / peer.weight));
+        balance::weigh(&mut others, self.balance.memory_part(), parts);
+        (others, self.cluster.left_out(now, relays))
     }
 
     /// Established connections of the API, direct and relayed, of clients and others.
@@ -135,7 +139,7 @@ impl Agent {
             draining: state == State::Draining,
             connections: self.count.connections(&budget),
             handshakes: u64::from(budget.in_progress()),
-            limit: u64::from(self.balance.limits().pick),
+            limit: u64::from(self.balance.admit()),
             weight: self.balance.weight(now, this.weight),
             arrivals_per_s: self.count.arrivals_per_s(),
             received,

@@ -97,7 +97,7 @@ impl Agent {
             config.cluster.controllers.len(),
             config.api.port,
             hooks.join(", "),
-            self.balance.limits().admit,
+            self.balance.admit(),
             self.load(),
             if first { " were there before" } else { " go on" },
         );

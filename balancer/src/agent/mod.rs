@@ -238,6 +238,7 @@ impl Agent {
             }
             // jujud may have started after the agent.
             self.jujud.memory.seek();
+            self.adapt_limit();
             self.schedule.audit = now + if self.count.has_seeded() { AUDIT_SEEDED } else { AUDIT };
         }
         if now >= self.schedule.collect {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use balancer_common::records::Controller as Slot;
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::{Agent, start};
 use crate::{
@@ -22,7 +22,12 @@ impl Agent {
     pub(super) async fn reload(&mut self) {
         notify::reloading();
         let done = match self.read_again().await {
-            Ok(config) => self.reconfigure(config).await,
+            Ok(config) => {
+                for warning in &config.warnings {
+                    warn!("{warning}");
+                }
+                self.reconfigure(config).await
+            }
             Err(error) => Err(error),
         };
         match done {
@@ -62,6 +67,16 @@ impl Agent {
         }
     }
 
+    /// jujud may have started, or started again with other limits.
+    pub(super) fn adapt_limit(&mut self) {
+        let (limit, reason) = start::limit(&self.config.running, self.jujud.memory.open_files());
+        if self.balance.set_limit(limit)
+            && let Some(reason) = reason
+        {
+            info!("hard limit: {reason}");
+        }
+    }
+
     async fn read_again(&self) -> Result<Config> {
         let addresses = self.programs.interfaces.host_addresses().await?;
         let mut config = Config::load(&self.config.path, &addresses)?;
@@ -84,7 +99,7 @@ impl Agent {
         if changed {
             self.balance.membership_changed(now);
         }
-        self.balance.set_limit(start::limit(&self.config.running).0);
+        self.adapt_limit();
         self.write_addresses()?;
         self.interfaces_changed().await;
         self.look_at_firewall();

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use log::{info, warn};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Agent, boot_s};
 use crate::{
-    balance::Inputs,
-    operator::control::{ControlSocket, Request},
+    balance::{Inputs, Limited},
+    operator::control::{ASKS, ControlSocket, Request},
 };
 
 pub(super) type Asked = (Request, oneshot::Sender<Result<Value, String>>);
@@ -44,11 +44,13 @@ impl Agent {
                     text
                 }
             },
-            Request::Limit { limit } => {
-                let text = self.balance.order_limit(*limit, load);
-                info!("the operator sets the hard limit to {}", self.balance.limits().admit);
-                text
-            }
+            Request::Limit { limit, sure } => match self.balance.order_limit(now, *limit, *sure, &inputs) {
+                Limited::Asks(text) => return Ok(json!({ ASKS: text })),
+                Limited::Set(text) => {
+                    info!("the operator sets the hard limit to {}", self.balance.admit());
+                    text
+                }
+            },
             Request::Rebalance { now: begin, dry_run } => {
                 return Ok(self.balance.rebalance(now, *begin, *dry_run, &inputs)?.into());
             }

@@ -4,7 +4,6 @@ use std::{collections::HashMap, net::IpAddr, time::Instant};
 
 use anyhow::Result;
 use balancer_common::{
-    policy::memory_guard::Limits,
     records::{Controller, Settings, State, Steer as Steering},
     wire::Port,
 };
@@ -27,7 +26,7 @@ const HANDSHAKES: u32 = 256;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inputs<'a> {
     pub(super) config: &'a Config,
-    pub(super) limits: Limits,
+    pub(super) limit: u32,
     pub(super) orders: Orders,
     pub(super) own_slot: usize,
     pub(super) adjust: i64,
@@ -42,7 +41,7 @@ pub(super) struct Inputs<'a> {
 }
 
 pub(super) fn settings(inputs: &Inputs) -> Settings {
-    let Inputs { config, limits, orders, .. } = *inputs;
+    let Inputs { config, limit, orders, .. } = *inputs;
     let (policy, relay_ports) = (&config.policy, config.cluster.relay_ports);
     let announced = inputs.relay_out.iter().map(|port| port.host()).filter(|&port| port != 0);
     let (peer_first, peer_last) = announced
@@ -55,8 +54,8 @@ pub(super) fn settings(inputs: &Inputs) -> Settings {
         upgraded: inputs.upgraded.into(),
         epoch: inputs.epoch,
         only_way: inputs.only_way,
-        limit: limits.admit,
-        handshake_cap: (limits.admit / 4).max(HANDSHAKES),
+        limit,
+        handshake_cap: (limit / 4).max(HANDSHAKES),
         flood_per_cpu: FLOOD_PER_CPU,
         report_ms: TICK.as_millis() as u32,
         steer: match policy.steer {
@@ -87,7 +86,7 @@ impl Agent {
         let relay_out = relay_out.collect::<Result<Vec<_>>>()?;
         let settings = settings(&Inputs {
             config: &self.config.running,
-            limits: self.balance.limits(),
+            limit: self.balance.admit(),
             orders: self.balance.orders(),
             own_slot: self.cluster.own_slot(),
             adjust: self.count.adjust(),
@@ -117,7 +116,7 @@ impl Agent {
         let maps = &mut self.programs.data_path.maps;
         let own = Controller {
             state: state as u8,
-            limit: self.balance.limits().pick,
+            limit: self.balance.admit(),
             weight: fixed_weight(weight),
             arrivals_milli: fixed_rate(self.count.arrivals_per_s()),
             reported_ns: boot_ns(),
@@ -151,7 +150,7 @@ mod tests {
         let relay_out: Vec<Port> = relay_out.iter().map(|&port| Port::new(port)).collect();
         settings(&Inputs {
             config: &config,
-            limits: Limits { admit, pick: admit },
+            limit: admit,
             orders: Orders { limit: 9, drain_from_s: 1, drain_until_s: 2 },
             own_slot: 3,
             adjust: -4,

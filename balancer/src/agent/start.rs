@@ -108,12 +108,12 @@ fn hook_here() -> TcHook {
     datapath::hook_of_this_kernel("lo")
 }
 
-/// The limit that `config` sets, or the one that this host's resources give; and where the latter comes from.
-pub(super) fn limit(config: &Config) -> (Limit, Option<String>) {
+/// The limit that `config` sets, or the one that follows from jujud's `open_files`; and the reason for the latter.
+pub(super) fn limit(config: &Config, open_files: Option<u64>) -> (Limit, Option<String>) {
     if let Some(connections) = config.api.hard_limit {
         return (Limit { connections, is_set: true }, None);
     }
-    let (connections, reason) = limits::derive();
+    let (connections, reason) = limits::derive(open_files);
     (Limit { connections, is_set: false }, Some(reason))
 }
 
@@ -123,9 +123,17 @@ impl Agent {
         let control = ControlSocket::bind(&config.paths.control)?;
         let interfaces = Interfaces::open()?;
         let devices = interfaces.list().await?;
-        let (limit, reason) = limit(&config);
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        let mut memory = Gauge::new("/proc");
+        for listener in &listeners {
+            memory.follow(listener.holder);
+        }
+        memory.seek();
+        let (limit, reason) = limit(&config, memory.open_files());
         if let Some(reason) = reason {
-            info!("hard limit: {reason}");
+            info!("hard limit: {reason}; set api.hard_limit to choose another");
         }
         let tag_key = key.syn_tag_key();
         let gossip = Peers::start(PeersConfig {
@@ -153,10 +161,6 @@ impl Agent {
             handles.push(tokio::spawn(introspection::watch(socket, counted)));
         }
         handles.push(tokio::spawn(forward_log(data_path.logger()?)));
-        let mut memory = Gauge::new("/proc");
-        for listener in &listeners {
-            memory.follow(listener.holder);
-        }
         let follow = match &config.cluster.source {
             Source::AgentConf(path) => Some(Follow::new(path)),
             Source::File => None,

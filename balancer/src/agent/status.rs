@@ -48,7 +48,7 @@ impl Agent {
                 .iter()
                 .filter_map(|(name, attached)| Some((name.clone(), attached.without_xdp.clone()?)))
                 .collect(),
-            hard_limit: self.balance.limits().admit,
+            hard_limit: self.balance.admit(),
             controllers,
             not_relayed: self.not_relayed(),
             exempt_connections: u64::from(budget.exempt) + u64::from(self.count.seeded_exempt()),
@@ -70,12 +70,14 @@ impl Agent {
     }
 
     fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
+        let state = self.balance.state(self.is_ready());
+        let refuses = state == State::Ready && self.balance.refuses_for_memory();
         ControllerStatus {
             name: this.name.clone(),
             addresses: this.addresses.clone(),
-            state: describe(self.balance.state(self.is_ready())).into(),
+            state: if refuses { "no-memory" } else { describe(state) }.into(),
             connections: self.count.connections(budget),
-            limit: u64::from(self.balance.limits().admit),
+            limit: u64::from(self.balance.admit()),
             weight: self.balance.weight(now, this.weight),
             age_ms: 0,
             relay: "self".into(),

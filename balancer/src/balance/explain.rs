@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Instant};
 
 use balancer_common::policy::shed::{self, MIN_AGE_S, ShedInput};
 
-use super::{Balance, Inputs, rules};
+use super::{Balance, Inputs, rules, word};
 use crate::{
     config::{Policy, Rebalance, Steer},
     operator::status,
@@ -84,6 +84,7 @@ impl Balance {
             refuse_ratio: None,
             drain_left_s: (drain_until_s != 0).then(|| drain_until_s.saturating_sub(boot_s)),
             memory: self.memory.to_string(),
+            memory_stage: word(self.memory.stage()).into(),
             operator_limit: (self.orders.limit != 0).then_some(self.orders.limit),
         }
     }

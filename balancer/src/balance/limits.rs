@@ -1,36 +1,26 @@
-//! The hard limit where the configuration names none.
+//! The hard limit where the configuration names none: the files that jujud may open. Memory has no part in it: the memory
+//! guard looks at the memory that is really there.
 
-use std::fs;
-
-/// jujud's descriptor limit, the `LimitNOFILE` of its unit in every known version.
-const DESCRIPTORS: u64 = 64_000;
-/// Descriptors that jujud needs for everything but its API's connections.
+/// jujud's limit on open files (`LimitNOFILE` of its unit in every known version), where its process is not found.
+const OPEN_FILES: u64 = 64_000;
+/// Files that jujud opens for everything but its API's connections; of a small limit an eighth.
 const RESERVED: u64 = 4_000;
-/// jujud's memory for a connection, bytes (the only figure known, measured by its authors in 2013).
-const PER_CONNECTION: u64 = 400_000;
+/// More connections than any controller has had; picks count no more than sixteen times this.
+const MOST: u64 = 1_000_000;
 
-/// A limit that this host's descriptors and memory can hold, and the reason for it.
-pub fn derive() -> (u32, String) {
-    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory(&text)).unwrap_or(0);
-    let (limit, reason) = choose(DESCRIPTORS, memory);
-    (limit, format!("{limit} client connections ({reason}); set api.hard_limit to choose another"))
-}
-
-/// The connections that half of the memory holds, or the descriptors, whichever is less.
-fn choose(descriptors: u64, memory: u64) -> (u32, &'static str) {
-    let by_descriptors = descriptors.saturating_sub(RESERVED).max(1);
-    let by_memory = memory / 2 / PER_CONNECTION;
-    if memory != 0 && by_memory < by_descriptors {
-        (by_memory.max(1) as u32, "half of this host's memory at 400 kB each")
-    } else {
-        (by_descriptors as u32, "jujud's 64,000 descriptors less 4,000")
-    }
-}
-
-/// `MemTotal` of /proc/meminfo, bytes.
-fn total_memory(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+/// The limit for a jujud that may have `open_files` files open, and the reason for it.
+pub fn derive(open_files: Option<u64>) -> (u32, String) {
+    let files = open_files.unwrap_or(OPEN_FILES);
+    let reserved = RESERVED.min(files / 8);
+    let limit = (files - reserved).clamp(1, MOST) as u32;
+    let whose = match open_files {
+        Some(_) => "jujud may open",
+        None => "jujud is not found; as a rule it may open",
+    };
+    (
+        limit,
+        format!("{limit} client connections ({whose} {files} files, and {reserved} are for other purposes)"),
+    )
 }
 
 #[cfg(test)]
@@ -38,11 +28,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scarcer_of_memory_and_descriptors_decides() {
-        assert_eq!(choose(64_000, 8 << 30).0, 10_737);
-        assert_eq!(choose(64_000, 1 << 40).0, 60_000);
-        assert_eq!(choose(64_000, 0).0, 60_000);
-        assert_eq!(choose(1_000, 1).0, 1);
-        assert_eq!(total_memory("MemTotal:       1024 kB\nMemFree: 3 kB"), Some(1 << 20));
+    fn the_open_files_of_jujud_decide() {
+        let rows = [
+            (None, 60_000),
+            (Some(64_000), 60_000),
+            (Some(524_288), 520_288),
+            (Some(16_000), 14_000),
+            (Some(1_024), 896),
+            (Some(1 << 40), 1_000_000),
+            (Some(0), 1),
+        ];
+        for (files, limit) in rows {
+            assert_eq!(derive(files).0, limit, "{files:?}");
+        }
+        assert_eq!(
+            derive(Some(1_024)).1,
+            "896 client connections (jujud may open 1024 files, and 128 are for other purposes)"
+        );
     }
 }

@@ -20,7 +20,7 @@ use std::{
 
 use balancer_common::{
     policy::{
-        memory_guard::Limits,
+        memory_guard::Stage,
         shed::{self, ControllerLoad, Drain, MIN_AGE_S, Plan, RETURN_MS, Rules, ShedInput, Shedder},
     },
     records::State,
@@ -28,7 +28,11 @@ use balancer_common::{
 use log::Level;
 
 use self::{memory::Memory, ramp::Ramp, returns::Returns};
-pub use self::{orders::Orders, returns::Here};
+pub use self::{
+    memory::{weigh, word},
+    orders::{Limited, Orders},
+    returns::Here,
+};
 use crate::{
     cluster::views::fixed_weight,
     config::{Config, Policy, Rebalance},
@@ -65,7 +69,7 @@ pub struct Balance {
 pub struct Limit {
     /// Client connections.
     pub connections: u32,
-    /// Whether the configuration sets it; else it is derived from this host's resources.
+    /// Whether the configuration sets it; else it is derived from the files that jujud may open.
     pub is_set: bool,
 }
 
@@ -79,7 +83,7 @@ pub struct Inputs<'a> {
     pub load: u32,
     /// jujud is ready.
     pub ready: bool,
-    /// The other controllers that are heard.
+    /// The other controllers that are heard, with the weights that [`weigh`] gives them.
     pub others: &'a [ControllerLoad],
     /// Those of them that have no share, and why: see [`crate::cluster::Cluster::left_out`].
     pub left_out: &'a [String],
@@ -152,8 +156,9 @@ impl Balance {
         self.orders
     }
 
-    pub fn set_limit(&mut self, limit: Limit) {
-        self.limit = limit;
+    /// Returns whether that is another limit than before.
+    pub fn set_limit(&mut self, limit: Limit) -> bool {
+        std::mem::replace(&mut self.limit, limit) != limit
     }
 
     /// This controller's readiness or the list of controllers has changed.
@@ -170,16 +175,24 @@ impl Balance {
         }
     }
 
-    /// This controller's weight: the `configured` one, or a part of it while it ramps up.
+    /// This controller's weight: the `configured` one, or a part of it while it ramps up or runs short of memory.
     pub fn weight(&self, now: Instant, configured: f64) -> f64 {
-        configured * self.ramp.part(now)
+        configured * self.ramp.part(now) * self.memory_part()
     }
 
-    /// The limits in force.
-    pub fn limits(&self) -> Limits {
-        let configured = self.configured_limit();
-        let Limits { admit, pick } = self.memory.limits();
-        Limits { admit: admit.min(configured), pick: pick.min(configured) }
+    /// The part of its weight that memory leaves to this controller.
+    pub fn memory_part(&self) -> f64 {
+        self.memory.stage().weight_part()
+    }
+
+    /// The limit in force.
+    pub fn admit(&self) -> u32 {
+        self.memory.admit(self.configured_limit())
+    }
+
+    /// Whether new clients are refused because memory is short.
+    pub fn refuses_for_memory(&self) -> bool {
+        self.memory.stage() >= Stage::Refuse
     }
 
     fn configured_limit(&self) -> u32 {
@@ -230,10 +243,8 @@ impl Balance {
         if self.ramp.note_ready(now, ready) {
             self.changed_at = now;
         }
-        let now_ms = self.since_start_ms(now);
-        let configured = self.configured_limit();
-        let said = self.memory.update(now_ms, usage, configured, load, policy)?;
-        Some(Effect::Say(Level::Warn, said))
+        let (level, said) = self.memory.update(self.since_start_ms(now), usage, load, policy)?;
+        Some(Effect::Say(level, said))
     }
 
     /// Once a second: decides how many connections to close, and why not more.
@@ -245,13 +256,12 @@ impl Balance {
         let starved = self.memory.starves();
         // A limit that nobody set refuses new clients, and closes nothing.
         let is_set = self.limit.is_set || self.orders.limit != 0;
-        let may =
-            inputs.policy.rebalance == Rebalance::On || draining || starved || (is_set && over_limit > 0);
+        let may = inputs.policy.rebalance == Rebalance::On || draining || (is_set && over_limit > 0);
         if draining && self.drained_from.is_none() {
             self.drained_from = input.drain.map(|drain| drain.from_load);
         }
         let (close, plan) = self.shedder.step(self.since_start_ms(now), &input, &rules(inputs.policy));
-        (self.may_close, self.plan) = (may, Some(plan));
+        (self.may_close, self.plan) = (may || starved, Some(plan));
         self.left_out = inputs.left_out.to_vec();
         if plan.because.is_err() {
             self.asked = false;
@@ -260,13 +270,15 @@ impl Balance {
         if !starved {
             effects.extend(self.say_plan(&plan, may, inputs));
         }
-        // Without memory the excess goes even where no other controller has room: the kernel would end jujud, and with
-        // it every connection.
+        let may = may && self.state(inputs.ready) != State::NotReady;
+        let close = if may { close } else { 0 };
+        // Without memory the excess goes even where no other controller has room, and although jujud is not ready, as a
+        // jujud without memory may well be: the kernel would end it, and with it every connection.
         let close = if starved { close.max(over_limit) } else { close };
         let gentle = !(draining || starved || over_limit > 0);
         let most = if gentle { self.returns.allowance(now) } else { usize::MAX };
         let count = usize::try_from(close).unwrap_or(usize::MAX).min(most);
-        if count > 0 && may && self.state(inputs.ready) != State::NotReady {
+        if count > 0 {
             let youngest_s = if draining || starved { 0 } else { MIN_AGE_S };
             effects.push(Effect::Close(Close { count, youngest_s, gentle }));
         }
@@ -302,8 +314,8 @@ impl Balance {
     fn own_load(&self, now: Instant, inputs: &Inputs) -> ControllerLoad {
         ControllerLoad {
             load: u64::from(inputs.load),
-            limit: u64::from(self.limits().admit),
-            weight: u64::from(fixed_weight(self.weight(now, inputs.weight))),
+            limit: u64::from(self.admit()),
+            weight: u64::from(fixed_weight(inputs.weight * self.ramp.part(now))),
             takes: self.state(inputs.ready) == State::Ready,
             reachable: true,
             settled: true,

@@ -1,11 +1,17 @@
 //! The operator's orders: drain, resume, another limit, rebalance.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
-use balancer_common::{policy::shed::Shedder, records::Settings};
+use balancer_common::{
+    policy::shed::{self, ControllerLoad, Shedder},
+    records::Settings,
+};
 
-use super::{Balance, Inputs, ramp::RAMP};
+use super::{Balance, Inputs, ramp::RAMP, rules};
 use crate::config::Rebalance;
 
 /// The orders in force. They lie in the settings, and so outlive the agent.
@@ -28,6 +34,15 @@ impl Orders {
             drain_until_s: settings.drain_until_s,
         }
     }
+}
+
+/// The answer to `limit`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Limited {
+    /// The limit is in force.
+    Set(String),
+    /// It would close connections, and nothing has changed.
+    Asks(String),
 }
 
 impl Balance {
@@ -65,15 +80,49 @@ impl Balance {
         Some(format!("taking clients again, with full weight in {} s", RAMP.as_secs()))
     }
 
-    /// `limit N`, or the configured limit again.
-    pub fn order_limit(&mut self, limit: Option<u32>, load: u32) -> String {
-        self.orders.limit = limit.unwrap_or(0);
-        match limit {
-            Some(limit) => format!(
-                "at most {limit} client connections; {load} are here (`balancer limit default` undoes it)"
-            ),
-            None => format!("at most {} client connections, as configured", self.limits().admit),
+    /// `limit N`, or the configured limit again. An order that closes connections must be `sure`.
+    pub fn order_limit(&mut self, now: Instant, limit: Option<u32>, sure: bool, inputs: &Inputs) -> Limited {
+        let load = inputs.load;
+        let Some(limit) = limit else {
+            self.orders.limit = 0;
+            let source = if self.limit.is_set { "as configured" } else { "as many as jujud has files for" };
+            return Limited::Set(format!("at most {} client connections, {source}", self.admit()));
+        };
+        let closes = (load > limit).then(|| self.foresee(now, limit, inputs));
+        if let Some(closes) = closes.as_ref().filter(|_| !sure) {
+            return Limited::Asks(format!("{load} client connections are here, more than {limit}: {closes}"));
         }
+        self.orders.limit = limit;
+        let closes = closes.map_or_else(String::new, |closes| format!("\n{closes}"));
+        Limited::Set(format!(
+            "at most {limit} client connections; {load} are here (`balancer limit default` undoes it){closes}"
+        ))
+    }
+
+    /// The closings that a limit below the load brings, in words.
+    fn foresee(&self, now: Instant, limit: u32, inputs: &Inputs) -> String {
+        let own = ControllerLoad { limit: u64::from(limit), ..self.own_load(now, inputs) };
+        let plan = shed::plan(&self.shed_input(now, &own, inputs), &rules(inputs.policy), false);
+        let above = own.load.saturating_sub(own.limit);
+        let close = plan.excess.min(above);
+        let mut text = "new clients are refused here".to_owned();
+        let _infallible = match plan.because {
+            Ok(_) => {
+                let (rate_milli, left_s) = (plan.rate_milli, close * 1_000 / plan.rate_milli.max(1));
+                write!(
+                    text,
+                    ", and {close} connections are closed, at most {}.{} a second (about {left_s} s)",
+                    rate_milli / 1_000,
+                    rate_milli % 1_000 / 100
+                )
+            }
+            Err(rest) => write!(text, ", and the {above} above it are closed later, as for now {rest}"),
+        };
+        if plan.because.is_ok() && close < above {
+            let _infallible =
+                write!(text, "; {} stay, as no other controller has room for them", above - close);
+        }
+        text
     }
 
     /// `rebalance`: explains the plan; `begin`: shed although the load is below the threshold.

@@ -1,8 +1,11 @@
 //! Rows for [`Balance`], with a clock of their own: loads, readiness, memory and orders in, effects out.
 
-use balancer_common::policy::memory_guard::Reading;
+mod memory;
+
+use balancer_common::policy::memory_guard::{Reading, Room};
 
 use super::*;
+use crate::host::pressure::MIB;
 
 /// One controller under test and two others.
 struct Bench {
@@ -105,15 +108,16 @@ impl Bench {
         seconds.map(|second| self.step(second).0).sum()
     }
 
-    /// Uses so many permille of 1,000 MiB of memory.
-    fn use_memory(&mut self, second: u64, permille: u64) -> Option<String> {
-        let reading = Reading { used: permille << 20, max: 1_000 << 20, ..Reading::default() };
-        let usage = Some(Usage { reading, words: format!("{permille} of 1000 MiB") });
+    /// Looks at memory of which `headroom` MiB of 8 GiB are left; returns the news. The reserve is 64 MiB.
+    fn look_at_memory(&mut self, second: u64, headroom: u64, some_permille: u16) -> Option<(Level, String)> {
+        let room = Some(Room { headroom: headroom * MIB, total: 8_192 * MIB });
+        let reading = Reading { room, some_permille, ..Reading::default() };
+        let usage = Some(Usage { reading, process: None, words: format!("{headroom} of 8192 MiB left") });
         let (now, policy) = (self.at(second), self.policy.clone());
         let said = self.balance.watch(now, self.ready, self.load, usage, &policy);
         said.map(|effect| match effect {
-            Effect::Say(Level::Warn, text) => text,
-            other @ (Effect::Close(_) | Effect::Look | Effect::Say(..)) => panic!("{other:?}"),
+            Effect::Say(level, text) => (level, text),
+            other @ (Effect::Close(_) | Effect::Look) => panic!("{other:?}"),
         })
     }
 
@@ -218,7 +222,7 @@ fn clients_that_come_back_here_are_closed_in_vain() {
     assert!(bench.why().starts_with("the clients that were closed came back here"), "{}", bench.why());
     assert_eq!(bench.steps(100..600), 0);
     // An order of the operator's is carried out all the same.
-    bench.balance.order_limit(Some(800), 900);
+    bench.act(600, |balance, now, inputs| balance.order_limit(now, Some(800), true, inputs));
     assert!(bench.steps(600..610) > 0);
 }
 
@@ -262,8 +266,9 @@ fn a_limit_closes_the_excess_only_where_somebody_set_it() {
         let mut bench = Bench::new(900, [850, 850]);
         bench.policy.rebalance = Rebalance::Off;
         bench.balance.set_limit(Limit { connections, is_set });
-        bench.balance.order_limit(order, bench.load);
-        assert_eq!(bench.balance.limits().admit, admit);
+        let said = bench.act(0, |balance, now, inputs| balance.order_limit(now, order, true, inputs));
+        assert!(matches!(said, Limited::Set(_)), "{said:?}");
+        assert_eq!(bench.balance.admit(), admit);
         let closed = bench.steps(60..120);
         assert_eq!(closed > 0, closes, "{connections} {is_set} {order:?}: {closed}");
         assert!(bench.load >= 800.min(admit));
@@ -273,11 +278,64 @@ fn a_limit_closes_the_excess_only_where_somebody_set_it() {
 #[test]
 fn the_operator_s_limit_goes_back_to_the_configured_one() {
     let mut bench = donor();
-    let text = bench.balance.order_limit(Some(5), 900);
-    assert_eq!(text, "at most 5 client connections; 900 are here (`balancer limit default` undoes it)");
-    assert_eq!(bench.balance.status(&bench.policy, 0).operator_limit, Some(5));
-    assert_eq!(bench.balance.order_limit(None, 900), "at most 10000 client connections, as configured");
+    let order = |bench: &mut Bench, limit| {
+        bench.act(70, |balance, now, inputs| balance.order_limit(now, limit, false, inputs))
+    };
+    let text = "at most 950 client connections; 900 are here (`balancer limit default` undoes it)";
+    assert_eq!(order(&mut bench, Some(950)), Limited::Set(text.into()));
+    assert_eq!(bench.balance.status(&bench.policy, 0).operator_limit, Some(950));
+    let text = "at most 10000 client connections, as many as jujud has files for";
+    assert_eq!(order(&mut bench, None), Limited::Set(text.into()));
     assert_eq!(bench.balance.status(&bench.policy, 0).operator_limit, None);
+}
+
+#[test]
+fn a_limit_below_the_load_asks_and_says_what_it_closes() {
+    type Change = fn(&mut Bench);
+    let rows: [(&str, u64, Change, &str); 4] = [
+        (
+            "room elsewhere",
+            70,
+            |_| {},
+            "900 client connections are here, more than 800: new clients are refused here, and 100 connections are \
+             closed, at most 4.0 a second (about 25 s)",
+        ),
+        (
+            "some room",
+            70,
+            |bench| bench.others.iter_mut().for_each(|other| other.limit = 870),
+            "and 40 connections are closed, at most 4.0 a second (about 10 s); 60 stay, as no other controller has room \
+             for them",
+        ),
+        (
+            "no room",
+            70,
+            |bench| bench.others.iter_mut().for_each(|other| other.limit = 0),
+            "and the 100 above it are closed later, as for now no other controller that relays reach has room",
+        ),
+        (
+            "too early",
+            20,
+            |_| {},
+            "closed later, as for now this controller or its agent started",
+        ),
+    ];
+    for (what, second, change, said) in rows {
+        let mut bench = Bench::new(900, [850, 850]);
+        change(&mut bench);
+        let mut order = |sure| {
+            bench.act(second, |balance, now, inputs| balance.order_limit(now, Some(800), sure, inputs))
+        };
+        let Limited::Asks(text) = order(false) else { panic!("{what}: set without a question") };
+        assert!(text.contains(said), "{what}: {text}");
+        let Limited::Set(text) = order(true) else { panic!("{what}: asks twice") };
+        assert!(
+            text.starts_with("at most 800 client connections; 900 are here")
+                && text.contains("\nnew clients"),
+            "{text}"
+        );
+        assert_eq!(bench.balance.orders().limit, 800);
+    }
 }
 
 #[test]
@@ -400,60 +458,4 @@ fn a_controller_that_is_not_ready_closes_nothing() {
     bench.ready = false;
     assert_eq!(bench.balance.state(bench.ready), State::NotReady);
     assert_eq!(bench.steps(60..90), 0);
-}
-
-#[test]
-fn the_memory_guard_relays_refuses_and_closes_in_turn() {
-    let mut bench = Bench::new(500, [100, 100]);
-    // Second, permille in use; news, and whether the limits refuse (admit) or send away (pick) the next client.
-    let rows: [(u64, u64, &str, bool, bool); 7] = [
-        (1, 500, "", false, false),
-        (2, 810, "memory: new clients go to other controllers that have room; it runs short", false, true),
-        (3, 910, "memory: new clients are refused; it runs short", true, true),
-        (4, 960, "memory: new clients are refused and connections are closed; it runs short", true, true),
-        (5, 500, "", true, true),
-        (14, 500, "", true, true),
-        (40, 500, "memory: clients are taken as ever; it eases", false, false),
-    ];
-    for (second, permille, said, refuses, sends_away) in rows {
-        let mut text = bench.use_memory(second, permille).unwrap_or_default();
-        if second == 40 {
-            // It eases by one stage at a time.
-            for later in 41..80 {
-                text = bench.use_memory(later, permille).unwrap_or(text);
-            }
-        }
-        assert!(text.starts_with(said) && said.is_empty() == text.is_empty(), "{second}: {text}");
-        let limits = bench.balance.limits();
-        assert_eq!(
-            (limits.admit <= bench.load, limits.pick <= bench.load),
-            (refuses, sends_away),
-            "{second}"
-        );
-    }
-}
-
-#[test]
-fn without_memory_the_excess_goes_even_where_no_other_has_room() {
-    let mut bench = Bench::new(500, [100, 100]);
-    for other in &mut bench.others {
-        other.limit = 0;
-    }
-    bench.policy.rebalance = Rebalance::Off;
-    bench.use_memory(1, 960);
-    // The limit falls by a hundredth of the load each second.
-    bench.use_memory(2, 960);
-    let (closed, youngest_s, said) = bench.step(2);
-    assert!(closed == 5 && said.is_empty(), "{closed} {said}");
-    assert_eq!(youngest_s, Some(0));
-}
-
-#[test]
-fn a_guard_that_is_switched_off_forgets_the_shortage() {
-    let mut bench = Bench::new(500, [100, 100]);
-    bench.use_memory(1, 960);
-    let (now, policy) = (bench.at(2), bench.policy.clone());
-    assert_eq!(bench.balance.watch(now, true, 500, None, &policy), None);
-    assert_eq!(bench.balance.limits().admit, 10_000);
-    assert_eq!(bench.steps(2..50), 0);
 }

@@ -18,7 +18,7 @@ pub struct Api {
     pub interfaces: Option<Vec<String>>,
     /// Where the packet programs are attached.
     pub hook: Hook,
-    /// Most client connections that this controller admits. `None`: derived from jujud's file limit and the memory.
+    /// Most client connections that this controller admits. `None`: derived from the files that jujud may open.
     pub hard_limit: Option<u32>,
     /// How the agent finds out whether the local API server is ready.
     pub health: Health,

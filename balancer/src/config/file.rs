@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     error::Fault,
-    keys::{self, KEYS, Key},
+    keys::{self, KEYS, Key, REMOVED},
 };
 
 pub(super) struct File<'a> {
@@ -65,6 +65,12 @@ impl<'a> Table<'a> {
         self.value(key).is_some()
     }
 
+    /// A sentence for each key that has gone.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let found = REMOVED.iter().filter(|(key, _)| self.has(key));
+        found.map(|(key, instead)| format!("{key} has no effect: {instead}")).collect()
+    }
+
     pub(super) fn find<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Fault> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match keys::read(value) {
@@ -107,7 +113,9 @@ fn refuse_unknown(name: &str, values: &DeTable<'_>) -> Result<(), Fault> {
     };
     let mut known: Vec<_> = KEYS.iter().filter_map(|key| below(key.name)?.split('.').next()).collect();
     known.dedup();
-    let unknown = values.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+    let removed = |key: &str| REMOVED.iter().any(|(name, _)| below(name) == Some(key));
+    let unknown =
+        values.keys().filter(|key| !known.contains(&key.get_ref().as_ref()) && !removed(key.get_ref()));
     let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
     let place =
         if name.is_empty() { "the file has the tables".to_owned() } else { format!("[{name}] takes") };

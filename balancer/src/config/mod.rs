@@ -44,6 +44,8 @@ pub struct Config {
     pub cluster: Cluster,
     pub policy: Policy,
     pub paths: Paths,
+    /// Sentences about keys that have no effect.
+    pub warnings: Vec<String>,
 }
 
 /// Facts about this host from which defaults are taken.
@@ -130,7 +132,7 @@ fn read(text: &str, host: &Host) -> Result<Config, Fault> {
     };
     let listed = cluster.controllers.iter().flat_map(|controller| &controller.addresses);
     api::check_deny(&api_table, &api, listed.chain(&cluster.candidates))?;
-    Ok(Config { api, cluster, policy: policy::policy(&policy)?, paths })
+    Ok(Config { api, cluster, warnings: policy.warnings(), policy: policy::policy(&policy)?, paths })
 }
 
 #[cfg(test)]

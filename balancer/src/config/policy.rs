@@ -24,15 +24,11 @@ pub struct Policy {
     pub refuse_ratio: Option<Ratio>,
     /// Most connections of one client address.
     pub per_client_limit: Option<u32>,
-    /// Whether the limit is lowered when memory runs short.
+    /// Whether fewer clients are taken when memory runs short.
     pub memory_guard: bool,
-    /// Fraction of the memory in use from which new clients are relayed to other controllers.
-    pub memory_relay: f64,
-    /// Fraction of the memory in use from which new clients are refused.
-    pub memory_refuse: f64,
-    /// Fraction of the memory in use from which connections are closed.
-    pub memory_shed: f64,
-    /// Fraction of the time that tasks wait for memory (PSI, average of 10 s) from which memory counts as short.
+    /// Headroom from which memory is short, MiB.
+    pub memory_reserve: Option<u32>,
+    /// Fraction of the time that tasks wait for memory (PSI, average of 10 s) from which memory is under pressure.
     pub memory_pressure: f64,
 }
 
@@ -92,23 +88,12 @@ pub(super) fn policy(table: &Table<'_>) -> Result<Policy, Fault> {
         refuse_ratio: refuse_ratio(table)?,
         per_client_limit: table.find("policy.per_client_limit")?,
         memory_guard: table.get("policy.memory_guard")?,
-        memory_relay: table.get("policy.memory_relay")?,
-        memory_refuse: table.get("policy.memory_refuse")?,
-        memory_shed: table.get("policy.memory_shed")?,
+        memory_reserve: table.find("policy.memory_reserve")?,
         memory_pressure: table.get("policy.memory_pressure")?,
     };
     if policy.refuse_ratio.is_some() && policy.steer != Steer::Refuse {
         let message = "needs policy.steer = \"refuse\"; add that, or remove this key";
         return Err(table.fault("policy.refuse_ratio", message));
-    }
-    let Policy { memory_relay, memory_refuse, memory_shed, .. } = policy;
-    if memory_relay > memory_refuse || memory_refuse > memory_shed {
-        let keys = ["policy.memory_relay", "policy.memory_refuse", "policy.memory_shed"];
-        let message = format!(
-            "memory_relay {memory_relay}, memory_refuse {memory_refuse} and memory_shed {memory_shed} are out of order; \
-             write values that do not fall, because clients are relayed first, then refused, then closed"
-        );
-        return Err(table.fault(keys.into_iter().find(|key| table.has(key)).unwrap_or(keys[0]), message));
     }
     Ok(policy)
 }

@@ -73,9 +73,7 @@ fn every_key_is_read() {
             refuse_ratio: Some(Ratio { part: 1, whole: 3 }),
             per_client_limit: Some(20),
             memory_guard: false,
-            memory_relay: 0.75,
-            memory_refuse: 0.85,
-            memory_shed: 0.92,
+            memory_reserve: Some(200),
             memory_pressure: 0.25,
         },
         paths: Paths {
@@ -84,6 +82,7 @@ fn every_key_is_read() {
             cgroup: PathBuf::from("/cg"),
             juju: PathBuf::from("/j"),
         },
+        warnings: Vec::new(),
     };
     assert_eq!(config, expected);
     assert_eq!(config.cluster.this().name, "b");
@@ -127,9 +126,6 @@ min_excess = 50
 login_rate = 4
 steer = "relay"
 memory_guard = true
-memory_relay = 0.8
-memory_refuse = 0.9
-memory_shed = 0.95
 memory_pressure = 0.2
 [paths]
 pins = "/sys/fs/bpf/balancer"
@@ -314,13 +310,25 @@ fn wrong_policy_keys_are_named_with_their_place() {
         ("steer = \"refuse\"\nrefuse_ratio = \"3/3\"", "f.toml:9:16: policy.refuse_ratio: \"3/3\" is not a fraction between 0 and 1"),
         ("per_client_limit = -1", "policy.per_client_limit: -1 is not allowed"),
         ("memory_guard = \"no\"", "policy.memory_guard: \"no\" is not allowed; write true or false"),
-        ("memory_relay = 0.99", "f.toml:8:16: policy.memory_relay: memory_relay 0.99, memory_refuse 0.9 and memory_shed 0.95 are out of"),
-        ("memory_shed = 0.5", "f.toml:8:15: policy.memory_shed: memory_relay 0.8, memory_refuse 0.9 and memory_shed 0.5 are out of"),
-        ("memory_shed = 0.05", "policy.memory_shed: 0.05 is not allowed; write a number from 0.1 to 1"),
+        ("memory_reserve = 0", "policy.memory_reserve: 0 is not allowed; write a whole number from 1 to 1048576"),
         ("memory_pressure = 1.01", "policy.memory_pressure: 1.01 is not allowed; write a number from 0.01 to 1"),
         ("stear = \"off\"", "f.toml:8:1: unknown key `stear`; [policy] takes rebalance, threshold, "),
     ];
     refused(&rows, |line| with("", "name = \"a\"", &format!("[policy]\n{line}")));
+}
+
+#[test]
+fn a_key_that_has_gone_is_told_and_does_no_harm() {
+    let policy = "[policy]\nmemory_relay = 0.1\nmemory_refuse = 0.1\nmemory_shed = 0.1";
+    let config = parse(&with("", "name = \"a\"", policy), &host(&[])).unwrap();
+    assert_eq!(config.policy, parse(&with("", "name = \"a\"", ""), &host(&[])).unwrap().policy);
+    assert_eq!(config.warnings.len(), 3);
+    assert!(
+        config.warnings[0].starts_with("policy.memory_relay has no effect: ")
+            && config.warnings[0].contains("write policy.memory_reserve"),
+        "{:?}",
+        config.warnings
+    );
 }
 
 #[test]

@@ -63,8 +63,11 @@ pub struct Balance {
     pub refuse_ratio: Option<RefuseRatio>,
     /// Seconds until a drain should end.
     pub drain_left_s: Option<u32>,
-    /// The limit that memory sets, and the memory in use.
+    /// The memory guard's stage in words, and the memory that is left.
     pub memory: String,
+    /// `normal`, `lower-weight`, `relay-away`, `refuse` or `close`.
+    #[serde(default)]
+    pub memory_stage: String,
     /// The hard limit set by `balancer limit`.
     pub operator_limit: Option<u32>,
 }
@@ -84,7 +87,7 @@ pub struct RefuseRatio {
 pub struct ControllerStatus {
     pub name: String,
     pub addresses: Vec<IpAddr>,
-    /// `ready`, `not-ready`, `draining` or `absent`.
+    /// `ready`, `not-ready`, `draining` or `absent`; of this host also `no-memory`, where that refuses new clients.
     pub state: String,
     /// Its client connections: counted for this controller, reported by each other one.
     pub connections: u64,
@@ -142,6 +145,7 @@ impl Display for Status {
             refuse_ratio,
             drain_left_s,
             memory,
+            memory_stage,
             operator_limit,
         } = &self.balance;
         let doing = if *sheds { "closing connections" } else { "closing none" };
@@ -156,7 +160,8 @@ impl Display for Status {
         for left_out in left_out {
             writeln!(f, "without a share: {left_out}")?;
         }
-        writeln!(f, "memory: {memory}")?;
+        let stage = if memory_stage == "normal" { "" } else { memory_stage.as_str() };
+        writeln!(f, "memory: {stage}{}{memory}", if stage.is_empty() { "" } else { "; " })?;
         if let Some(left_s) = drain_left_s {
             writeln!(f, "draining: {left_s} s left (`balancer resume` ends the drain)")?;
         }

@@ -330,7 +330,7 @@ fn the_operator_s_limit_refuses_sheds_and_survives_the_agent() -> Result<()> {
     )?;
     cluster.dial("all", Kind::Single, 300)?;
     let before = cluster.await_counts(DEADLINE, "spread", is_even)?;
-    let said = cluster.daemons[0].operate(&["limit", "80"])?;
+    let said = cluster.daemons[0].operate(&["limit", "80", "--yes"])?;
     ensure!(said.contains("at most 80"), "{said}");
     cluster.daemons[0].kill9();
     cluster.daemons[0].run()?;

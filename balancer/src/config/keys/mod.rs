@@ -16,7 +16,7 @@ use toml::{
 
 pub use self::{
     render::{example, markdown},
-    table::KEYS,
+    table::{KEYS, REMOVED},
 };
 
 #[derive(Debug)]

@@ -10,6 +10,16 @@ const fn key(name: &'static str, kind: Kind, default: DefaultValue, help: &'stat
     Key { name, kind, default, help }
 }
 
+/// Keys that have gone, and their successors in words. They have no effect, and the operator is told so.
+pub const REMOVED: &[(&str, &str)] = &[
+    ("policy.memory_relay", MEMORY_SHARE),
+    ("policy.memory_refuse", MEMORY_SHARE),
+    ("policy.memory_shed", MEMORY_SHARE),
+];
+
+const MEMORY_SHARE: &str = "the memory guard no longer goes by the share of memory in use; remove the key, or write \
+                            policy.memory_reserve, the headroom in MiB below which memory is short";
+
 #[rustfmt::skip] // a table: name, values, default; help below
 pub const KEYS: &[Key] = &[
     key("api.port", Whole(1, 65535), Or("the port in Juju's agent.conf", "17070"),
@@ -21,7 +31,7 @@ pub const KEYS: &[Key] = &[
         "Where the packet programs attach. tc: traffic control only. auto: native XDP as well, on interfaces where it \
          is safe. xdp: as auto, with a warning for each interface where it is not."),
     key("api.hard_limit", Whole(1, u32::MAX),
-        Derived("derived from 64,000 descriptors and the host's memory, logged at start", "10000"),
+        Derived("jujud's limit on open files less 4,000 (of a small one an eighth), logged at start", "10000"),
         "Most client connections that this controller admits; it refuses more."),
     key("api.health", Choice(&["https", "tcp", "none"]), Value("\"https\""),
         "How to find out whether the local API server is ready. https: GET /health answers 200. tcp: the port accepts a \
@@ -81,15 +91,14 @@ pub const KEYS: &[Key] = &[
     key("policy.per_client_limit", Whole(1, u32::MAX), Derived("no limit", "100"),
         "Most connections of one client address at one controller."),
     key("policy.memory_guard", Flag, Value("true"),
-        "Lower the limit when the host or jujud's cgroup runs short of memory."),
-    key("policy.memory_relay", Number(0.1, 1.0), Value("0.80"),
-        "Fraction of the memory in use from which new clients are relayed to other controllers."),
-    key("policy.memory_refuse", Number(0.1, 1.0), Value("0.90"),
-        "Fraction of the memory in use from which new clients are refused."),
-    key("policy.memory_shed", Number(0.1, 1.0), Value("0.95"),
-        "Fraction of the memory in use from which connections are closed."),
+        "Take fewer clients when the host or jujud's cgroup runs short of memory."),
+    key("policy.memory_reserve", Whole(1, 1_048_576),
+        Derived("the cost of 100 connections here, and at least 64 MiB or an eighth of the memory", "128"),
+        "Headroom in MiB below which memory is short: new clients are relayed to other controllers, below half of it they \
+         are refused, and below a quarter connections are closed. At most a quarter of the memory counts."),
     key("policy.memory_pressure", Number(0.01, 1.0), Value("0.20"),
-        "Fraction of the time that tasks wait for memory (PSI, average of 10 s) from which memory counts as short."),
+        "Fraction of the time that tasks wait for memory (PSI, average of 10 s) from which memory is under pressure. \
+         Pressure makes the memory guard act one stage earlier; with much headroom it only lowers this controller's weight."),
 
     key("paths.pins", Text("an absolute path"), Value("\"/sys/fs/bpf/balancer\""),
         "Directory on a BPF file system for pinned programs, links and maps."),

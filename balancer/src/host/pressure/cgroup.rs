@@ -1,11 +1,13 @@
-//! The cgroup of a process, in version 1 or 2, with its limit and use of memory.
+//! The cgroup of a process, in version 1 or 2, with its limit on memory and the room below it.
 
 use std::{
     fs,
     path::{Component, Path, PathBuf},
 };
 
-use super::{Level, keyed, number};
+use balancer_common::policy::memory_guard::Room;
+
+use super::{keyed, number};
 use crate::config::unescape;
 
 /// A limit from here on is none: version 1 has no word for it but a number close to 2^63 (`PAGE_COUNTER_MAX`).
@@ -50,15 +52,14 @@ impl Cgroup {
         memory.is_some().then_some(Self { memory, unified })
     }
 
-    /// The tightest limit, of the cgroup or one of its ancestors, with the path of that cgroup.
-    pub(super) fn tightest(&self) -> Option<(String, Level)> {
+    /// The least room, of the cgroup or one of its ancestors, with the path of that cgroup.
+    pub(super) fn tightest(&self) -> Option<(String, Room)> {
         let (version, place) = self.memory.as_ref()?;
-        let levels = place.path.ancestors().filter_map(|path| {
-            let level = version.level(&place.mount.join(path))?;
-            Some((format!("/{}", path.display()), level))
+        let rooms = place.path.ancestors().filter_map(|path| {
+            let room = version.room(&place.mount.join(path))?;
+            Some((format!("/{}", path.display()), room))
         });
-        let permille = |level: &(String, Level)| level.1.reading().permille();
-        levels.reduce(|inner, outer| if permille(&outer) > permille(&inner) { outer } else { inner })
+        rooms.min_by_key(|(_, room)| room.headroom)
     }
 
     pub(super) fn pressure(&self) -> Option<PathBuf> {
@@ -74,16 +75,27 @@ enum Version {
 
 impl Version {
     /// `None`: no limit, no memory controller, or no such directory.
-    fn level(self, directory: &Path) -> Option<Level> {
-        let (limit, usage, reclaimable) = match self {
-            Self::One => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-            Self::Two => ("memory.max", "memory.current", "inactive_file"),
+    fn room(self, directory: &Path) -> Option<Room> {
+        // Version 2 slows processes down from `memory.high` on, as if memory were out.
+        let (limits, usage, caches): (&[&str], _, &[&str]) = match self {
+            Self::One => (
+                &["memory.limit_in_bytes"],
+                "memory.usage_in_bytes",
+                &["total_inactive_file", "total_active_file"],
+            ),
+            Self::Two => (
+                &["memory.max", "memory.high"],
+                "memory.current",
+                &["inactive_file", "active_file", "slab_reclaimable"],
+            ),
         };
         // Version 2 writes `max` for no limit, which is no number.
-        let max = number(&directory.join(limit)).filter(|&max| max < UNLIMITED)?;
+        let limits = limits.iter().filter_map(|limit| number(&directory.join(limit)));
+        let total = limits.filter(|&limit| limit < UNLIMITED).min()?;
         let usage = number(&directory.join(usage))?;
         let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
-        Some(Level { used: usage.saturating_sub(keyed(&stat, reclaimable).unwrap_or(0)), max })
+        let cached: u64 = caches.iter().filter_map(|cache| keyed(&stat, cache)).sum();
+        Some(Room { headroom: total.saturating_sub(usage.saturating_sub(cached)), total })
     }
 }
 

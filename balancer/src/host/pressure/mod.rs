@@ -1,10 +1,12 @@
-//! The memory in use, and the pressure on it: of this host, and of jujud's cgroup.
+//! The memory that is left, and the pressure on it: of this host, and of jujud's cgroup.
 //!
 //! The kernel kills jujud when either runs out, so the scarcer one counts. Each ancestor limits a cgroup too. Memory that
-//! the kernel takes back at once, such as the page cache, is not in use. Files that are missing or unreadable are
-//! skipped: a host without PSI or without memory cgroups is judged by the rest.
+//! the kernel takes back from caches counts as left: the page cache, reclaimable slabs, and the ARC of ZFS, which
+//! `MemAvailable` leaves out. Huge pages are set aside, and so count neither as left nor as memory that processes share.
+//! Files that are missing or unreadable are skipped: a host without PSI or without memory cgroups is judged by the rest.
 
 mod cgroup;
+mod process;
 #[cfg(test)]
 mod tests;
 
@@ -13,18 +15,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer_common::policy::memory_guard::Reading;
+use balancer_common::policy::memory_guard::{Process, Reading, Room};
 
 use self::cgroup::Cgroup;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// The scarcer of host and cgroup, and the worse pressure of both.
     pub reading: Reading,
-    /// The same in words, the scarcer one first; empty if nothing could be read:
-    /// `jujud's cgroup /system.slice/jujud.service: 412 of 512 MiB; host: 3100 of 7900 MiB; pressure 1.5 % (full 0.3 %)`
+    /// The API server, where it is known.
+    pub process: Option<Process>,
+    /// The reading in words, the scarcer one first; empty if nothing could be read:
+    /// `jujud's cgroup /system.slice/jujud.service: 100 of 512 MiB left; host: 4800 of 7900 MiB left; pressure 1.5 % (full 0.3 %)`
     pub words: String,
 }
 
@@ -32,31 +36,33 @@ pub struct Usage {
 pub struct Gauge {
     proc: PathBuf,
     cgroup: Option<Cgroup>,
+    /// The API server, and when it started, in the kernel's ticks.
+    process: Option<(u32, u64)>,
 }
 
 impl Gauge {
     /// A gauge of the host with procfs at `proc`, and of no cgroup until it follows a process.
     pub fn new(proc: impl Into<PathBuf>) -> Self {
-        Self { proc: proc.into(), cgroup: None }
+        Self { proc: proc.into(), cgroup: None, process: None }
     }
 
-    /// Reads the present cgroup of process `pid` as well from here on. It follows the cgroup, not the process: a service
-    /// that restarts comes back to its cgroup. `false`: no cgroup of it was found, and the one followed so far stays.
+    /// Reads process `pid` and its present cgroup as well from here on. The cgroup outlives the process: a service that
+    /// restarts comes back to its cgroup. `false`: no cgroup of it was found, and the one followed so far stays.
     pub fn follow(&mut self, pid: u32) -> bool {
         let found = Cgroup::of(&self.proc, pid);
         let is_found = found.is_some();
         self.cgroup = found.or(self.cgroup.take());
+        if let Some(process) = process::of(&self.proc, pid) {
+            self.process = Some((pid, process.started));
+        }
         is_found
     }
 
-    fn follows(&self) -> bool {
-        self.cgroup.is_some()
-    }
-
-    /// Follows jujud once it runs, unless a cgroup is followed already. It finds jujud by the name of the process: finding
-    /// the holder of the API's listener takes privileges that the agent has given up by then.
+    /// Follows jujud once it runs, unless a process is followed already. It finds jujud by the name of the process, if
+    /// there are several then rather the one in the cgroup followed so far: finding the holder of the API's listener takes
+    /// privileges that the agent has given up by then.
     pub fn seek(&mut self) {
-        if self.follows() {
+        if self.process().is_some() {
             return;
         }
         let is_jujud = |pid: &u32| {
@@ -64,54 +70,68 @@ impl Gauge {
                 .is_ok_and(|name| name.starts_with("jujud"))
         };
         let processes = fs::read_dir(&self.proc).into_iter().flatten().flatten();
-        let found = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_jujud);
-        if let Some(pid) = found {
+        let found = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_jujud);
+        let is_elsewhere = |pid: &u32| self.cgroup.is_some() && Cgroup::of(&self.proc, *pid) != self.cgroup;
+        if let Some(pid) = found.min_by_key(is_elsewhere) {
             self.follow(pid);
         }
     }
 
-    /// Reads memory use now: about ten short reads of pseudo files.
+    /// The API server, unless it has ended.
+    fn process(&self) -> Option<Process> {
+        let (pid, started) = self.process?;
+        process::of(&self.proc, pid).filter(|process| process.started == started)
+    }
+
+    /// The most files that the API server may have open; `None` where it is not known.
+    pub fn open_files(&self) -> Option<u64> {
+        self.process()?;
+        process::open_files(&self.proc, self.process?.0)
+    }
+
+    /// Reads memory now: about ten short reads of pseudo files.
     pub fn read(&self) -> Usage {
         let cgroup = self.cgroup.as_ref().and_then(Cgroup::tightest);
-        let cgroup = cgroup.map(|(path, level)| (format!("jujud's cgroup {path}"), level));
-        let host = host(&self.proc).map(|level| ("host".to_owned(), level));
-        let mut levels: Vec<_> = cgroup.into_iter().chain(host).collect();
-        levels.sort_by_key(|(_, level)| std::cmp::Reverse(level.reading().permille()));
+        let cgroup = cgroup.map(|(path, room)| (format!("jujud's cgroup {path}"), room));
+        let host = host(&self.proc).map(|room| ("host".to_owned(), room));
+        let mut rooms: Vec<_> = cgroup.into_iter().chain(host).collect();
+        rooms.sort_by_key(|(_, room)| room.headroom);
         let pressures =
             [Some(self.proc.join("pressure/memory")), self.cgroup.as_ref().and_then(Cgroup::pressure)];
         let pressure =
             pressures.into_iter().flatten().filter_map(|path| Pressure::read(&path)).reduce(Pressure::worst);
-        let worst = levels.first().map_or_else(Reading::default, |(_, level)| level.reading());
+        let room = rooms.first().map(|(_, room)| *room);
         let Pressure { some_permille, full_permille } = pressure.unwrap_or_default();
+        let left = |room: &Room| format!("{} of {} MiB left", room.headroom / MIB, room.total / MIB);
         let mut words: Vec<String> =
-            levels.iter().map(|(name, level)| format!("{name}: {}", level.words())).collect();
+            rooms.iter().map(|(name, room)| format!("{name}: {}", left(room))).collect();
         words.extend(pressure.map(Pressure::words));
-        Usage { reading: Reading { some_permille, full_permille, ..worst }, words: words.join("; ") }
+        Usage {
+            reading: Reading { room, some_permille, full_permille },
+            process: self.process(),
+            words: words.join("; "),
+        }
     }
 }
 
-/// Memory in use and its limit, in bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Level {
-    used: u64,
-    max: u64,
-}
-
-impl Level {
-    fn reading(self) -> Reading {
-        Reading { used: self.used, max: self.max, ..Reading::default() }
-    }
-
-    fn words(self) -> String {
-        format!("{} of {} MiB", self.used.div_ceil(MIB), self.max / MIB)
-    }
-}
-
-fn host(proc: &Path) -> Option<Level> {
+fn host(proc: &Path) -> Option<Room> {
     let text = fs::read_to_string(proc.join("meminfo")).ok()?;
     let kib = |key: &str| keyed(&text, key)?.checked_mul(1024);
-    let max = kib("MemTotal:")?;
-    Some(Level { used: max.saturating_sub(kib("MemAvailable:")?), max })
+    let total = kib("MemTotal:")?.saturating_sub(kib("Hugetlb:").unwrap_or(0));
+    let headroom = kib("MemAvailable:")?.saturating_add(arc(proc));
+    Some(Room { headroom: headroom.min(total), total })
+}
+
+/// The part of the ARC of ZFS that it gives back, bytes.
+fn arc(proc: &Path) -> u64 {
+    let text = fs::read_to_string(proc.join("spl/kstat/zfs/arcstats")).unwrap_or_default();
+    // Each line holds a name, a type and a number.
+    let named = |name: &str| {
+        let mut words =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.split_whitespace();
+        words.nth(1)?.parse::<u64>().ok()
+    };
+    named("size").zip(named("c_min")).map_or(0, |(size, least)| size.saturating_sub(least))
 }
 
 /// PSI, averaged over ten seconds (`avg10`).

@@ -39,11 +39,10 @@ fn jujud_is_found_by_its_name_when_it_comes_later() {
     ]);
     let mut gauge = Gauge::new(fake.0.path().join("proc"));
     gauge.seek();
-    assert!(!gauge.follows());
+    assert_eq!(gauge.read().words, "");
     fake.put("proc/34/comm", "jujud\n");
     fake.put("proc/34/cgroup", "0::/juju.slice\n");
     gauge.seek();
-    assert!(gauge.follows());
     assert!(gauge.read().words.contains("/juju.slice"), "{}", gauge.read().words);
 }
 
@@ -56,7 +55,7 @@ const PSI: (&str, &str) = (
 const MOUNTS_V2: (&str, &str) =
     ("proc/mounts", "proc /proc proc rw 0 0\ncgroup2 ROOT/cg\\0401 cgroup2 rw 0 0\n");
 
-/// A name, the files of a host, its words, then its reading: used and max in MiB, `some` and `full` in permille.
+/// A name, the files of a host, its words, then its reading: left and total in MiB, `some` and `full` in permille.
 type Row =
     (&'static str, &'static [&'static [(&'static str, &'static str)]], &'static str, (u64, u64, u16, u16));
 
@@ -77,9 +76,19 @@ const V1: [(&str, &str); 8] = [
     ("cg/memory/memory.usage_in_bytes", "999999999\n"),
     ("cg/memory/j/memory.limit_in_bytes", "104857600\n"),
     ("cg/memory/j/memory.usage_in_bytes", "104857600\n"),
-    ("cg/memory/j/memory.stat", "inactive_file 1\ntotal_inactive_file 10485760\n"),
+    ("cg/memory/j/memory.stat", "inactive_file 1\ntotal_inactive_file 6291456\ntotal_active_file 4194304\n"),
     ("cg/unified/j/memory.pressure", "some avg10=2.00 avg60=0\nfull avg10=1.00 avg60=0\n"),
 ];
+
+fn check(rows: &[Row]) {
+    for &(what, files, words, (left, total, some_permille, full_permille)) in rows {
+        let usage = Fake::new(&files.concat()).gauge(7).read();
+        assert_eq!(usage.words, words, "{what}");
+        let room = Some(Room { headroom: left * MIB, total: total * MIB });
+        let reading = Reading { room, some_permille, full_permille };
+        assert_eq!(usage.reading, reading, "{what}");
+    }
+}
 
 #[test]
 fn the_scarcer_of_host_and_cgroups_counts() {
@@ -87,10 +96,10 @@ fn the_scarcer_of_host_and_cgroups_counts() {
         (
             "a host alone",
             &[&[MEMINFO, PSI]],
-            "host: 500 of 1000 MiB; pressure 1.5 % (full 0.3 %)",
+            "host: 500 of 1000 MiB left; pressure 1.5 % (full 0.3 %)",
             (500, 1000, 15, 3),
         ),
-        ("a host without PSI", &[&[MEMINFO]], "host: 500 of 1000 MiB", (500, 1000, 0, 0)),
+        ("a host without PSI", &[&[MEMINFO]], "host: 500 of 1000 MiB left", (500, 1000, 0, 0)),
         (
             "version 2 with its own pressure",
             &[
@@ -101,7 +110,7 @@ fn the_scarcer_of_host_and_cgroups_counts() {
                     ("cg 1/system.slice/jujud.service/memory.current", "530579456\n"),
                     (
                         "cg 1/system.slice/jujud.service/memory.stat",
-                        "anon 5\ninactive_file 98566144\nactive_file 7\n",
+                        "anon 5\ninactive_file 50331648\nactive_file 40000000\nslab_reclaimable 8234496\n",
                     ),
                     (
                         "cg 1/system.slice/jujud.service/memory.pressure",
@@ -111,47 +120,89 @@ fn the_scarcer_of_host_and_cgroups_counts() {
                     ("cg 1/system.slice/memory.current", "600000000\n"),
                 ],
             ],
-            "jujud's cgroup /system.slice/jujud.service: 412 of 512 MiB; host: 500 of 1000 MiB; pressure 31.0 % (full \
+            "jujud's cgroup /system.slice/jujud.service: 100 of 512 MiB left; host: 500 of 1000 MiB left; pressure 31.0 % (full \
              0.3 %)",
-            (412, 512, 310, 3),
+            (100, 512, 310, 3),
         ),
         (
             "an ancestor with more left",
             &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "104857600\n")]],
-            "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB",
-            (80, 100, 0, 0),
+            "jujud's cgroup /a.slice/b.service: 20 of 100 MiB left; host: 500 of 1000 MiB left",
+            (20, 100, 0, 0),
         ),
         (
             "an ancestor with as much left",
-            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "167772160\n")]],
-            "jujud's cgroup /a.slice/b.service: 80 of 100 MiB; host: 500 of 1000 MiB",
-            (80, 100, 0, 0),
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "188743680\n")]],
+            "jujud's cgroup /a.slice/b.service: 20 of 100 MiB left; host: 500 of 1000 MiB left",
+            (20, 100, 0, 0),
         ),
         (
             "an ancestor with less left",
-            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "188743680\n")]],
-            "jujud's cgroup /a.slice: 180 of 200 MiB; host: 500 of 1000 MiB",
-            (180, 200, 0, 0),
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/memory.current", "199229440\n")]],
+            "jujud's cgroup /a.slice: 10 of 200 MiB left; host: 500 of 1000 MiB left",
+            (10, 200, 0, 0),
         ),
         (
             "version 1 beside version 2",
             &[&[MEMINFO], &V1],
-            "jujud's cgroup /j: 90 of 100 MiB; host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)",
-            (90, 100, 20, 10),
+            "jujud's cgroup /j: 10 of 100 MiB left; host: 500 of 1000 MiB left; pressure 2.0 % (full 1.0 %)",
+            (10, 100, 20, 10),
         ),
         (
             "version 1 without a limit",
             &[&[MEMINFO], &V1, &[("cg/memory/j/memory.limit_in_bytes", NONE_V1)]],
-            "host: 500 of 1000 MiB; pressure 2.0 % (full 1.0 %)",
+            "host: 500 of 1000 MiB left; pressure 2.0 % (full 1.0 %)",
             (500, 1000, 20, 10),
         ),
     ];
-    for (what, files, words, (used, max, some_permille, full_permille)) in rows {
-        let usage = Fake::new(&files.concat()).gauge(7).read();
-        assert_eq!(usage.words, words, "{what}");
-        let reading = Reading { used: used * MIB, max: max * MIB, some_permille, full_permille };
-        assert_eq!(usage.reading, reading, "{what}");
-    }
+    check(&rows);
+}
+
+#[test]
+fn caches_and_huge_pages_are_no_use() {
+    let rows: [Row; 4] = [
+        (
+            "62 of 64 GiB in huge pages",
+            &[&[(
+                "proc/meminfo",
+                "MemTotal: 67108864 kB\nMemAvailable: 1433600 kB\nHugePages_Free: 31744\nHugetlb: 65011712 kB\n",
+            )]],
+            "host: 1400 of 2048 MiB left",
+            (1400, 2048, 0, 0),
+        ),
+        (
+            "the ARC of ZFS",
+            &[
+                &[MEMINFO],
+                &[(
+                    "proc/spl/kstat/zfs/arcstats",
+                    "13 1 0x01 123 33456 7 8\nname type data\nc_min 4 104857600\nsize 4 419430400\narc_size_x 4 9\n",
+                )],
+            ],
+            "host: 800 of 1000 MiB left",
+            (800, 1000, 0, 0),
+        ),
+        (
+            "page cache that fills a cgroup of version 1",
+            &[
+                &[MEMINFO],
+                &V1,
+                &[(
+                    "cg/memory/j/memory.stat",
+                    "total_rss 3145728\ntotal_inactive_file 52428800\ntotal_active_file 49283072\n",
+                )],
+            ],
+            "jujud's cgroup /j: 97 of 100 MiB left; host: 500 of 1000 MiB left; pressure 2.0 % (full 1.0 %)",
+            (97, 100, 20, 10),
+        ),
+        (
+            "memory.high",
+            &[&[MEMINFO, MOUNTS_V2], &V2_SLICE, &[("cg 1/a.slice/b.service/memory.high", "94371840\n")]],
+            "jujud's cgroup /a.slice/b.service: 10 of 90 MiB left; host: 500 of 1000 MiB left",
+            (10, 90, 0, 0),
+        ),
+    ];
+    check(&rows);
 }
 
 #[test]
@@ -179,9 +230,63 @@ fn a_cgroup_outlives_its_process() {
     let mut gauge = fake.gauge(7);
     fs::remove_dir_all(fake.0.path().join("proc/7")).unwrap();
     assert!(!gauge.follow(7));
-    assert!(gauge.follows() && gauge.read().words.starts_with("jujud's cgroup /j: 90 of 100 MiB; host"));
+    assert!(gauge.read().words.starts_with("jujud's cgroup /j: 10 of 100 MiB left; host"));
     fs::remove_dir_all(fake.0.path().join("cg 1/j")).unwrap();
-    assert_eq!(gauge.read().words, "host: 500 of 1000 MiB");
+    assert_eq!(gauge.read().words, "host: 500 of 1000 MiB left");
+}
+
+#[test]
+fn the_process_is_read_until_it_ends() {
+    let stat = |started: u64, pages: u64| {
+        format!(
+            "7 (jujud ) (x) S 1 7 7 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 9 0 {started} 999 {pages} 18446744073709551615 1\n"
+        )
+    };
+    let fake = Fake::new(&[
+        ("proc/7/stat", &stat(4_321, 1_000)),
+        (
+            "proc/7/limits",
+            "Limit  Soft Limit  Hard Limit  Units\nMax open files            64000                64000                files     \n",
+        ),
+    ]);
+    let mut gauge = fake.gauge(7);
+    let resident = 1_000 * rustix::param::page_size() as u64;
+    assert_eq!(gauge.read().process, Some(Process { started: 4_321, resident }));
+    assert_eq!(gauge.open_files(), Some(64_000));
+    fake.put("proc/7/limits", "Max open files            unlimited            unlimited            files\n");
+    assert_eq!(gauge.open_files(), None);
+    // Another process has its number now.
+    fake.put("proc/7/stat", &stat(9_999, 5));
+    assert_eq!((gauge.read().process, gauge.open_files()), (None, None));
+    for (name, text) in [
+        ("proc/8/comm", "jujud\n"),
+        ("proc/8/stat", &stat(10_000, 6)),
+        ("proc/8/limits", "Max open files  1024  4096  files\n"),
+    ] {
+        fake.put(name, text);
+    }
+    gauge.seek();
+    assert_eq!(
+        (gauge.read().process.map(|process| process.started), gauge.open_files()),
+        (Some(10_000), Some(1_024))
+    );
+}
+
+#[test]
+fn of_several_jujuds_the_one_in_the_cgroup_is_followed() {
+    let fake = Fake::new(&[
+        ("proc/mounts", "none ROOT/cg cgroup2 rw 0 0\n"),
+        ("proc/7/cgroup", "0::/juju.slice\n"),
+        ("proc/8/comm", "jujud\n"),
+        ("proc/8/cgroup", "0::/lxc/c1\n"),
+        ("proc/9/comm", "jujud\n"),
+        ("proc/9/cgroup", "0::/juju.slice\n"),
+        ("proc/9/limits", "Max open files  2048  4096  files\n"),
+        ("proc/9/stat", "9 (jujud) S 1 7 7 0 -1 0 1 0 0 0 1 1 0 0 20 0 9 0 5 9 9 1 1\n"),
+    ]);
+    let mut gauge = fake.gauge(7);
+    gauge.seek();
+    assert_eq!(gauge.open_files(), Some(2_048));
 }
 
 #[test]
@@ -189,6 +294,8 @@ fn this_host_has_memory() {
     let mut gauge = Gauge::new("/proc");
     gauge.follow(std::process::id());
     let usage = gauge.read();
-    assert!(usage.reading.max > 0 && usage.reading.used > 0, "{usage:?}");
-    assert!((1..1000).contains(&usage.reading.permille()), "{usage:?}");
+    let room = usage.reading.room.unwrap();
+    assert!((1..room.total).contains(&room.headroom), "{usage:?}");
+    assert!(usage.process.unwrap().resident > MIB, "{usage:?}");
+    assert!(gauge.open_files().is_some_and(|files| files > 100));
 }

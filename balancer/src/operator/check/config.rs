@@ -21,6 +21,7 @@ pub(super) fn configuration(path: &Path, config: &Config) -> Vec<Finding> {
         "config",
         format!("{from}; this is controller {}, with {others}", config.cluster.name),
     )];
+    findings.extend(config.warnings.iter().map(|warning| Finding::doubtful("config", warning.clone())));
     match agent_conf::find(&config.paths.juju) {
         Ok(Some(conf)) => {
             let text = match config.cluster.source {

@@ -4,6 +4,7 @@ use super::Finding;
 use crate::{
     config::Config,
     count::sock_diag::{SockDiag, State},
+    host::pressure::Gauge,
     juju::introspection,
     operator::status,
 };
@@ -25,6 +26,16 @@ pub(super) async fn jujud(config: &Config) -> Option<Finding> {
         }
         Err(error) => Finding::doubtful("jujud", format!("{counted}; {error:#}")),
     })
+}
+
+/// The most files that it may have open.
+pub(super) fn open_files(config: &Config) -> Option<u64> {
+    let mut gauge = Gauge::new("/proc");
+    for listener in SockDiag::open().and_then(|mut sockets| sockets.listener_fds(config.api.port)).ok()? {
+        gauge.follow(listener.holder);
+    }
+    gauge.seek();
+    gauge.open_files()
 }
 
 pub(super) fn listener(config: &Config) -> Finding {

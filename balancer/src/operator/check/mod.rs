@@ -91,7 +91,7 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
         Err(error) => Finding::fatal("key", format!("{error:#}")),
     });
     if config.api.hard_limit.is_none() {
-        findings.push(Finding::good("limit", limits::derive().1));
+        findings.push(Finding::good("limit", limits::derive(jujud::open_files(&config)).1));
     }
     findings.extend(host::devices(&config, &links, &mut routes).await?);
     findings.push(jujud::listener(&config));

@@ -15,6 +15,9 @@ pub use self::{
     server::{ControlSocket, Refused, converse},
 };
 
+/// The field of an answer that asks whether the operator is sure; nothing has changed yet.
+pub const ASKS: &str = "asks";
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -31,6 +34,9 @@ pub enum Request {
     Limit {
         /// Most client connections, or `None` for the configured limit.
         limit: Option<u32>,
+        /// Set it even if that closes connections.
+        #[serde(default)]
+        sure: bool,
     },
     /// Explain how many connections are closed to keep the balance.
     Rebalance {
