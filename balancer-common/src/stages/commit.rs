@@ -94,6 +94,8 @@ fn relay_to<T: Tables>(
     let (here, there) = (relay_address(own, segment.family), relay_address(owner, segment.family));
     let client = (segment.source, segment.source_port);
     let dialled = (segment.destination, segment.destination_port);
+    // A bridge's port may have brought it, and the port has no neighbours.
+    let came_in = if settings.only_way == 0 { came_in } else { settings.only_way };
     let back = Flow::new(Kind::Return, index as u8, dialled, client, came_in, segment.seq, now_s);
     let start = tables.random();
     let mut draw = 0;

@@ -74,7 +74,7 @@ impl Network {
         };
         if let Some(why) = obstacle {
             if self.unrouted.get(&subject) != Some(&why) {
-                warn!("nothing is relayed to controller {name} at {address}: {why}");
+                warn!("{}", unrouted_sentence(name, address, &why));
                 self.unrouted.insert(subject, why);
             }
             return None;
@@ -178,6 +178,11 @@ impl Agent {
             warn!("failed to look up the ways to clients: {error:#}");
         }
     }
+}
+
+/// The sentence of the log and of `status` about a controller's address that no route leads to as relays need it.
+pub(super) fn unrouted_sentence(name: &str, address: IpAddr, why: &str) -> String {
+    format!("no client is relayed to {name} at {address}: {why}")
 }
 
 fn holds(devices: &[Interface], address: &IpAddr) -> bool {

@@ -95,8 +95,8 @@ async fn run(probe: &Probe, socket: TcpSocket, prober: &Prober) -> Result<(), St
         Ok(Err(error)) => return Err(refused(name, to, &error)),
         Err(_) => {
             return Err(format!(
-                "{to} does not answer; does a firewall drop TCP port {}, or do the routes or rp_filter of {name} stop \
-                 the answers?",
+                "{to} does not answer; does a firewall drop TCP port {}, do the routes or rp_filter of {name} stop the \
+                 answers, or are the balancer's programs not first there (`balancer check` at {name})?",
                 to.port()
             ));
         }
@@ -104,7 +104,9 @@ async fn run(probe: &Probe, socket: TcpSocket, prober: &Prober) -> Result<(), St
     reset_when_dropped(&stream);
     match timeout(ANSWER, prober.carries(stream)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(reason)) => Err(format!("a relay opens, but the API does not answer: {reason}")),
+        Ok(Err(reason)) => {
+            Err(format!("a relay opens, but the API does not answer: {reason}; is jujud at work on {name}?"))
+        }
         Err(_) => Err(format!(
             "a relay to {to} opens but carries no data; does a filter drop its packets as invalid, or do links carry \
              smaller packets than their MTU says?"
@@ -120,7 +122,7 @@ fn refused(name: &str, to: SocketAddr, error: &io::Error) -> String {
             to.port()
         )
     } else {
-        format!("{to}: {error}")
+        format!("{to}: {error}; look at the routes to {name}, and at its firewall")
     }
 }
 

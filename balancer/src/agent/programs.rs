@@ -1,6 +1,9 @@
 //! The programs, and the interfaces that they are attached to.
 
-use std::{collections::HashSet, time::Instant};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Instant,
+};
 
 use anyhow::{Context, Result};
 use balancer_common::records::Device;
@@ -28,6 +31,11 @@ pub(super) struct Programs {
     pub(super) devices: Vec<Interface>,
     pub(super) network: Network,
     pub(super) repair: Repair,
+    /// Names of interfaces that had `ingress` and are gone. One is to have it again before it has an address: the driver
+    /// may make it anew, and the relayed connections to this host go on the moment that it works.
+    pub(super) gone: BTreeSet<String>,
+    /// Sentences about interfaces by which packets come in past the programs.
+    pub(super) unnamed: Vec<String>,
     /// The key of the tags in relayed SYNs.
     pub(super) tag_key: [u64; 2],
     /// This network namespace, as `track` tells it.
@@ -46,23 +54,39 @@ impl Programs {
         let named = config.api.interfaces.as_deref();
         let api = interfaces::api_interfaces(&self.devices, named, own, &arrive)?;
         let api: Vec<_> = api.into_iter().cloned().collect();
-        for other in interfaces::unnamed(&self.devices, &api, &arrive) {
-            let line = format!(
+        let line = |other: &Interface| {
+            format!(
                 "packets come in by {} too, which api.interfaces does not name: clients there are served by this \
                  controller, and relays that come in there fail; add it",
                 other.name
-            );
-            if self.repair.told.is_due(&line, Instant::now()) {
+            )
+        };
+        self.unnamed = interfaces::unnamed(&self.devices, &api, &arrive).into_iter().map(line).collect();
+        for line in &self.unnamed {
+            if self.repair.told.is_due(line, Instant::now()) {
                 warn!("{line}");
             }
         }
         Ok(api)
     }
 
+    /// Sentences about packets that may not pass the programs here, so that relays are in doubt.
+    pub(super) fn doubts(&self) -> impl Iterator<Item = String> {
+        let name =
+            |index| self.devices.iter().find(|device| device.index == index).map(|device| &device.name);
+        let facing = self.data_path.overruled().filter(|(_, index)| self.network.facing.contains(index));
+        let behind = facing.filter_map(move |(program, index)| {
+            Some(repair::behind(program, &format!("interface {}", name(index)?)))
+        });
+        behind.chain(self.unnamed.iter().cloned())
+    }
+
     pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
         let hooks = &self.data_path.hooks;
+        let has_ingress =
+            |one: &Interface| hooks.get(&one.name).is_some_and(|attached| attached.index == one.index);
         let is_hooked =
-            |api: &&Interface| hooks.get(&api.name).is_some_and(|attached| attached.index == api.index);
+            |api: &&Interface| interfaces::takers(&self.devices, api).into_iter().all(has_ingress);
         let hooked: HashSet<u32> = api.iter().filter(is_hooked).map(|api| api.index).collect();
         let devices = devices(&self.devices, &hooked, self.data_path.kernel.knows_interface());
         self.data_path.maps.set_devices(&devices)
@@ -85,7 +109,7 @@ impl Programs {
                 Ok(_) | Err(_) => {}
             }
         }
-        for device in api {
+        for device in &self.takers(api) {
             if !self.data_path.hooks.contains_key(&device.name) {
                 match self.data_path.attach_ingress(&device.name, device.index) {
                     Ok(Place::Behind) => self.say_behind("ingress", device, now),
@@ -101,6 +125,11 @@ impl Programs {
         failed
     }
 
+    /// The interfaces that are to have `ingress`.
+    fn takers(&self, api: &[Interface]) -> Vec<Interface> {
+        api.iter().flat_map(|api| interfaces::takers(&self.devices, api)).cloned().collect()
+    }
+
     fn say_behind(&mut self, program: &str, device: &Interface, now: Instant) {
         let place = format!("interface {}", device.name);
         if self.repair.told.is_due(&format!("{program} behind {place}"), now) {
@@ -110,7 +139,9 @@ impl Programs {
 
     /// Native XDP where it is sound, as far as that is known now.
     fn set_xdp(&mut self, device: &Interface, hook: Hook) {
-        let why_not = xdp_support::why_not(device, &self.devices, hook);
+        let bridge = device.port_of(&self.devices).map(|bridge| &bridge.name);
+        let why_not = bridge.map(|bridge| format!("{} is a port of {bridge}", device.name));
+        let why_not = why_not.or_else(|| xdp_support::why_not(device, &self.devices, hook));
         if !self.data_path.set_xdp(&device.name, why_not) {
             return;
         }
@@ -122,17 +153,23 @@ impl Programs {
         }
     }
 
-    /// Takes `ingress` off ports, which hand their frames to another interface, and off interfaces that the configuration
-    /// does not name. It stays on one that has lost its address: it may come back, and its connections with it.
+    /// Takes `ingress` off ports, which hand their frames to another interface; off bridges whose ports have it; and off
+    /// interfaces that the configuration does not name. It stays on one that has lost its address: it may come back, and its connections with it.
     fn detach_unwanted(&mut self, api: &[Interface], is_named: bool) {
+        let wanted = self.takers(api);
         let hooked = self.data_path.hooks.iter().map(|(name, attached)| (name.clone(), attached.index));
         for (name, index) in hooked.collect::<Vec<_>>() {
-            if api.iter().any(|api| api.index == index) {
+            if wanted.iter().any(|wanted| wanted.index == index) {
                 continue;
             }
             let device = self.devices.iter().find(|device| device.index == index);
             if let Some(upper) = device.and_then(|device| device.port_of(&self.devices)) {
                 info!("{name} is a port of {} now, so the programs leave it", upper.name);
+                self.data_path.detach_ingress(&name);
+            } else if api.iter().any(|api| api.index == index) {
+                info!(
+                    "the programs move from {name} to its ports: connection tracking sees its frames first"
+                );
                 self.data_path.detach_ingress(&name);
             } else if is_named {
                 self.data_path.detach_ingress(&name);
@@ -145,9 +182,18 @@ impl Programs {
         let present: HashSet<u32> = self.devices.iter().map(|device| device.index).collect();
         let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();
         self.data_path.retain(|index| present.contains(&index));
-        for name in hooked.iter().filter(|name| !self.data_path.hooks.contains_key(*name)) {
+        for name in hooked.into_iter().filter(|name| !self.data_path.hooks.contains_key(name)) {
             warn!("interface {name} is gone; clients that come in by it are balanced again when it is back");
+            self.gone.insert(name);
         }
+    }
+
+    /// The interfaces that were gone and are back.
+    fn back(&self) -> Vec<Interface> {
+        let is_back = |device: &&Interface| {
+            self.gone.contains(&device.name) && device.ethernet && !device.is_port(&self.devices)
+        };
+        self.devices.iter().filter(is_back).cloned().collect()
     }
 }
 
@@ -194,11 +240,20 @@ impl Agent {
         self.programs.forget_gone();
         self.verify_hooks(Instant::now());
         let config = &self.config.running;
-        let api = self.programs.api_interfaces(config)?;
-        self.programs.detach_unwanted(&api, config.api.interfaces.is_some());
+        let (mut api, found) = match self.programs.api_interfaces(config) {
+            Ok(api) => {
+                self.programs.gone.retain(|gone| !api.iter().any(|api| api.name == *gone));
+                (api, Ok(()))
+            }
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        api.extend(self.programs.back());
+        if found.is_ok() {
+            self.programs.detach_unwanted(&api, config.api.interfaces.is_some());
+        }
         let attached = self.programs.attach(&api, config.api.hook);
         self.programs.write_devices(&api)?;
-        attached
+        found.and(attached)
     }
 }
 

@@ -101,7 +101,7 @@ fn describe(displaced: &Displaced) -> String {
 pub(super) fn behind(program: &str, place: &str) -> String {
     format!(
         "another program runs before {program} on {place}, and this kernel has no place before it; relays there fail if \
-         it ends the chain (look with `tc filter show`)"
+         it ends the chain: look with `tc filter show`, and give it a later priority or remove it"
     )
 }
 

@@ -1,6 +1,7 @@
 //! Starting: first all that needs privileges, then the agent itself.
 
 use std::{
+    collections::BTreeSet,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
@@ -177,6 +178,8 @@ impl Agent {
                 devices,
                 network: Network::new(now)?,
                 repair: Repair::new(now),
+                gone: BTreeSet::new(),
+                unnamed: Vec::new(),
                 tag_key,
                 grace_until_s: 0,
                 upgraded: false,

@@ -1,14 +1,14 @@
 //! `status`, put together from all owners.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::Result;
 use balancer_common::records::{Budget, State};
 use serde_json::Value;
 
-use super::{Agent, boot_s};
+use super::{Agent, boot_s, network::unrouted_sentence};
 use crate::{
-    cluster::{Peer, describe},
+    cluster::{Peer, describe, sentences},
     config::{Controller, Ratio},
     operator::status::{self, ControllerStatus, RefuseRatio, Status},
 };
@@ -24,7 +24,7 @@ impl Agent {
             if controller.name == config.cluster.name {
                 controllers.push(self.own_status(now, controller, &budget));
             } else if let Some(peer) = self.cluster.peers().iter().find(|peer| peer.name == controller.name) {
-                controllers.push(Self::peer_status(now, peer));
+                controllers.push(self.peer_status(now, peer));
             }
         }
         controllers.extend(config.cluster.candidates.iter().map(|address| ControllerStatus {
@@ -63,10 +63,13 @@ impl Agent {
 
     fn not_relayed(&self) -> Vec<String> {
         let unrouted = self.programs.network.unrouted.iter();
-        let sentence = |((name, address), why): (&(String, IpAddr), &String)| {
-            format!("no client is relayed to {name} at {address}: {why}")
-        };
-        self.cluster.not_relayed().into_iter().chain(unrouted.map(sentence)).collect()
+        let unrouted = unrouted.map(|((name, address), why)| unrouted_sentence(name, *address, why));
+        let cluster = &self.config.running.cluster;
+        let unclaimed = cluster.candidates.iter();
+        let unclaimed =
+            unclaimed.map(|address| sentences::not_heard(&address.to_string(), cluster.listen.port()));
+        let told = self.cluster.not_relayed().into_iter().chain(unclaimed).chain(unrouted);
+        told.chain(self.programs.doubts()).collect()
     }
 
     fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
@@ -84,7 +87,7 @@ impl Agent {
         }
     }
 
-    fn peer_status(now: Instant, peer: &Peer) -> ControllerStatus {
+    fn peer_status(&self, now: Instant, peer: &Peer) -> ControllerStatus {
         ControllerStatus {
             name: peer.name.clone(),
             addresses: peer.addresses.clone(),
@@ -93,7 +96,7 @@ impl Agent {
             limit: peer.report.as_ref().map_or(0, |report| report.limit),
             weight: peer.report.as_ref().map_or(peer.weight, |report| report.weight),
             age_ms: peer.reported_at.map_or(u64::MAX, |at| now.duration_since(at).as_millis() as u64),
-            relay: peer.relay().into(),
+            relay: self.cluster.relay(peer).into(),
         }
     }
 

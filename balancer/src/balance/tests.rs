@@ -313,12 +313,7 @@ fn a_limit_below_the_load_asks_and_says_what_it_closes() {
             |bench| bench.others.iter_mut().for_each(|other| other.limit = 0),
             "and the 100 above it are closed later, as for now no other controller that relays reach has room",
         ),
-        (
-            "too early",
-            20,
-            |_| {},
-            "closed later, as for now this controller or its agent started",
-        ),
+        ("too early", 20, |_| {}, "closed later, as for now this controller or its agent started"),
     ];
     for (what, second, change, said) in rows {
         let mut bench = Bench::new(900, [850, 850]);

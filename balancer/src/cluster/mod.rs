@@ -8,6 +8,7 @@ pub mod membership;
 pub mod networks;
 pub mod paths;
 pub mod peers;
+pub mod sentences;
 pub mod slots;
 mod steady;
 #[cfg(test)]
@@ -45,8 +46,6 @@ use crate::{
 
 /// Between two looks for clients that wait for a silent controller.
 const LOOK: Duration = Duration::from_millis(500);
-/// Networks of one controller that the log names; more would hide the rest of it.
-const NAMED: usize = 5;
 
 #[derive(Debug)]
 pub struct Peer {
@@ -244,7 +243,14 @@ impl Cluster {
             let Some(record) = inputs.records.get(&peer.slot) else { continue };
             self.failed = self.failed.wrapping_add(record.traffic.failed);
             let view = inputs.views.get(&peer.name);
-            peer.step(now, inputs.boot_ns, &self.own_name, view, record, &mut effects);
+            peer.step(
+                now,
+                inputs.boot_ns,
+                (&self.own_name, self.listed.listen.port()),
+                view,
+                record,
+                &mut effects,
+            );
             let own = (self.own_addresses.as_slice(), &self.off);
             peer.step_paths(now, own, record, &mut effects);
         }
@@ -257,10 +263,12 @@ impl Cluster {
         for (index, family) in
             FAMILIES.into_iter().enumerate().filter(|(index, _)| off[*index] != self.off[*index])
         {
-            let family = family_name(family);
             effects.push(match &off[index] {
-                Some(why) => Effect::Say(Level::Warn, format!("no client is relayed over {family}: {why}")),
-                None => Effect::Say(Level::Info, format!("clients are relayed over {family} again")),
+                Some(why) => Effect::Say(Level::Warn, sentences::from_here(family, why)),
+                None => {
+                    let text = format!("clients are relayed over {} again", family_name(family));
+                    Effect::Say(Level::Info, text)
+                }
             });
         }
         self.off = off;
@@ -294,16 +302,17 @@ impl Cluster {
             return Vec::new();
         };
         let Some(path) = peer.path_mut(probe.family) else { return Vec::new() };
-        let (name, family) = (&probe.name, family_name(probe.family));
-        let text = match path.probed(now, result) {
-            None => return Vec::new(),
-            Some(News::Works) => format!("relays to controller {name} work over {family}"),
-            Some(News::Broken(reason)) => {
-                let text = format!("no client is relayed to controller {name} over {family}: {reason}");
-                return vec![Effect::Say(Level::Warn, text)];
+        let name = &probe.name;
+        match path.probed(now, result) {
+            None => Vec::new(),
+            Some(News::Works) => {
+                let text = format!("relays to controller {name} work over {}", family_name(probe.family));
+                vec![Effect::Say(Level::Info, text)]
             }
-        };
-        vec![Effect::Say(Level::Info, text)]
+            Some(News::Broken(reason)) => {
+                vec![Effect::Say(Level::Warn, sentences::to_controller(name, probe.family, &reason))]
+            }
+        }
     }
 
     /// Whether to list the networks for [`Cluster::note_networks`].
@@ -318,15 +327,11 @@ impl Cluster {
         let mut effects = Vec::new();
         for (network, slot) in fresh {
             let Some(peer) = self.peers.iter().find(|peer| peer.slot == slot) else { continue };
-            if self.networks.of(slot).count() <= NAMED {
-                let text = format!(
-                    "clients in {} are served where they dial instead of being relayed to controller {}: one got no \
-                     connection that way; are the routes, filters and rp_filter of {} right for them?",
-                    networks::show(network),
-                    peer.name,
-                    peer.name
-                );
-                effects.push(Effect::Say(Level::Warn, text));
+            if self.networks.of(slot).count() <= sentences::NAMED {
+                effects.push(Effect::Say(
+                    Level::Warn,
+                    sentences::to_network(&peer.name, network, self.listed.relay_ports),
+                ));
             }
         }
         for ask in asks {
@@ -342,32 +347,42 @@ impl Cluster {
 
     /// Sentences about everything that is not relayed from here, and why.
     pub fn not_relayed(&self) -> Vec<String> {
-        let mut sentences = Vec::new();
+        let mut told = Vec::new();
         for (family, why) in FAMILIES.into_iter().zip(&self.off) {
             if let Some(why) = why {
-                sentences.push(format!("no client is relayed over {}: {why}", family_name(family)));
+                told.push(sentences::from_here(family, why));
             }
         }
         for peer in &self.peers {
+            if matches!(peer.state, State::Absent | State::Silent) {
+                told.push(sentences::not_heard(&peer.name, self.listed.listen.port()));
+                continue;
+            }
             for (family, path) in FAMILIES.into_iter().zip(&peer.paths) {
-                let off = peer.off(family).map(String::as_str);
-                if let Some(why) = off.or_else(|| path.broken()) {
-                    let (name, family) = (&peer.name, family_name(family));
-                    sentences.push(format!("no client is relayed to {name} over {family}: {why}"));
+                if let Some(why) = peer.off(family) {
+                    told.push(sentences::off_there(&peer.name, family, why));
+                } else if let Some(why) = path.broken() {
+                    told.push(sentences::to_controller(&peer.name, family, why));
                 }
             }
-            let barred: Vec<String> = self.networks.of(peer.slot).map(networks::show).collect();
-            if !barred.is_empty() {
-                let shown = barred.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-                let more = barred.len().saturating_sub(NAMED);
-                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-                sentences.push(format!(
-                    "clients in {shown}{more} are not relayed to {}: one got no connection that way",
-                    peer.name
-                ));
-            }
+            let barred = self.networks.of(peer.slot);
+            told.extend(sentences::to_networks(&peer.name, barred, self.listed.relay_ports));
         }
-        sentences
+        told
+    }
+
+    /// Whether clients are relayed to `peer`, in a word: see [`crate::operator::status::ControllerStatus::relay`].
+    pub fn relay(&self, peer: &Peer) -> &'static str {
+        let has = |addresses, family| relay_address(addresses, family == Family::V4).is_some();
+        let both = |family: &Family| has(&self.own_addresses, *family) && has(&peer.addresses, *family);
+        let all = FAMILIES.into_iter().filter(both).map(Controller::path).sum::<u8>();
+        match peer.proved() & all {
+            _ if peer.relay_port.is_none() => "none",
+            0 => "off",
+            proved if proved == all => "ok",
+            proved if proved == Controller::path(Family::V4) => "v4 only",
+            _ => "v6 only",
+        }
     }
 
     /// The connections among `pairs` that opened by relay and carry nothing, where the owner's agent is heard. The paths there
@@ -467,7 +482,7 @@ impl Peer {
         &mut self,
         now: Instant,
         boot_ns: u64,
-        own_name: &str,
+        (own_name, udp): (&str, u16),
         view: Option<&PeerView>,
         record: &Record,
         effects: &mut Vec<Effect>,
@@ -488,6 +503,7 @@ impl Peer {
             controller.arrivals_milli = fixed_rate(report.arrivals_per_s);
             self.relay_port = report.relay_ports.get(own_name).copied();
             controller.relay_out = Port::new(self.relay_port.unwrap_or(0));
+            self.note_off(report, effects);
             self.report = Some(report.clone());
         }
         // The report of a silent controller ages, and the programs stop picking by it.
@@ -498,8 +514,11 @@ impl Peer {
         }
         let state = self.liveness.state(now, alive);
         if state != self.state {
-            effects
-                .push(Effect::Say(Level::Info, format!("controller {} is {}", self.name, describe(state))));
+            let mut text = format!("controller {} is {}", self.name, describe(state));
+            if matches!(state, State::Absent | State::Silent) {
+                text = format!("{text}: {}", sentences::not_heard(&self.name, udp));
+            }
+            effects.push(Effect::Say(Level::Info, text));
             self.state = state;
         }
         if state == State::Draining {
@@ -560,6 +579,22 @@ impl Peer {
         })
     }
 
+    /// Tells the operator of families over which it takes relays no longer, or again, by its new `report`.
+    fn note_off(&self, report: &Report, effects: &mut Vec<Effect>) {
+        for family in FAMILIES {
+            let (name, key) = (&self.name, family_name(family));
+            effects.push(match (self.off(family), report.off.get(key)) {
+                (before, Some(why)) if before != Some(why) => {
+                    Effect::Say(Level::Warn, sentences::off_there(name, family, why))
+                }
+                (Some(_), None) => {
+                    Effect::Say(Level::Info, format!("controller {name} takes relays over {key} again"))
+                }
+                _ => continue,
+            });
+        }
+    }
+
     /// Why it takes no relays over `family`, in its own words.
     fn off(&self, family: Family) -> Option<&String> {
         self.report.as_ref().and_then(|report| report.off.get(family_name(family)))
@@ -578,15 +613,6 @@ impl Peer {
     fn proved(&self) -> u8 {
         let paths = FAMILIES.into_iter().zip(&self.paths);
         paths.filter(|(_, path)| path.is_proved()).map(|(family, _)| Controller::path(family)).sum()
-    }
-
-    /// Whether clients are relayed to it: `ok`, `off`, or `none` where it has announced no port.
-    pub fn relay(&self) -> &'static str {
-        match (self.relay_port, self.proved()) {
-            (None, _) => "none",
-            (Some(_), 0) => "off",
-            (Some(_), _) => "ok",
-        }
     }
 
     /// A family that clients here use, as told by `used`, and over which no relay is proved to reach it.

@@ -237,7 +237,7 @@ fn relays_begin_when_a_probe_has_worked_and_end_when_two_have_failed() {
             bench.record.controller.paths,
             shown.as_str(),
             bench.said.as_str(),
-            bench.cluster.peers()[0].relay(),
+            bench.cluster.relay(&bench.cluster.peers()[0]),
         );
         assert_eq!(found, (paths, effects, said, relay), "{ms} ms: {heard:?}");
     }
@@ -262,7 +262,8 @@ fn everything_that_is_not_relayed_is_told() {
     let expected = [
         "no client is relayed over IPv6: big packets",
         "no client is relayed to b over IPv4: refused",
-        "clients in 10.1.2.0/24 are not relayed to b: one got no connection that way",
+        "clients in 10.1.2.0/24 are not relayed to b: one got no connection that way; does the firewall of b let them reach TCP \
+         17080-17095, and are its routes and rp_filter right for them?",
     ];
     assert_eq!(bench.cluster.not_relayed(), expected);
     // A probe in the client's name takes the bar away.
@@ -288,9 +289,48 @@ fn nothing_is_probed_from_a_host_that_relays_nothing() {
     bench.hear(20, Load(5));
     let report = bench.view.as_mut().and_then(|view| view.report.as_mut()).unwrap();
     report.off.insert("IPv4".into(), "its firewall".into());
-    bench.step(20);
-    assert_eq!(bench.cluster.not_relayed(), ["no client is relayed to b over IPv4: its firewall"]);
-    assert_eq!(bench.cluster.peers()[0].relay(), "off");
+    assert_eq!(short(&bench.step(20)), "warn");
+    assert_eq!(short(&bench.step(30)), "", "once");
+    let expected =
+        "no client is relayed to b over IPv4: its firewall; `balancer status` at b says how to put it right";
+    assert_eq!(bench.cluster.not_relayed(), [expected]);
+    assert_eq!(bench.cluster.relay(&bench.cluster.peers()[0]), "off");
+    bench.hear(40, Load(5));
+    assert_eq!(short(&bench.step(40)), "info");
+    // Nor where it is not heard.
+    bench.hear(5_000, Nothing);
+    bench.step(5_000);
+    let [sentence] = &bench.cluster.not_relayed()[..] else { panic!("one sentence") };
+    assert!(sentence.starts_with("no client is relayed to b: no report arrives from it; "), "{sentence}");
+}
+
+#[test]
+fn the_word_of_status_names_the_family_that_works() {
+    let (v4, v6) = (Controller::path(Family::V4), Controller::path(Family::V6));
+    let dual = ["10.0.0.1", "fd00::1"];
+    // Addresses of both controllers, whether a port is announced, the bits of proved paths, the word.
+    let rows: [(&[&str], &[&str], bool, u8, &str); 9] = [
+        (&dual, &dual, true, v4 | v6, "ok"),
+        (&dual, &dual, true, v4, "v4 only"),
+        (&dual, &dual, true, v6, "v6 only"),
+        (&dual, &dual, true, 0, "off"),
+        (&dual, &dual, false, v4, "none"),
+        (&dual, &dual[..1], true, v4, "ok"),
+        (&dual[1..], &dual, true, v6, "ok"),
+        (&dual[..1], &dual[..1], true, 0, "off"),
+        (&dual[..1], &dual[1..], true, 0, "off"),
+    ];
+    for (own, others, announced, proved, word) in rows {
+        let mut bench = Bench::new(State::Ready);
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        bench.cluster.own_addresses = parse(own);
+        let [peer] = &mut bench.cluster.peers[..] else { panic!("one peer") };
+        peer.addresses = parse(others);
+        peer.relay_port = announced.then_some(RELAY_PORT);
+        peer.paths = FAMILIES.map(|family| Path::new(bench.start, proved & Controller::path(family) != 0));
+        let cluster = &bench.cluster;
+        assert_eq!(cluster.relay(&cluster.peers[0]), word, "{own:?} {others:?} {announced} {proved}");
+    }
 }
 
 #[test]

@@ -67,6 +67,11 @@ impl Hook {
 }
 
 impl DataPath {
+    /// The programs, by interface, that run behind another one.
+    pub fn overruled(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.overruled.iter().copied()
+    }
+
     /// Puts back the programs that are not at their places, and returns those.
     pub fn verify(&mut self, cgroup: &Path) -> Vec<Displaced> {
         let mut displaced = Vec::new();

@@ -96,8 +96,9 @@ pub struct ControllerStatus {
     pub weight: f64,
     /// Milliseconds since its last report.
     pub age_ms: u64,
-    /// `ok` if connections are relayed there; `none` if it has announced no relay port, `off` if no relay there is proved to
-    /// work; `self` for this controller.
+    /// `ok` if connections are relayed there over every family of which both have addresses; `v4 only` or `v6 only` if relays
+    /// over the other one are not proved to work, `off` if none is; `none` if it has announced no relay port; `self` for
+    /// this controller.
     pub relay: String,
 }
 

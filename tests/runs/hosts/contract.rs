@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use tests::cluster::Cluster;
 use tests::cluster::config::Config;
+use tests::cluster::daemon::Daemon;
 use tests::cluster::judge::Controllers as _;
 use tests::cluster::status::controllers;
 use tests::juju::fleet::{Dial, Fleet, Kind, Stats};
@@ -28,6 +30,10 @@ const BUSY: Duration = Duration::from_millis(100);
 const REPAIR: Duration = Duration::from_secs(6);
 /// A connection that survives the end of an event answers within this: TCP repeats at growing intervals.
 const SILENT: Duration = Duration::from_secs(25);
+/// Agents have said after this what they have to say: a path is broken once two probes have failed.
+const TELL: Duration = Duration::from_secs(20);
+/// Between two looks at their words.
+const LOOK: Duration = Duration::from_millis(500);
 /// A new agent judges its peers by what it hears itself after less than this.
 pub const STARTED: Duration = Duration::from_secs(4);
 /// The controller whose clients are relayed, called `a`: its weight is so small that its share of the clients here is below
@@ -60,8 +66,8 @@ pub struct Row {
     pub busy_ends: bool,
     /// Most clients are to be relayed: there is no reason not to.
     pub relays: bool,
-    /// Words of `status` and `check`, and of one line of the log, on the thing that is not relayed.
-    pub told: Option<&'static str>,
+    /// Lines that operators must read. Without any, and without an event, `status` names nothing, at any controller.
+    pub told: &'static [Told],
 }
 
 impl Row {
@@ -76,8 +82,14 @@ impl Row {
             bytes: 20_000_000,
             busy_ends: false,
             relays: false,
-            told: None,
+            told: &[],
         }
+    }
+
+    /// Whether `status` may name a thing or not: a client that was relayed during an event may have got no connection, and
+    /// a kernel may reach clients in a VRF.
+    const fn may_tell(&self) -> bool {
+        self.event.is_some() || matches!(self.layout, Layout::Vrfs)
     }
 
     /// Runs the control, then the balancer, and compares.
@@ -85,8 +97,9 @@ impl Row {
         let mut control = Run::prepare(self, false)?.play(self).context("control")?;
         println!("{}: control: {}", self.tag, control.0);
         ensure!(control.0.held.iter().all(|held| held.lost + held.silent == 0), "the control keeps all");
-        let (mut seen, mut told) = Run::prepare(self, true)?.play(self).context("balancer")?;
+        let (mut seen, mut report) = Run::prepare(self, true)?.play(self).context("balancer")?;
         println!("{}: balancer: {seen}", self.tag);
+        println!("{}", report.agents.join("\n"));
         if self.busy_ends {
             seen.held.retain(|held| held.name == "idle");
             control.0.held.retain(|held| held.name == "idle");
@@ -96,25 +109,33 @@ impl Row {
         if self.relays && relayed * 2 < dialled {
             found.push(format!("only {relayed} of {dialled} clients are relayed"));
         }
-        if found.is_empty() && told.untold.is_empty() {
+        if found.is_empty() && report.complaints.is_empty() {
             return Ok(());
         }
-        found.append(&mut told.untold);
+        found.append(&mut report.complaints);
         bail!(
             "{}: {:?}, event {:?}, with the balancer:\n- {}\nthe agents:\n{}",
             self.tag,
             self.layout,
             self.event,
             found.join("\n- "),
-            told.agents.join("\n")
+            report.agents.join("\n")
         );
     }
 }
 
-/// The agents' own words, for the reader of a failure, and the words that are missing there.
+/// A line that operators must read at the controller with this index, by words of it: one in `status`, one in `check` and one
+/// in the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    pub at: usize,
+    pub words: &'static [&'static str],
+}
+
+/// The agents' own words, for the reader of a failure, and complaints about them.
 #[derive(Debug, Default)]
-struct Told {
-    untold: Vec<String>,
+struct Report {
+    complaints: Vec<String>,
     agents: Vec<String>,
 }
 
@@ -164,7 +185,7 @@ impl Run {
         Ok(Self { clients, cluster, started: Instant::now(), seen: Seen::default() })
     }
 
-    fn play(mut self, row: &Row) -> Result<(Seen, Told)> {
+    fn play(mut self, row: &Row) -> Result<(Seen, Report)> {
         let opened = self.opened()?;
         self.hold(row)?;
         let after = match &row.event {
@@ -191,8 +212,8 @@ impl Run {
         }
         self.judge_held()?;
         self.seen.opened = self.opened()? - opened;
-        let told = self.told(row)?;
-        Ok((self.seen, told))
+        let report = self.report(row)?;
+        Ok((self.seen, report))
     }
 
     fn opened(&self) -> Result<u64> {
@@ -286,33 +307,80 @@ impl Run {
         Ok(())
     }
 
-    fn told(&self, row: &Row) -> Result<Told> {
-        let mut told = Told::default();
-        let (mut shown, mut logged) = (String::new(), String::new());
-        for (daemon, status) in self.cluster.daemons.iter().zip(self.cluster.statuses()?) {
-            let relay =
-                |one: &serde_json::Value| format!("{}: {} {}", one["name"], one["state"], one["relay"]);
-            let states: Vec<String> = controllers(&status).map(relay).collect();
-            let log = daemon.log_lines();
-            let warned = log.iter().filter(|line| line.contains("WARN") || line.contains("ERROR"));
-            let warned: Vec<&str> = warned.map(String::as_str).collect();
-            let last = warned[warned.len().saturating_sub(8)..].join("\n    ");
-            told.agents.push(format!("{} sees {states:?}\n    {last}", status["controller"]));
-            if row.told.is_some() {
-                shown += &daemon.operate(&["status"])?;
-                // It fails where a check does.
-                shown += &daemon.cli(&["check"])?.1;
-                logged += &log.join("\n");
+    /// The agents' words, and everything that is wrong about them in the end.
+    fn report(&self, row: &Row) -> Result<Report> {
+        let deadline = Instant::now() + TELL;
+        loop {
+            let mut report = Report::default();
+            for (index, daemon) in self.cluster.daemons.iter().enumerate() {
+                let said = Said::of(daemon)?;
+                report.complaints.extend(said.complaints(row, index));
+                report.agents.push(said.shown);
+            }
+            if report.complaints.is_empty() || Instant::now() > deadline {
+                return Ok(report);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// The words of an agent.
+struct Said {
+    name: String,
+    status: Vec<String>,
+    check: String,
+    log: Vec<String>,
+    /// For the reader of a failure.
+    shown: String,
+}
+
+impl Said {
+    fn of(daemon: &Daemon) -> Result<Self> {
+        let status = daemon.status()?;
+        let relay = |one: &Value| format!("{}: {} {}", one["name"], one["state"], one["relay"]);
+        let states: Vec<String> = controllers(&status).map(relay).collect();
+        let log = daemon.log_lines();
+        let warned = log.iter().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        let warned: Vec<&str> = warned.map(String::as_str).collect();
+        let last = warned[warned.len().saturating_sub(8)..].join("\n    ");
+        let sentences = status["not_relayed"].as_array().into_iter().flatten();
+        let sentences: Vec<String> = sentences.filter_map(Value::as_str).map(str::to_owned).collect();
+        let shown = format!(
+            "{} sees {states:?}\n  status: {}\n  log:\n    {last}",
+            status["controller"],
+            sentences.join("\n  status: ")
+        );
+        // It fails where a check does.
+        let (_, check, _) = daemon.cli(&["check"])?;
+        Ok(Self { name: status["controller"].to_string(), status: sentences, check, log, shown })
+    }
+
+    /// What is wrong about it: `index` is the controller's.
+    fn complaints(&self, row: &Row, index: usize) -> Vec<String> {
+        let Self { name, status, check, log, .. } = self;
+        let mut found = Vec::new();
+        for sentence in status {
+            // The log tells a reason that changes once.
+            let subject = sentence.split(": ").next().unwrap_or(sentence);
+            if !check.contains(sentence) || !log.iter().any(|line| line.contains(subject)) {
+                found.push(format!("only status of {name} says: {sentence}"));
             }
         }
-        if let Some(words) = row.told.filter(|_| !self.cluster.daemons.is_empty()) {
-            for (place, text) in [("status and check", shown), ("the log", logged)] {
-                if !text.contains(words) {
-                    told.untold.push(format!("{place} do not tell {words:?}"));
-                }
-            }
+        if row.told.is_empty() && !row.may_tell() {
+            found.extend(status.iter().map(|sentence| format!("status of {name}: {sentence}")));
         }
-        Ok(told)
+        for Told { words, .. } in row.told.iter().filter(|told| told.at == index) {
+            let has_all = |line: &str| words.iter().all(|word| line.contains(word));
+            let places = [
+                ("status", status.iter().any(|line| has_all(line))),
+                ("check", check.lines().any(has_all)),
+                ("the log", log.iter().any(|line| has_all(line))),
+            ];
+            let silent = places.iter().filter(|(_, told)| !told);
+            found.extend(silent.map(|(place, _)| format!("{place} of {name} has no line with {words:?}")));
+        }
+        found
     }
 }
 

@@ -87,7 +87,7 @@ fn clients_of_an_owner_with_blocked_relay_ports_are_served_elsewhere() -> Result
     cluster.daemons[0].await_status("status says that nothing is relayed to b", |status| {
         seen(status, "b").is_ok_and(|b| b["relay"] == "off")
     })?;
-    cluster.daemons[0].await_log(0, "no client is relayed to controller b over IPv4", SOON)?;
+    cluster.daemons[0].await_log(0, "no client is relayed to b over IPv4", SOON)?;
     let later = cluster.dial("later", Kind::Single, CLIENTS)?;
     ensure!(
         later.connect_ms.max < 900.0,

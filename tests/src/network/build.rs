@@ -199,7 +199,13 @@ pub(super) fn connect(
     host.ip(&format!("link set {device} up\n"))
 }
 
-fn add_port(switch: &Namespace, port: &str, bridge: &str, peer: &str, netns: &Namespace) -> Result<()> {
+pub(super) fn add_port(
+    switch: &Namespace,
+    port: &str,
+    bridge: &str,
+    peer: &str,
+    netns: &Namespace,
+) -> Result<()> {
     switch.ip(&format!(
         "link add {port} type veth peer name {peer} netns {}\nlink set {port} master {bridge} up\n",
         netns.name()

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
 
-use crate::network::build::{connect, set_address};
+use crate::network::build::{add_port, connect, set_address};
 use crate::network::firewall;
 use crate::network::namespace::{NETNS, Namespace, command_in};
 use crate::network::neighbour::end_chain;
@@ -144,8 +144,10 @@ impl Net {
         let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
         let mac = words.nth(1).with_context(|| shown.clone())?;
         self.unplug(index, 0)?;
-        self.plug_again(index, 0)?;
-        namespace.ip(&format!("link set eth0 address {mac}\n"))
+        let host = &self.controllers[index];
+        add_port(&self.switch, &host.ports[0], "br0", "eth0", namespace)?;
+        namespace.ip(&format!("link set eth0 address {mac} up\n"))?;
+        self.set_addresses(host, 0)
     }
 
     /// Puts back an interface that [`Net::unplug`] has removed, with its addresses.
@@ -153,7 +155,12 @@ impl Net {
         let host = &self.controllers[index];
         let (device, bridge) = (format!("eth{interface}"), format!("br{interface}"));
         connect(&self.switch, &host.ports[interface], &bridge, &host.namespace, &device)?;
-        // A controller has one address of each family and interface.
+        self.set_addresses(host, interface)
+    }
+
+    /// Gives a controller's interface its addresses: one of each family.
+    fn set_addresses(&self, host: &Host, interface: usize) -> Result<()> {
+        let device = format!("eth{interface}");
         set_address(&host.namespace, &device, host.ipv4[interface], host.ipv6[interface])?;
         self.await_addresses()
     }

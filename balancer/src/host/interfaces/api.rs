@@ -40,6 +40,15 @@ pub fn arrivals(routes: &mut Routes, list: &[Interface], own: &[IpAddr], others:
     found
 }
 
+/// The interfaces where `ingress` takes the packets of the API-facing interface `api`: its own; or its ports' where it is a
+/// bridge that filters. Connection tracking would see a relay's packets there before `ingress` gives them the addresses
+/// that the host's sockets know, and rules that drop invalid packets would drop them.
+pub fn takers<'a>(list: &'a [Interface], api: &'a Interface) -> Vec<&'a Interface> {
+    let is_port = |one: &&Interface| api.filters && one.master == Some(api.index) && one.ethernet;
+    let ports: Vec<_> = list.iter().filter(is_port).collect();
+    if ports.is_empty() { vec![api] } else { ports }
+}
+
 /// Interfaces by which packets `arrive` and where nobody balances, as the configuration names others only.
 pub fn unnamed<'a>(list: &'a [Interface], api: &[Interface], arrive: &BTreeSet<u32>) -> Vec<&'a Interface> {
     let found = list.iter().filter(|one| arrive.contains(&one.index) && one.ethernet);

@@ -15,13 +15,16 @@ use rtnetlink::{
     Handle,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        link::{
+            AfSpecInet6, AfSpecUnspec, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+            LinkLayerType, LinkMessage,
+        },
     },
 };
 use tokio::task::JoinSet;
 
 pub use self::{
-    api::{api_interfaces, arrivals, unnamed},
+    api::{api_interfaces, arrivals, takers, unnamed},
     changes::Changes,
     obstacles::{why_no_relays, why_not_by},
     routes::{Route, Routes},
@@ -46,6 +49,9 @@ pub struct Interface {
     pub ethernet: bool,
     /// The interface from which it takes its frames, as a VLAN does; or a veth's other end, perhaps in another namespace.
     pub lower: Option<u32>,
+    /// Whether it is a bridge that has iptables and nftables see its frames as packets (`br_netfilter`), connection tracking
+    /// too.
+    pub filters: bool,
     /// The device that it belongs to: its bridge, bond or VRF.
     pub master: Option<u32>,
     /// Longest packet, bytes, that it joins arriving segments to, of IPv4 and of IPv6; 0: the kernel does not tell.
@@ -89,8 +95,9 @@ impl Interfaces {
         let addresses: Vec<_> = collect(self.handle.address().get().execute())
             .await
             .context("failed to list network addresses")?;
+        let filters = bridges_filter();
         let mut interfaces: BTreeMap<u32, Interface> =
-            links.into_iter().map(|link| (link.header.index, interface(link))).collect();
+            links.into_iter().map(|link| (link.header.index, interface(link, filters))).collect();
         for message in addresses {
             let index = message.header.index;
             if let (Some(interface), Some(address)) = (interfaces.get_mut(&index), own_address(&message)) {
@@ -111,7 +118,7 @@ async fn collect<T>(answers: impl TryStream<Ok = T, Error = rtnetlink::Error>) -
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "netlink has dozens of attributes, and gains more")]
-fn interface(message: LinkMessage) -> Interface {
+fn interface(message: LinkMessage, filters: Option<bool>) -> Interface {
     let link_type = message.header.link_layer_type;
     let mut interface = Interface {
         index: message.header.index,
@@ -132,6 +139,10 @@ fn interface(message: LinkMessage) -> Interface {
             LinkAttribute::AfSpecUnspec(families) => interface.mtu6 = families.iter().find_map(mtu6),
             LinkAttribute::Link(lower) => interface.lower = Some(lower),
             LinkAttribute::LinkInfo(details) => {
+                interface.filters = filters.is_some_and(|all| {
+                    let bridge = |detail: &LinkInfo| matches!(detail, LinkInfo::Kind(InfoKind::Bridge));
+                    details.iter().any(bridge) && (all || details.iter().any(calls_filters))
+                });
                 interface.kind = details.into_iter().find_map(|detail| {
                     if let LinkInfo::Kind(kind) = detail { Some(kind.to_string()) } else { None }
                 });
@@ -140,6 +151,23 @@ fn interface(message: LinkMessage) -> Interface {
         }
     }
     interface
+}
+
+/// Whether every bridge has filters see its frames; `None` where the kernel has no `br_netfilter`, as long as nobody loads it.
+fn bridges_filter() -> Option<bool> {
+    let read =
+        |family| std::fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"));
+    let (v4, v6) = (read("ip").ok()?, read("ip6").ok()?);
+    Some([v4, v6].iter().any(|value| value.trim() != "0"))
+}
+
+/// Whether a bridge's own setting has filters see its frames.
+fn calls_filters(detail: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Bridge(settings)) = detail else { return false };
+    let calls = |setting: &InfoBridge| {
+        matches!(setting, InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true))
+    };
+    settings.iter().any(calls)
 }
 
 /// IPv6 has an MTU of its own, which a router may announce.

@@ -41,10 +41,12 @@ pub fn why_not_by(route: &Route, devices: &[Interface]) -> Option<String> {
     if !route.unicast {
         Some("the address is this host's own, or no single host's: correct the controllers' addresses".into())
     } else if route.encapsulated {
-        Some(format!("its packets leave {name} inside others (`ip route get` shows how)"))
+        Some(format!(
+            "its packets leave {name} inside others (`ip route get` shows how); have a plain route lead there"
+        ))
     } else if !device.ethernet {
         let kind = describe(device);
-        Some(format!("it is reached by {name}, which is not Ethernet ({kind})"))
+        Some(format!("it is reached by {name}, which is not Ethernet ({kind}); reach it over Ethernet"))
     } else {
         None
     }

@@ -92,7 +92,9 @@ impl Route {
 fn explain(error: io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error().unwrap_or_default() {
         libc::ENETUNREACH | libc::EHOSTUNREACH => "no route leads there: add one, or correct the address",
-        libc::EACCES | libc::EINVAL => "a route forbids it (prohibit or blackhole)",
+        libc::EACCES | libc::EINVAL => {
+            "a route forbids it (prohibit or blackhole): remove it, or correct the address"
+        }
         _ => "the kernel refused",
     };
     anyhow::Error::new(error).context(hint)

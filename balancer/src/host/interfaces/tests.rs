@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{changes::QUIET, *};
+use super::*;
 use crate::host::testing::{ip, run_in_namespace};
 
 fn interface(index: u32, name: &str, kind: Option<&str>, addresses: &[&str], ethernet: bool) -> Interface {
@@ -18,6 +18,35 @@ fn interface(index: u32, name: &str, kind: Option<&str>, addresses: &[&str], eth
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         ethernet,
         ..Interface::default()
+    }
+}
+
+#[test]
+fn ingress_is_on_the_ports_of_a_bridge_that_filters() {
+    let port = |index, master, ethernet| Interface {
+        master: Some(master),
+        ..interface(index, &format!("p{index}"), None, &[], ethernet)
+    };
+    let bridge = |index, filters| Interface {
+        filters,
+        ..interface(index, &format!("br{index}"), Some("bridge"), &["10.0.0.11"], true)
+    };
+    let list = [
+        interface(2, "eth0", None, &["10.0.0.11"], true),
+        bridge(3, false),
+        port(4, 3, true),
+        bridge(5, true),
+        port(6, 5, true),
+        port(7, 5, true),
+        port(8, 5, false),
+        bridge(9, true),
+    ];
+    // The API-facing interface, and those with `ingress`.
+    let rows: [(u32, &[u32]); 4] = [(2, &[2]), (3, &[3]), (5, &[6, 7]), (9, &[9])];
+    for (api, expected) in rows {
+        let api = list.iter().find(|one| one.index == api).unwrap();
+        let found: Vec<u32> = takers(&list, api).iter().map(|one| one.index).collect();
+        assert_eq!(found, expected, "{}", api.name);
     }
 }
 
@@ -214,7 +243,7 @@ fn a_wait_that_is_given_up_forgets_no_change() {
         ip("link add flat type veth peer name other");
         let told = async {
             loop {
-                if let Ok(changed) = timeout(QUIET / 4, changes.next()).await {
+                if let Ok(changed) = timeout(Duration::from_millis(5), changes.next()).await {
                     return changed;
                 }
             }
@@ -224,7 +253,7 @@ fn a_wait_that_is_given_up_forgets_no_change() {
 }
 
 #[test]
-fn a_wave_of_changes_wakes_once() {
+fn changes_wake_at_once_and_no_longer_than_they_last() {
     run_in_namespace(async || {
         let mut changes = Changes::subscribe().unwrap();
         while timeout(Duration::from_millis(300), changes.next()).await.is_ok() {}
