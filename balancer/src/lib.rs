@@ -15,3 +15,4 @@ pub mod datapath;
 pub mod host;
 pub mod juju;
 pub mod operator;
+pub mod repeated;

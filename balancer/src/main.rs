@@ -12,20 +12,22 @@ use balancer::{
     agent,
     cli::{Cli, Command, Configured, Limit},
     config::{Config, Paths},
-    datapath,
-    host::interfaces,
     juju::key::ClusterKey,
     operator::{
         check,
         control::{self, Request},
         status::Status,
+        uninstall,
     },
 };
 use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,chitchat=warn")).init();
+    env_logger::Builder::from_env(
+        env_logger::Env::default().default_filter_or("info,chitchat=warn,netlink_proto=error"),
+    )
+    .init();
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -47,7 +49,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
         }
-        Command::Uninstall(configured) => uninstall(&Config::load_paths(&configured.config)?)?,
+        Command::Uninstall(configured) => uninstall(&configured)?,
         Command::Keygen { file } => {
             ClusterKey::keygen(&file)?;
             println!("{}: copy this file to every controller, owned by root, mode 0600", file.display());
@@ -107,14 +109,9 @@ fn status(paths: &Paths, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn uninstall(paths: &Paths) -> Result<()> {
-    if std::os::unix::net::UnixStream::connect(&paths.control).is_ok() {
-        anyhow::bail!(
-            "the agent is running and would attach the data path again; stop it first (systemctl stop balancer)"
-        );
-    }
-    let interfaces = interfaces::names()?;
-    if datapath::uninstall(&paths.pins, &interfaces)? {
+fn uninstall(configured: &Configured) -> Result<()> {
+    let paths = Config::load_paths(&configured.config)?;
+    if wait(uninstall::uninstall(&configured.config, &paths))? {
         println!("the data path is removed; each client is served by the controller that it dials");
     } else {
         println!("there was no data path");

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
-use tests::cluster::judge::{exact, no_drift};
+use tests::cluster::daemon::Daemon;
+use tests::cluster::judge::{await_empty, counted, exact, no_drift, unbroken};
 use tests::cluster::status::counter;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions};
-use tests::juju::fleet::{Dial, Kind};
+use tests::juju::fleet::{Dial, How, Kind};
 use tests::network::delay::packet_socket;
 use tests::network::sockopt::switch_on;
 use tests::packet::frame::{SYN, Segment, with_vlan};
-use tests::support::eventually::{SOON, wait_for};
+use tests::support::eventually::{SOON, eventually, wait_for};
 
 /// Grace period after a first start, in which an unknown handshake is not refused.
 const STARTED: Duration = Duration::from_secs(6);
@@ -144,4 +145,84 @@ fn a_controllers_own_connections_may_use_a_relay_port() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A controller is often installed beside connections that are there already.
+#[test]
+fn older_connections_of_an_address_count_toward_its_limit_until_they_end() -> Result<()> {
+    const LIMIT: usize = 100;
+    const OLD: usize = 60;
+    let options = ClusterOptions { balancer: false, controllers: 1, ..ClusterOptions::new("oldlimit") };
+    let mut cluster = Cluster::start(options)?;
+    cluster.dial("before", Kind::Single, OLD)?;
+    cluster.start_balancers_as(|config| {
+        config.policy.insert("per_client_limit".to_owned(), (LIMIT as i64).into());
+    })?;
+    cluster.await_settled()?;
+    let server = cluster.address(0);
+    let dial =
+        |cluster: &mut Cluster, count| cluster.fleet.dial(&Dial::new("more", Kind::Single, count, &[server]));
+    let more = dial(&mut cluster, OLD)?;
+    ensure!((more.ok, more.refused) == (LIMIT - OLD, 2 * OLD - LIMIT), "old ones count: {more:?}");
+    cluster.daemons[0].restart()?;
+    let more = dial(&mut cluster, 5)?;
+    ensure!(more.refused == 5, "they count for the next agent as well: {more:?}");
+
+    ensure!(cluster.fleet.close(OLD, How::Fin)? == OLD, "the oldest end");
+    exact(&cluster, "without the old ones", LIMIT - OLD)?;
+    eventually(SOON, "room for as many new ones", || {
+        let room = LIMIT - cluster.counts()?[0];
+        dial(&mut cluster, room)?;
+        let open = cluster.counts()?[0];
+        ensure!(open == LIMIT, "{open} are open");
+        Ok(())
+    })?;
+    let more = dial(&mut cluster, 5)?;
+    ensure!(more.refused == 5, "and for no more: {more:?}");
+    no_drift(&cluster)
+}
+
+#[test]
+fn a_reload_exempts_connections_that_are_there() -> Result<()> {
+    const CLIENTS: usize = 90;
+    /// A drain closes some every second.
+    const DRAINED: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start(ClusterOptions::new("exempted"))?;
+    cluster.dial("before", Kind::Single, CLIENTS)?;
+    let open = exact(&cluster, "all count", CLIENTS)?;
+    let exempt = |cluster: &Cluster| -> Result<Vec<usize>> {
+        let statuses = cluster.daemons.iter().map(Daemon::status);
+        statuses
+            .map(|status| Ok(status?["exempt_connections"].as_u64().context("a count")? as usize))
+            .collect()
+    };
+    let reload = |cluster: &mut Cluster, networks: &[&str]| -> Result<()> {
+        for daemon in &mut cluster.daemons {
+            daemon.config.api.exempt = Some(networks.iter().map(|&network| network.to_owned()).collect());
+            daemon.reload()?;
+        }
+        Ok(())
+    };
+    let client = cluster.net.clients[0].address(false).to_string();
+    reload(&mut cluster, &[&client])?;
+    wait_for(
+        SOON,
+        "none counts",
+        || Ok((counted(&cluster)?, exempt(&cluster)?)),
+        |found| *found == (vec![0; 3], open.clone()),
+    )?;
+    cluster.daemons[0].operate(&["drain", "--within", "1s"])?;
+    std::thread::sleep(DRAINED);
+    unbroken(&cluster.fleet.stats()?, CLIENTS as u64)?;
+    cluster.daemons[0].operate(&["resume"])?;
+    cluster.daemons[1].restart()?;
+    ensure!(counted(&cluster)? == [0; 3], "the next agent goes on: {:?}", counted(&cluster)?);
+
+    reload(&mut cluster, &[])?;
+    ensure!(exact(&cluster, "all count again", CLIENTS)? == open);
+    ensure!(cluster.fleet.close(CLIENTS, How::Fin)? == CLIENTS);
+    exact(&cluster, "all have ended", 0)?;
+    wait_for(SOON, "no exempt ones are left", || exempt(&cluster), |found| *found == [0; 3])?;
+    await_empty(&cluster, Duration::from_mins(1))?;
+    no_drift(&cluster)
 }

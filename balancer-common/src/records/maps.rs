@@ -14,7 +14,7 @@ macro_rules! for_each_map {
         $callback! {
             /// Classes of prefixes (of v4-mapped addresses). The agent writes it; every stage that admits, and `admit`
             /// and `track`, look up addresses.
-            ADDRESSES: LpmTrie<Address, AddressClass, 1_024>, Rebuilt;
+            ADDRESSES: LpmTrie<Address, AddressClass, 16_384>, Rebuilt;
             /// The count that the limit goes by. Stages reserve, `track` counts sockets; the agent reads it.
             BUDGET: Array<Budget, 1>, Rebuilt;
             /// The same count for each client address, while there is a limit for each. The programs write it, the
@@ -24,7 +24,8 @@ macro_rules! for_each_map {
             CONTROLLERS: Array<Controller, MAX_CONTROLLERS>, Copied;
             /// Counters by their index in `verdict`, for each CPU. The programs count, the agent sums up.
             COUNTERS: PerCpuArray<u64, COUNTER_SLOTS>, Rebuilt;
-            /// Network devices by interface index. The agent writes it; clamping and `admit` read it.
+            /// Network devices by interface index. The agent writes it, and makes it larger for a host that has many;
+            /// clamping and `admit` read it.
             DEVICES: HashMap<u32, Device, 1_024, ON_DEMAND>, Rebuilt;
             /// Packets of relays that arrive in fragments; the oldest give way. The stage for fragments alone uses it.
             FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4_096>, Scratch;

@@ -12,6 +12,7 @@ use crate::{
     cluster::{self, waiting::PATIENCE_S},
     count::{self, sock_diag::Socket},
     datapath::FlowPair,
+    repeated::warn_repeated,
 };
 
 /// Connections that are looked at for each one to close.
@@ -23,18 +24,24 @@ impl Agent {
             match effect {
                 cluster::Effect::WriteController { slot, controller } => {
                     if let Err(error) = self.programs.data_path.maps.set_controller(slot, &controller) {
-                        warn!("failed to write the record of the controller in slot {slot}: {error:#}");
+                        warn_repeated!(
+                            "write controllers",
+                            "failed to write the record of the controller in slot {slot}: {error:#}"
+                        );
                     }
                 }
                 cluster::Effect::Probe(probe) => self.begin_probe(probe),
                 cluster::Effect::LookForWaiting { slot, name } => {
                     if let Err(error) = self.reset_waiting(slot, &name) {
-                        warn!("failed to look for connections that wait for {name}: {error:#}");
+                        warn_repeated!(
+                            "waiting",
+                            "failed to look for connections that wait for {name}: {error:#}"
+                        );
                     }
                 }
                 cluster::Effect::Unbar((network, slot)) => {
                     if let Err(error) = self.programs.data_path.maps.unbar(&network, slot) {
-                        warn!("{error:#}");
+                        warn_repeated!("networks", "{error:#}");
                     }
                 }
                 cluster::Effect::Say(level, text) => log!(target: "balancer::cluster", level, "{text}"),
@@ -46,9 +53,16 @@ impl Agent {
         for effect in effects {
             match effect {
                 count::Effect::Track(cookie, tracked) => {
-                    self.programs.data_path.maps.track(cookie, tracked)?;
+                    if let Err(error) = self.programs.data_path.maps.track(cookie, tracked) {
+                        warn_repeated!("sockets", "{error:#}: it is not counted");
+                    }
                 }
                 count::Effect::Untrack(cookie) => drop(self.programs.data_path.maps.untrack(cookie)),
+                count::Effect::Reclass(cookie, note) => {
+                    if !self.programs.data_path.maps.retrack(cookie, note)? {
+                        self.count.not_reclassed(&note);
+                    }
+                }
                 count::Effect::WriteSettings => self.write_settings()?,
                 count::Effect::Say(level, text) => log!(target: "balancer::count", level, "{text}"),
             }
@@ -74,8 +88,13 @@ impl Agent {
     fn close(&mut self, now: Instant, close: &Close) {
         let (mut sockets, tracked) = match self.tracked_sockets() {
             Ok(both) => both,
-            Err(error) => return warn!("failed to list connections to close: {error:#}"),
+            Err(error) => {
+                warn_repeated!("close", "failed to list connections to close: {error:#}");
+                return;
+            }
         };
+        // The last audit may not have seen the latest configuration.
+        sockets.retain(|socket| self.is_client(socket.remote.ip()));
         if close.gentle {
             let barred = self.cluster.barred();
             sockets.retain(|socket| !barred.contains(&Network::of(&Address::from(socket.remote.ip()))));
@@ -91,7 +110,10 @@ impl Agent {
             match self.sockets.activity(socket) {
                 Ok(Some(activity)) => looked.push((socket, activity)),
                 Ok(None) => {}
-                Err(error) => return warn!("{error:#}"),
+                Err(error) => {
+                    warn_repeated!("close", "{error:#}");
+                    return;
+                }
             }
         }
         let (calm, busy) = calm.split(now, &looked);
@@ -104,11 +126,11 @@ impl Agent {
                     // A client that is refused as it comes back may be gone for good: python-libjuju is.
                     let noted = self.programs.data_path.maps.note_refused(socket.remote.ip(), boot_ns());
                     if let Err(error) = noted {
-                        warn!("{error:#}");
+                        warn_repeated!("refused", "{error:#}");
                     }
                 }
                 Err(error) => {
-                    warn!("failed to close a connection: {error:#}");
+                    warn_repeated!("destroy", "failed to close a connection: {error:#}");
                     break;
                 }
             }
@@ -119,7 +141,10 @@ impl Agent {
     fn look_for_returns(&mut self, now: Instant) {
         let (sockets, tracked) = match self.tracked_sockets() {
             Ok(both) => both,
-            Err(error) => return warn!("failed to list connections: {error:#}"),
+            Err(error) => {
+                warn_repeated!("close", "failed to list connections: {error:#}");
+                return;
+            }
         };
         let here = |socket: &Socket| {
             let tracked = tracked.get(&socket.cookie).filter(|tracked| tracked.client != 0)?;
@@ -154,7 +179,7 @@ impl Agent {
         for pair in stuck {
             let (network, slot) = (Network::of(&pair.key.remote), usize::from(pair.flow.controller));
             if let Err(error) = self.programs.data_path.maps.bar(&network, slot) {
-                warn!("{error:#}");
+                warn_repeated!("networks", "{error:#}");
             }
         }
         if !stuck.is_empty() {

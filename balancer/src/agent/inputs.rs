@@ -6,16 +6,17 @@ use anyhow::Result;
 use balancer_common::{
     policy::shed::ControllerLoad,
     records::{Budget, State, Tracked},
+    verdict::Event,
 };
-use log::warn;
 
-use super::{Agent, boot_ns, boot_s};
+use super::{Agent, boot_ns, boot_s, bounds::Table};
 use crate::{
     balance,
-    cluster::peers::Report,
+    cluster::peers::{MAX_REPORTED, Report},
     cluster::{self, Record, membership, paths},
     config::Steer,
-    count::{self, audit::Present, sock_diag::Socket, sock_diag::State as TcpState},
+    count::{self, audit::Present, clients::Counts, sock_diag::Socket, sock_diag::State as TcpState},
+    repeated::warn_repeated,
 };
 
 impl Agent {
@@ -26,7 +27,7 @@ impl Agent {
         let effects = self.cluster.step(now, &inputs);
         self.carry_out_cluster(effects);
         if let Err(error) = self.write_own(now).and_then(|()| self.write_settings()) {
-            warn!("failed to write the settings: {error:#}");
+            warn_repeated!("settings", "failed to write the settings: {error:#}");
         }
     }
 
@@ -40,7 +41,10 @@ impl Agent {
         for slot in self.cluster.peers().iter().map(|peer| peer.slot) {
             match record(slot) {
                 Ok(record) => drop(records.insert(slot, record)),
-                Err(error) => warn!("failed to read the record of the controller in slot {slot}: {error:#}"),
+                Err(error) => warn_repeated!(
+                    "read controllers",
+                    "failed to read the record of the controller in slot {slot}: {error:#}"
+                ),
             }
         }
         cluster::Inputs { boot_ns: boot_ns(), views, records }
@@ -48,7 +52,15 @@ impl Agent {
 
     /// Audits the count against the kernel's list of sockets. `first`: nothing was counted before.
     pub(super) fn audit(&mut self, first: bool) -> Result<()> {
+        let counted = self.counted_clients()?;
         let listed = self.api_sockets()?;
+        if let Some(before) = counted {
+            let after = self.programs.data_path.maps.clients()?;
+            let real = count::by_client(&listed, |address| self.is_client(address));
+            for (address, count) in self.count.audit_clients(&real, &before, &after) {
+                self.programs.data_path.maps.set_client(address, count);
+            }
+        }
         let present =
             |socket: &Socket| Present { cookie: socket.cookie, client: self.is_client(socket.remote.ip()) };
         let present: Vec<Present> = listed.iter().map(present).collect();
@@ -58,6 +70,12 @@ impl Agent {
         let noted = self.programs.data_path.maps.tracked()?;
         let effects = self.count.audit(boot_s(), &present, &noted, first);
         self.carry_out_count(effects)
+    }
+
+    /// The programs' counts by client address, where there is a limit for each.
+    fn counted_clients(&self) -> Result<Option<Counts>> {
+        let limit = self.config.running.policy.per_client_limit;
+        limit.map(|_| self.programs.data_path.maps.clients()).transpose()
     }
 
     /// Removes the records of connections that are over, and counts the relays.
@@ -72,8 +90,24 @@ impl Agent {
             maps.flows.remove(&pair);
         }
         if self.config.running.policy.per_client_limit.is_some() {
-            maps.forget_idle_clients(now_s)?;
+            let [count, room] = maps.forget_idle_clients(now_s)?;
+            // The last record was free for a moment, at best.
+            self.bounds.note(Table::Clients, count + 1, room, |_| {
+                format!(
+                    "more than {room} addresses have connections here, which is all that per_client_limit counts: the \
+                     others have the overall limit alone"
+                )
+            });
+        } else {
+            self.bounds.note(Table::Clients, 0, 0, |_| String::new());
         }
+        let untracked = maps.counter(Event::Untracked.index())? as usize;
+        self.bounds.note(Table::Sockets, untracked, 0, |above| {
+            format!(
+                "{above} connections so far found no room in the table of sockets; each counts from the next audit that \
+                 finds room for it"
+            )
+        });
         if self.cluster.wants_networks() {
             let effects = self.cluster.note_networks(now, &maps.networks()?);
             self.carry_out_cluster(effects);
@@ -144,10 +178,12 @@ impl Agent {
             arrivals_per_s: self.count.arrivals_per_s(),
             received,
             relay_ports: self.cluster.peers().iter().filter_map(relay_port).collect(),
-            addresses: this.addresses.clone(),
+            addresses: this.addresses.iter().take(MAX_REPORTED).copied().collect(),
             closing: self.balance.closing(now),
             sheds: self.balance.sheds(),
             off: self.cluster.off(),
+            leaving: false,
+            farewells: self.cluster.farewells(),
         });
     }
 

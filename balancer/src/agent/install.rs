@@ -56,10 +56,11 @@ impl Agent {
         let beginning = Beginning::of(self.programs.data_path.found, &settings, boot_s());
         let Beginning { first, orders, adjust, upgraded, grace_until_s } = beginning;
         self.balance.resume_orders(orders);
-        self.count.resume(adjust);
+        let maps = &self.programs.data_path.maps;
+        self.count.resume(adjust, &maps.tracked()?, &maps.budget()?);
         (self.programs.upgraded, self.programs.grace_until_s) = (upgraded, grace_until_s);
         self.write_addresses()?;
-        self.programs.write_devices(&api)?;
+        self.write_devices(&api)?;
         self.programs.network.epoch = settings.epoch;
         self.look_at_network();
         self.write_views();
@@ -75,7 +76,7 @@ impl Agent {
         self.programs.data_path.continue_upgrade()?;
         self.programs.attach(&api, self.config.running.api.hook)?;
         self.programs.data_path.detach_others(&self.programs.devices);
-        self.programs.write_devices(&api)?;
+        self.write_devices(&api)?;
         self.look_for_obstacles();
         self.programs.data_path.finish_upgrade()?;
         if first {

@@ -5,6 +5,7 @@
 //! decides by, `effects` carries out the effects that it returns, and `Programs` holds the programs and the
 //! interfaces that they are attached to. This file is the loop around them.
 
+mod bounds;
 mod effects;
 mod firewall;
 mod inputs;
@@ -38,6 +39,7 @@ use tokio::{
 
 pub use self::start::Started;
 use self::{
+    bounds::Bounds,
     off::{Off, Reasons},
     programs::Programs,
     requests::Asked,
@@ -49,6 +51,7 @@ use crate::{
     count::{Count, sock_diag::SockDiag},
     datapath::{self, PreviousDataPath},
     host::{
+        clock::boot_ns,
         firewall::Question,
         interfaces::{self, Changes},
         notify,
@@ -61,6 +64,7 @@ use crate::{
         health::{Health, Prober},
         introspection::Connections,
     },
+    repeated::warn_repeated,
 };
 
 /// How often counts are read, views written and a report published.
@@ -70,9 +74,9 @@ const TICK: Duration = Duration::from_millis(100);
 const GLANCE: Duration = Duration::from_millis(20);
 const MOVED: u32 = 4;
 const COLLECT: Duration = Duration::from_secs(5);
-/// How often the count is audited, and how often while it includes seeded sockets.
+/// How often the count is audited, and how often while [`Count::is_due_soon`].
 const AUDIT: Duration = Duration::from_secs(30);
-const AUDIT_SEEDED: Duration = Duration::from_secs(1);
+const AUDIT_SOON: Duration = Duration::from_secs(1);
 /// How often [`Balance::step`] runs.
 const BALANCE: Duration = Duration::from_secs(1);
 
@@ -126,6 +130,7 @@ struct Agent {
     inbox: Inbox,
     /// Why nothing is relayed.
     off: Off,
+    bounds: Bounds,
     schedule: Schedule,
     tasks: Tasks,
 }
@@ -205,9 +210,11 @@ impl Agent {
                 },
                 _ = reports.changed() => self.write_views(),
                 _ = health.changed() => self.tick(),
-                changed = changes.next() => match changed {
+                changed = changes.next(), if self.programs.repair.is_rested() => match changed {
                     Ok(()) => self.interfaces_changed().await,
-                    Err(error) => warn!("failed to follow changes of the interfaces: {error:#}"),
+                    Err(error) => {
+                        warn_repeated!("changes", "failed to follow changes of the interfaces: {error:#}");
+                    }
                 },
                 _ = hangup.recv() => self.reload().await,
                 Some(probed) = self.inbox.probed.recv() => self.probe_ended(probed),
@@ -234,17 +241,17 @@ impl Agent {
         self.note_arrivals(now);
         if now >= self.schedule.audit {
             if let Err(error) = self.audit(false) {
-                warn!("failed to audit the count: {error:#}");
+                warn_repeated!("audit", "failed to audit the count: {error:#}");
             }
             // jujud may have started after the agent.
             self.jujud.memory.seek();
             self.adapt_limit();
-            self.schedule.audit = now + if self.count.has_seeded() { AUDIT_SEEDED } else { AUDIT };
+            self.schedule.audit = now + if self.count.is_due_soon() { AUDIT_SOON } else { AUDIT };
         }
         if now >= self.schedule.collect {
             self.schedule.collect = now + COLLECT;
             if let Err(error) = self.collect() {
-                warn!("failed to collect finished flows: {error:#}");
+                warn_repeated!("collect", "failed to collect finished flows: {error:#}");
             }
         }
         self.follow_clients(now);
@@ -272,13 +279,6 @@ impl Agent {
     fn is_ready(&self) -> bool {
         self.jujud.health.borrow().ready
     }
-}
-
-/// Boot clock, nanoseconds, as the programs read it.
-fn boot_ns() -> u64 {
-    let now =
-        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-    now.as_nanos() as u64
 }
 
 /// Boot clock, whole seconds.

@@ -15,6 +15,7 @@ use super::{Agent, off::Source, programs::Programs};
 use crate::{
     cluster::membership::relay_address,
     host::interfaces::{Interface, Route, Routes, why_no_relays, why_not_by},
+    repeated::warn_repeated,
 };
 
 /// Clients' networks are looked for this often, and less often where that takes long: at most a twentieth of the time.
@@ -32,7 +33,7 @@ pub(super) struct Network {
     /// The API's interfaces.
     pub(super) facing: BTreeSet<u32>,
     /// The interfaces towards controllers.
-    ways: BTreeSet<u32>,
+    pub(super) ways: BTreeSet<u32>,
     /// Why nothing can be relayed to a controller's address, as the log has told.
     pub(super) unrouted: BTreeMap<(String, IpAddr), String>,
 }
@@ -105,7 +106,7 @@ impl Agent {
         self.programs.network.epoch = epoch;
         self.programs.network.only_way = only_way(&self.programs.devices);
         if let Err(error) = self.write_settings() {
-            warn!("failed to write the settings: {error:#}");
+            warn_repeated!("settings", "failed to write the settings: {error:#}");
         }
     }
 
@@ -154,7 +155,7 @@ impl Agent {
                 maps.set_controller(peer.slot, &controller)
             });
             if let Err(error) = written {
-                warn!("{error:#}");
+                warn_repeated!("ways to controllers", "{error:#}");
             }
         }
         if moved {
@@ -172,10 +173,8 @@ impl Agent {
             }
             Ok(())
         });
-        if let Err(error) = looked
-            && self.programs.repair.told.is_due("ways to clients", Instant::now())
-        {
-            warn!("failed to look up the ways to clients: {error:#}");
+        if let Err(error) = looked {
+            warn_repeated!("ways to clients", "failed to look up the ways to clients: {error:#}");
         }
     }
 }

@@ -5,12 +5,13 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
-use balancer_common::records::Device;
+use anyhow::Result;
+use balancer_common::records::{Device, MAX_CONTROLLERS};
 use log::{info, warn};
 
 use super::{
     Agent,
+    bounds::Table,
     network::Network,
     repair::{self, Repair},
 };
@@ -22,6 +23,7 @@ use crate::{
         interfaces::{self, Interface, Interfaces},
         xdp_support,
     },
+    repeated::warn_repeated,
 };
 
 /// The data path, and this host's network as of the last change.
@@ -63,9 +65,7 @@ impl Programs {
         };
         self.unnamed = interfaces::unnamed(&self.devices, &api, &arrive).into_iter().map(line).collect();
         for line in &self.unnamed {
-            if self.repair.told.is_due(line, Instant::now()) {
-                warn!("{line}");
-            }
+            warn_repeated!(line, "{line}");
         }
         Ok(api)
     }
@@ -81,38 +81,45 @@ impl Programs {
         behind.chain(self.unnamed.iter().cloned())
     }
 
-    pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
+    /// Returns how many devices were to be described, and how many there is room for.
+    pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<(usize, usize)> {
         let hooks = &self.data_path.hooks;
         let has_ingress =
             |one: &Interface| hooks.get(&one.name).is_some_and(|attached| attached.index == one.index);
         let is_hooked =
             |api: &&Interface| interfaces::takers(&self.devices, api).into_iter().all(has_ingress);
         let hooked: HashSet<u32> = api.iter().filter(is_hooked).map(|api| api.index).collect();
-        let devices = devices(&self.devices, &hooked, self.data_path.kernel.knows_interface());
-        self.data_path.maps.set_devices(&devices)
+        let mut wanted = interfaces::that_matter(&self.devices);
+        wanted.extend(hooked.iter().chain(&self.network.ways));
+        let devices = devices(&self.devices, &wanted, &hooked, self.data_path.kernel.knows_interface());
+        let room = self.data_path.maps.set_devices(&devices)?;
+        Ok((devices.len(), room))
     }
 
     pub(super) fn attach(&mut self, api: &[Interface], hook: Hook) -> Result<()> {
-        let now = Instant::now();
         let mut failed = Ok(());
         self.network.facing = api.iter().map(|api| api.index).collect();
+        let mut wanted = interfaces::that_matter(&self.devices);
+        wanted.extend(self.network.facing.union(&self.network.ways));
+        let devices = self.devices.iter().filter(|device| device.ethernet && wanted.contains(&device.index));
         // Before a device is up: afterwards the stack may answer by it at once.
-        for device in self.devices.clone().iter().filter(|device| device.ethernet) {
+        for device in &devices.cloned().collect::<Vec<_>>() {
             let attached = self.data_path.attach_egress(&device.name, device.index);
             let is_api = api.iter().any(|api| api.index == device.index);
             match attached {
                 Err(error) if is_api => failed = Err(error),
-                Err(error) if self.repair.told.is_due(&format!("no egress {}", device.name), now) => {
-                    warn!("{error:#}; relayed connections to clients behind it fail");
-                }
-                Ok(Place::Behind) if is_api => self.say_behind("egress", device, now),
-                Ok(_) | Err(_) => {}
+                Err(error) => warn_repeated!(
+                    &format!("no egress {}", device.name),
+                    "{error:#}; relayed connections to clients behind it fail"
+                ),
+                Ok(Place::Behind) if is_api => say_behind("egress", device),
+                Ok(_) => {}
             }
         }
         for device in &self.takers(api) {
             if !self.data_path.hooks.contains_key(&device.name) {
                 match self.data_path.attach_ingress(&device.name, device.index) {
-                    Ok(Place::Behind) => self.say_behind("ingress", device, now),
+                    Ok(Place::Behind) => say_behind("ingress", device),
                     Ok(_) => {}
                     Err(error) => {
                         failed = Err(error);
@@ -128,13 +135,6 @@ impl Programs {
     /// The interfaces that are to have `ingress`.
     fn takers(&self, api: &[Interface]) -> Vec<Interface> {
         api.iter().flat_map(|api| interfaces::takers(&self.devices, api)).cloned().collect()
-    }
-
-    fn say_behind(&mut self, program: &str, device: &Interface, now: Instant) {
-        let place = format!("interface {}", device.name);
-        if self.repair.told.is_due(&format!("{program} behind {place}"), now) {
-            warn!("{}", repair::behind(program, &place));
-        }
     }
 
     /// Native XDP where it is sound, as far as that is known now.
@@ -204,9 +204,18 @@ impl Agent {
         let maps = &mut self.programs.data_path.maps;
         let slots =
             config.cluster.controllers.iter().map(|controller| self.cluster.slot_of(&controller.name));
-        let slots = slots.collect::<Option<Vec<_>>>().context("a controller has no slot")?;
-        maps.set_address_classes(&address_classes(config, &slots))?;
+        let slots: Vec<_> = slots.map(|slot| slot.unwrap_or(MAX_CONTROLLERS)).collect();
+        let [count, room] = maps.set_address_classes(&address_classes(config, &slots))?;
+        self.bounds.note(Table::Networks, count, room, |above| {
+            format!(
+                "{above} of {count} networks and addresses are beyond the table of addresses, which takes {room}: \
+                 api.exempt, then api.deny, do not hold for all that they name"
+            )
+        });
         for (controller, slot) in config.cluster.controllers.iter().zip(slots) {
+            if slot == MAX_CONTROLLERS {
+                continue;
+            }
             let mut record = maps.controller(slot)?;
             (record.v4, record.v6) = relay_addresses(&controller.addresses);
             maps.set_controller(slot, &record)?;
@@ -216,6 +225,7 @@ impl Agent {
 
     /// Interfaces, addresses, routes, rules or hooks have changed.
     pub(super) async fn interfaces_changed(&mut self) {
+        let begun = Instant::now();
         let failed = match self.programs.interfaces.list().await {
             Ok(devices) => {
                 self.programs.devices = devices;
@@ -228,10 +238,9 @@ impl Agent {
         }
         .err();
         self.programs.repair.again = failed.is_some();
-        if let Some(error) = failed
-            && self.programs.repair.told.is_due(&error.to_string(), Instant::now())
-        {
-            warn!("{error:#}");
+        self.programs.repair.rest(begun, self.programs.devices.len());
+        if let Some(error) = failed {
+            warn_repeated!(&error.to_string(), "{error:#}");
         }
     }
 
@@ -252,24 +261,47 @@ impl Agent {
             self.programs.detach_unwanted(&api, config.api.interfaces.is_some());
         }
         let attached = self.programs.attach(&api, config.api.hook);
-        self.programs.write_devices(&api)?;
+        self.write_devices(&api)?;
         found.and(attached)
+    }
+
+    pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
+        let (count, room) = self.programs.write_devices(api)?;
+        self.bounds.note(Table::Interfaces, count, room, |above| {
+            format!(
+                "{above} of {count} interfaces are beyond the table of interfaces: segments of clients behind those are \
+                 not made to fit relays; restart the agent, which makes the table larger"
+            )
+        });
+        Ok(())
     }
 }
 
-/// The record of each of `devices`; `hooked` are the indices of those that `ingress` is attached to. A kernel that does
+fn say_behind(program: &str, device: &Interface) {
+    let place = format!("interface {}", device.name);
+    warn_repeated!(&format!("{program} behind {place}"), "{}", repair::behind(program, &place));
+}
+
+/// The record of each of `devices` that is `wanted`, those with `ingress` first; `hooked` are the indices of those that `ingress` is attached to. A kernel that does
 /// not tell `sk_lookup` the interface looks up index 0: a stray segment is told from a new client's SYN there only if
 /// every interface but `lo` has `ingress`.
-fn devices(devices: &[Interface], hooked: &HashSet<u32>, knows_interface: bool) -> Vec<(u32, Device)> {
+fn devices(
+    devices: &[Interface],
+    wanted: &HashSet<u32>,
+    hooked: &HashSet<u32>,
+    knows_interface: bool,
+) -> Vec<(u32, Device)> {
     let has_ingress = |device: &Interface| hooked.contains(&device.index);
     let mut records: Vec<_> = devices
         .iter()
+        .filter(|device| wanted.contains(&device.index))
         .map(|device| (device.index, Device { mtu: device.mtu, has_ingress: has_ingress(device).into() }))
         .collect();
     if !knows_interface {
         let all = devices.iter().filter(|device| device.name != "lo").all(has_ingress);
         records.push((0, Device { mtu: 0, has_ingress: all.into() }));
     }
+    records.sort_by_key(|(index, device)| (device.has_ingress == 0 && *index != 0, *index));
     records
 }
 
@@ -292,13 +324,15 @@ mod tests {
         let all = [device("lo", 1), device("eth0", 2), device("eth1", 3)];
         // Interfaces with `ingress`, whether `sk_lookup` tells the interface; has_ingress by index.
         let rows: [Row; 4] = [
-            (&[2], true, &[(1, 0), (2, 1), (3, 0)]),
-            (&[], true, &[(1, 0), (2, 0), (3, 0)]),
-            (&[2], false, &[(1, 0), (2, 1), (3, 0), (0, 0)]),
-            (&[2, 3], false, &[(1, 0), (2, 1), (3, 1), (0, 1)]),
+            (&[2], true, &[(2, 1), (1, 0), (3, 0)]),
+            (&[], true, &[(1, 0), (3, 0)]),
+            (&[2], false, &[(0, 0), (2, 1), (1, 0), (3, 0)]),
+            (&[2, 3], false, &[(0, 1), (2, 1), (3, 1), (1, 0)]),
         ];
         for (hooked, knows_interface, expected) in rows {
-            let made = devices(&all, &hooked.iter().copied().collect(), knows_interface);
+            let hooked: HashSet<u32> = hooked.iter().copied().collect();
+            let wanted = hooked.union(&HashSet::from([1, 3])).copied().collect();
+            let made = devices(&all, &wanted, &hooked, knows_interface);
             let made: Vec<_> = made.iter().map(|(index, device)| (*index, device.has_ingress)).collect();
             assert_eq!(made, expected, "{hooked:?} {knows_interface}");
         }

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use balancer_common::records::Controller as Slot;
+use balancer_common::records::{Controller as Slot, MAX_CONTROLLERS};
 use log::{error, info, warn};
 
-use super::{Agent, start};
+use super::{Agent, bounds::Table, start};
 use crate::{
     cluster::{
         membership::{group, keep_name, members},
@@ -101,6 +101,8 @@ impl Agent {
         }
         self.adapt_limit();
         self.write_addresses()?;
+        // Connections that are there may be clients' since, or no longer.
+        self.schedule.audit = now;
         self.interfaces_changed().await;
         self.look_at_firewall();
         self.write_views();
@@ -120,6 +122,14 @@ impl Agent {
             maps.set_controller(index, slot)?;
         }
         self.cluster.adopt(now, listed, cluster, &indices, &slots);
+        let without = names.iter().zip(&indices).filter(|(_, slot)| slot.is_none()).map(|(name, _)| *name);
+        let without = without.collect::<Vec<_>>().join(", ");
+        self.bounds.note(Table::Controllers, names.len(), slots.len(), |_| {
+            format!(
+                "nothing is relayed to or from {without}: the balancer takes {MAX_CONTROLLERS} controllers, and their \
+                 clients are served where they dial"
+            )
+        });
         Ok(())
     }
 }

@@ -1,53 +1,47 @@
 //! Every two seconds: is everything still attached? Another program may have removed it.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
-
-use log::warn;
+use std::time::{Duration, Instant};
 
 use super::Agent;
-use crate::datapath::{Displaced, Place};
+use crate::{
+    datapath::{Displaced, Place},
+    repeated::warn_repeated,
+};
 
 const VERIFY: Duration = Duration::from_secs(2);
-/// A line that repeats itself is logged again after this long, then after twice as long, and so on.
-const QUIET: Duration = Duration::from_mins(1);
-const LONGEST_QUIET: Duration = Duration::from_hours(1);
+/// The list of interfaces takes at most this part of the time: a host of containers has thousands.
+const SHARE: u32 = 100;
+
+/// On a host with more interfaces than this, the next look at changes waits for so many times as long as the last one
+/// took. On others a look that takes long is the fault of a busy machine, and must not delay programs on a new interface.
+const MANY: usize = 256;
+const REST: u32 = 4;
 
 pub(super) struct Repair {
     at: Instant,
-    pub(super) told: Told,
+    /// The next look at the list of interfaces.
+    list_at: Instant,
+    /// The next look at changes of the network.
+    changes_at: Instant,
     /// The last change of the network could not be followed to its end.
     pub(super) again: bool,
 }
 
 impl Repair {
     pub(super) fn new(now: Instant) -> Self {
-        Self { at: now + VERIFY, told: Told::default(), again: false }
+        Self { at: now + VERIFY, list_at: now + VERIFY, changes_at: now, again: false }
     }
 }
 
-/// The lines that the log has lately had, by their subject.
-#[derive(Default)]
-pub(super) struct Told(BTreeMap<String, (Instant, Duration)>);
+impl Repair {
+    /// Whether changes of the network are looked at now.
+    pub(super) fn is_rested(&self) -> bool {
+        Instant::now() >= self.changes_at
+    }
 
-impl Told {
-    /// Whether a line about `subject` is due.
-    pub(super) fn is_due(&mut self, subject: &str, now: Instant) -> bool {
-        // A subject of which nothing was heard for twice as long as the log was quiet about it is a new one.
-        self.0.retain(|_, (at, quiet)| now < *at + 3 * *quiet);
-        match self.0.get_mut(subject) {
-            Some((at, quiet)) if now < *at + *quiet => false,
-            Some((at, quiet)) => {
-                (*at, *quiet) = (now, (*quiet * 2).min(LONGEST_QUIET));
-                true
-            }
-            None => {
-                self.0.insert(subject.to_owned(), (now, QUIET));
-                true
-            }
-        }
+    /// The look at the network's changes that began at `begun` is over.
+    pub(super) fn rest(&mut self, begun: Instant, interfaces: usize) {
+        self.changes_at = Instant::now() + rest_after(begun.elapsed(), interfaces);
     }
 }
 
@@ -60,8 +54,13 @@ impl Agent {
         }
         self.programs.repair.at = now + VERIFY;
         // Of some changes, as of GRO's largest packet, the kernel sends no word.
-        let listed = self.programs.interfaces.list().await;
-        if self.programs.repair.again || listed.is_ok_and(|devices| devices != self.programs.devices) {
+        let mut has_changed = self.programs.repair.again;
+        if !has_changed && now >= self.programs.repair.list_at {
+            let listed = self.programs.interfaces.list().await;
+            has_changed = listed.is_ok_and(|devices| devices != self.programs.devices);
+            self.programs.repair.list_at = now + pause_after(now.elapsed());
+        }
+        if has_changed {
             self.interfaces_changed().await;
         } else {
             self.verify_hooks(now);
@@ -75,11 +74,19 @@ impl Agent {
                 self.schedule.audit = now;
             }
             let line = describe(&displaced);
-            if self.programs.repair.told.is_due(&line, now) {
-                warn!("{line}");
-            }
+            warn_repeated!(&line, "{line}");
         }
     }
+}
+
+/// The pause after a look at the list of interfaces that took so long.
+fn pause_after(took: Duration) -> Duration {
+    VERIFY.max(took * SHARE)
+}
+
+/// The rest after a look at changes that took so long: containers may come and go all the time.
+fn rest_after(took: Duration, interfaces: usize) -> Duration {
+    if interfaces <= MANY { Duration::ZERO } else { took * REST }
 }
 
 fn describe(displaced: &Displaced) -> String {
@@ -112,31 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_repeats_itself_is_logged_ever_less() {
-        let start = Instant::now();
-        let mut told = Told::default();
-        // Removed every two seconds for an hour and a half.
-        let said = (0..2_700).filter(|round| told.is_due("ingress", start + VERIFY * *round));
-        let said: Vec<u64> = said.map(|round| u64::from(round) * VERIFY.as_secs()).collect();
-        assert_eq!(said, [0, 60, 180, 420, 900, 1_860, 3_780]);
-    }
-
-    #[test]
-    fn subjects_are_apart_and_a_calm_makes_them_new() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut told = Told::default();
-        let rows = [
-            ("ingress", 0, true),
-            ("egress", 1, true),
-            ("ingress", 2, false),
-            ("ingress", 61, true),
-            ("ingress", 100, false),
-            ("ingress", 61 + 3 * 120, true),
-            ("ingress", 61 + 3 * 120 + 60, true),
-        ];
-        for (subject, second, due) in rows {
-            assert_eq!(told.is_due(subject, at(second)), due, "{subject} {second}");
+    fn a_long_list_of_interfaces_is_read_less_often() {
+        let ms = Duration::from_millis;
+        let rows = [(0, 2_000), (1, 2_000), (20, 2_000), (100, 10_000), (400, 40_000)];
+        for (took, pause) in rows {
+            assert_eq!(pause_after(ms(took)), ms(pause), "{took} ms");
+        }
+        for (took, interfaces, rest) in [(5, 3, 0), (900, 256, 0), (50, 257, 200), (300, 5_000, 1_200)] {
+            assert_eq!(rest_after(ms(took), interfaces), ms(rest), "{took} ms, {interfaces}");
         }
     }
 

@@ -13,8 +13,8 @@ use log::{info, warn};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, network::Network, off::Off,
-    programs::Programs, repair::Repair, requests,
+    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, network::Network,
+    off::Off, programs::Programs, repair::Repair, requests,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -190,6 +190,7 @@ impl Agent {
             jujud: Jujud { health, connections, prober, memory },
             inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
             off: Off::default(),
+            bounds: Bounds::default(),
             schedule: Schedule {
                 tick: now,
                 audit: now,

@@ -27,7 +27,9 @@ impl Liveness {
             Some(report) => {
                 // Once the controller has been heard, the state from before this agent's start says nothing.
                 self.found = State::Silent;
-                if report.draining {
+                if report.leaving {
+                    State::Absent
+                } else if report.draining {
                     State::Draining
                 } else if report.ready {
                     State::Ready

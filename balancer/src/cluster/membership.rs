@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::{
-    records::{AddressClass, Class},
+    records::{AddressClass, Class, MAX_CONTROLLERS},
     wire::Address,
 };
 
@@ -54,7 +54,7 @@ pub fn is_client(config: &Config, address: IpAddr) -> bool {
 }
 
 /// The class of every prefix that is not clients'; `slots` holds the slot of each of the controllers in
-/// `config.cluster.controllers`, in the same order. Of two classes of one prefix the later one holds.
+/// `config.cluster.controllers`, in the same order; [`MAX_CONTROLLERS`]: it has none. Of two classes of one prefix the later one holds.
 pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, AddressClass)> {
     let (exempt, denied) = (AddressClass::new(Class::Exempt, 0), AddressClass::new(Class::Denied, 0));
     let loopback = [(Ipv4Addr::from([127, 0, 0, 0]).into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)];
@@ -71,7 +71,8 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
     for (controller, &slot) in config.cluster.controllers.iter().zip(slots) {
         let is_own = controller.name == config.cluster.name;
         let class = if is_own { Class::Own } else { Class::Controller };
-        let class = AddressClass::new(class, slot as u8);
+        // Nothing is relayed to a controller without a slot.
+        let class = if slot < MAX_CONTROLLERS { AddressClass::new(class, slot as u8) } else { exempt };
         classes.extend(controller.addresses.iter().map(|&address| (address, bits(address), class)));
     }
     classes
@@ -209,6 +210,14 @@ mod tests {
         for (address, client) in rows {
             assert_eq!(is_client(&config, address.parse().unwrap()), client, "{address}");
         }
+        let without = address_classes(&config, &[4, MAX_CONTROLLERS]);
+        let other: IpAddr = "10.0.0.2".parse().unwrap();
+        let last = without.into_iter().rfind(|class| class.0 == other);
+        assert_eq!(
+            last,
+            Some((other, 32, AddressClass::new(Class::Exempt, 0))),
+            "a controller without a slot"
+        );
         let class = |name: &str| {
             let address: IpAddr = name.parse().unwrap();
             let classes = address_classes(&config, &[4, 5]);

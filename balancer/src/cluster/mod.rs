@@ -3,6 +3,7 @@
 //! [`Cluster`] owns the state. [`Cluster::step`] turns reports, probes and the records in the maps into [`Effect`]s,
 //! which the agent carries out; it reads no clock and no map itself.
 
+pub mod farewell;
 pub mod liveness;
 pub mod membership;
 pub mod networks;
@@ -17,7 +18,7 @@ pub mod views;
 pub mod waiting;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -210,13 +211,14 @@ impl Cluster {
         now: Instant,
         listed: config::Cluster,
         grouped: &config::Cluster,
-        indices: &[usize],
+        indices: &[Option<usize>],
         slots: &[Controller],
     ) {
         self.reported = self.reported_by(&listed);
         self.listed = listed;
         let mut known = std::mem::take(&mut self.peers);
-        for (controller, &slot) in grouped.controllers.iter().zip(indices) {
+        let with_slots = grouped.controllers.iter().zip(indices);
+        for (controller, slot) in with_slots.filter_map(|(one, slot)| Some((one, (*slot)?))) {
             if controller.name == grouped.name {
                 self.own_slot = slot;
                 self.own_addresses.clone_from(&controller.addresses);
@@ -280,6 +282,14 @@ impl Cluster {
         let off = FAMILIES.into_iter().zip(&self.off);
         off.filter_map(|(family, why)| Some((family_name(family).to_owned(), brief(why.as_deref()?))))
             .collect()
+    }
+
+    /// The controllers that are leaving, and to which the programs relay nothing more.
+    pub fn farewells(&self) -> BTreeSet<String> {
+        let left = self.peers.iter().filter(|peer| {
+            peer.state == State::Absent && peer.report.as_ref().is_some_and(|report| report.leaving)
+        });
+        left.map(|peer| peer.name.clone()).collect()
     }
 
     /// The host's network has changed: every path is probed anew.

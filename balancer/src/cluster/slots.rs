@@ -10,13 +10,14 @@ use bytemuck::Zeroable as _;
 use crate::config::RelayPorts;
 
 /// Gives each controller of `names` a slot, and each of them but `own` a relay port; both are the earlier ones where there
-/// were any. Frees the slots of other controllers first. Returns the slots' indices in the order of the names.
+/// were any. Frees the slots of other controllers first. Returns the slots' indices in the order of the names; a controller
+/// for which there is none gets no relays.
 pub fn assign(
     slots: &mut [Controller],
     names: &[&str],
     own: &str,
     relay_ports: RelayPorts,
-) -> Result<Vec<usize>> {
+) -> Result<Vec<Option<usize>>> {
     let hashes: Vec<u64> = names.iter().map(|name| name_hash(name)).collect();
     for slot in slots.iter_mut() {
         if slot.name_hash != 0 && !hashes.contains(&slot.name_hash) {
@@ -26,11 +27,15 @@ pub fn assign(
             slot.relay_in = Port::NONE;
         }
     }
-    let mut indices = Vec::new();
-    for (&name, &hash) in names.iter().zip(&hashes) {
+    let mut indices = vec![None; names.len()];
+    // This controller first: it always has a slot.
+    let mut order: Vec<usize> = (0..names.len()).collect();
+    order.sort_by_key(|&at| names[at] != own);
+    for at in order {
+        let (name, hash) = (names[at], hashes[at]);
         let known = slots.iter().position(|slot| slot.name_hash == hash);
         let free = || slots.iter().position(|slot| slot.name_hash == 0);
-        let index = known.or_else(free).context("more controllers than slots")?;
+        let Some(index) = known.or_else(free) else { continue };
         let taken: Vec<u16> = slots.iter().map(|slot| slot.relay_in.host()).collect();
         let slot = slots.get_mut(index).context("a slot that is not there")?;
         if slot.name_hash != hash {
@@ -41,7 +46,7 @@ pub fn assign(
             slot.relay_in =
                 Port::new(free.context("cluster.relay_ports: fewer ports than other controllers")?);
         }
-        indices.push(index);
+        indices[at] = Some(index);
     }
     Ok(indices)
 }
@@ -63,7 +68,7 @@ mod tests {
 
     fn assigned(slots: &mut [Controller], names: &[&str], ports: RelayPorts) -> Vec<(usize, u16)> {
         let indices = assign(slots, names, "a", ports).unwrap();
-        indices.into_iter().map(|index| (index, slots[index].relay_in.host())).collect()
+        indices.into_iter().flatten().map(|index| (index, slots[index].relay_in.host())).collect()
     }
 
     #[test]
@@ -86,12 +91,15 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_slots_or_ports_is_an_error() {
+    fn a_lack_of_ports_is_an_error_and_one_of_slots_leaves_controllers_out() {
         let mut slots = [Controller::zeroed(); MAX_CONTROLLERS];
         let few = RelayPorts { first: 17080, last: 17080 };
         let error = assign(&mut slots, &["a", "b", "c"], "a", few).unwrap_err();
         assert!(error.to_string().starts_with("cluster.relay_ports: fewer ports"), "{error}");
-        let error = assign(&mut slots[..2], &["a", "b", "c"], "a", PORTS).unwrap_err();
-        assert_eq!(error.to_string(), "more controllers than slots");
+        let mut slots = [Controller::zeroed(); 2];
+        let mut indices = |names: &[&str], own| assign(&mut slots, names, own, PORTS).unwrap();
+        assert_eq!(indices(&["b", "c", "a"], "a"), [Some(1), None, Some(0)], "this one first");
+        assert_eq!(indices(&["a", "c", "b"], "a"), [Some(0), None, Some(1)], "those that have one keep it");
+        assert_eq!(indices(&["a", "c"], "a"), [Some(0), Some(1)]);
     }
 }

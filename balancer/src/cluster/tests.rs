@@ -18,6 +18,8 @@ enum Heard {
     NotReady,
     /// A fresh report of a controller that is being drained.
     Draining,
+    /// The farewell of a controller whose balancer is being removed.
+    Leaving,
     /// No news; its heartbeat still moves.
     Heartbeat,
     /// Nothing, and its heartbeat has stopped.
@@ -26,7 +28,7 @@ enum Heard {
     Works,
     Fails,
 }
-use Heard::{Draining, Fails, Heartbeat, Load, NotReady, Nothing, Works};
+use Heard::{Draining, Fails, Heartbeat, Leaving, Load, NotReady, Nothing, Works};
 
 /// Controllers a, which runs the steps, and b.
 struct Bench {
@@ -72,6 +74,8 @@ fn report(connections: u64) -> Report {
         closing: 0,
         sheds: false,
         off: BTreeMap::new(),
+        leaving: false,
+        farewells: BTreeSet::new(),
     }
 }
 
@@ -82,7 +86,13 @@ impl Bench {
         let listed = listed(Source::File, &[("a", "10.0.0.1"), ("b", "10.0.0.2")]);
         let mut cluster = Cluster::new(listed.clone(), Reported::new());
         let controller = Controller { state: found as u8, ..Controller::zeroed() };
-        cluster.adopt(start, listed.clone(), &listed, &[0, SLOT], &[Controller::zeroed(), controller]);
+        cluster.adopt(
+            start,
+            listed.clone(),
+            &listed,
+            &[Some(0), Some(SLOT)],
+            &[Controller::zeroed(), controller],
+        );
         Self {
             start,
             cluster,
@@ -110,6 +120,7 @@ impl Bench {
             Load(connections) => self.view = Some(fresh(report(connections))),
             NotReady => self.view = Some(fresh(Report { ready: false, ..report(0) })),
             Draining => self.view = Some(fresh(Report { draining: true, ..report(0) })),
+            Leaving => self.view = Some(fresh(Report::farewell())),
             Heartbeat => {}
             Nothing => {
                 if let Some(view) = &mut self.view {
@@ -210,6 +221,33 @@ fn a_new_agent_keeps_the_states_that_it_finds_for_three_seconds() {
     prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "")]);
     // Once heard, a controller is not given the state from before the start.
     prove(Ready, &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "info look")]);
+}
+
+#[test]
+fn nothing_is_relayed_to_a_controller_that_leaves_and_the_report_says_so() {
+    use State::{Absent, Ready, Silent};
+    prove(
+        Ready,
+        &[
+            (100, Load(5), Ready, "probe"),
+            (110, Works, Ready, ""),
+            (200, Leaving, Absent, "info"),
+            (300, Heartbeat, Absent, ""),
+            (2_000, Nothing, Silent, "info look"),
+            // It is installed again.
+            (60_000, Load(0), Ready, "info probe"),
+        ],
+    );
+    let mut bench = Bench::new(Ready);
+    for (ms, heard, farewells) in
+        [(100, Load(5), false), (200, Leaving, true), (300, Nothing, false), (400, Load(0), false)]
+    {
+        bench.hear(ms, heard);
+        bench.step(ms);
+        assert_eq!(bench.cluster.farewells().contains("b"), farewells, "{heard:?}");
+        let is_told = bench.record.controller.relay_out == Port::NONE;
+        assert!(is_told || !farewells, "{heard:?}: the record holds no relay port");
+    }
 }
 
 #[test]
@@ -473,7 +511,7 @@ fn controllers_that_stay_keep_all_that_is_known_of_them() {
     bench.step(0);
     let three = listed(Source::File, &[("a", "10.0.0.1"), ("c", "10.0.0.3"), ("b", "10.0.0.9")]);
     let slots = [Controller::zeroed(); 4];
-    bench.cluster.adopt(bench.at(10), three.clone(), &three, &[0, 2, SLOT], &slots);
+    bench.cluster.adopt(bench.at(10), three.clone(), &three, &[Some(0), Some(2), Some(SLOT)], &slots);
     let seen: Vec<_> = bench
         .cluster
         .peers()
@@ -488,7 +526,7 @@ fn controllers_that_stay_keep_all_that_is_known_of_them() {
         [Some(0), Some(1), Some(2), None]
     );
     let without = listed(Source::File, &[("a", "10.0.0.1")]);
-    bench.cluster.adopt(bench.at(20), without.clone(), &without, &[0], &slots);
+    bench.cluster.adopt(bench.at(20), without.clone(), &without, &[Some(0)], &slots);
     assert!(bench.cluster.peers().is_empty());
 }
 

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod calm;
+pub mod clients;
 pub mod collect;
 pub mod rate;
 pub mod sock_diag;
@@ -19,8 +20,9 @@ use balancer_common::records::{Budget, Flow, Kind, Tracked};
 use log::Level;
 
 use self::{
-    audit::{Audit, Present},
+    audit::{Audit, Findings, Present},
     calm::Calm,
+    clients::{Clients, Counts},
     rate::Rate,
     sock_diag::Socket,
 };
@@ -31,8 +33,10 @@ pub struct Count {
     /// Which connections carry a transfer.
     pub calm: Calm,
     audit: Audit,
+    clients: Clients,
     adjust: i64,
-    seeded: (u32, u32),
+    adjust_exempt: i64,
+    has_seeded: bool,
     drift: u64,
     arrivals: Rate,
     arrivals_per_s: f64,
@@ -44,6 +48,8 @@ pub enum Effect {
     /// Note the socket with this cookie as one that the programs have not seen begin.
     Track(u64, Tracked),
     Untrack(u64),
+    /// Replace the note of the socket, if it is still there; else tell [`Count::not_reclassed`].
+    Reclass(u64, Tracked),
     /// Write the settings: the adjustment of the count has changed.
     WriteSettings,
     /// Tell the operator.
@@ -51,9 +57,17 @@ pub enum Effect {
 }
 
 impl Count {
-    /// Goes on with the adjustment that an earlier agent left in the settings.
-    pub fn resume(&mut self, adjust: i64) {
-        self.adjust = adjust;
+    /// Goes on with the adjustment that an earlier agent left in the settings, its notes, and the programs' count.
+    pub fn resume(&mut self, adjust: i64, noted: &HashMap<u64, Tracked>, budget: &Budget) {
+        let (audit, findings) = Audit::resume(adjust, noted, budget.exempt);
+        self.audit = audit;
+        self.take(&findings);
+    }
+
+    fn take(&mut self, findings: &Findings) {
+        self.adjust = self.audit.adjust(findings);
+        self.adjust_exempt = self.audit.adjust_exempt(findings);
+        self.has_seeded = findings.seeded_clients + findings.seeded_exempt > 0;
     }
 
     /// Added to the programs' count of clients: seeded sockets, and corrections.
@@ -61,14 +75,34 @@ impl Count {
         self.adjust
     }
 
-    /// Established connections of controllers and exempt addresses that the programs have not seen begin.
-    pub fn seeded_exempt(&self) -> u32 {
-        self.seeded.1
+    /// Established connections of controllers and exempt addresses.
+    pub fn exempt_connections(&self, budget: &Budget) -> u64 {
+        (i64::from(budget.exempt.cast_signed()) + self.adjust_exempt).max(0) as u64
     }
 
-    /// Whether there are sockets that the programs have not seen begin, and so will not see end.
-    pub fn has_seeded(&self) -> bool {
-        self.seeded.0 + self.seeded.1 > 0
+    /// Whether the next audit should come soon: there are sockets that the programs have not seen begin, and so will not
+    /// see end, or differences that only another audit settles.
+    pub fn is_due_soon(&self) -> bool {
+        self.has_seeded || self.audit.is_in_doubt() || self.clients.is_in_doubt()
+    }
+
+    /// The socket of an [`Effect::Reclass`] has ended before its note was replaced.
+    pub fn not_reclassed(&mut self, note: &Tracked) {
+        self.audit.not_reclassed(note);
+        let moved = if note.seeded != 0 {
+            0
+        } else if note.client == 0 {
+            1
+        } else {
+            -1
+        };
+        self.adjust += moved;
+        self.adjust_exempt -= moved;
+    }
+
+    /// The counts of client addresses to correct, as [`Clients::audit`].
+    pub fn audit_clients(&mut self, listed: &Counts, before: &Counts, after: &Counts) -> Vec<(IpAddr, u32)> {
+        self.clients.audit(listed, before, after)
     }
 
     /// Differences found so far between the programs' count and the kernel's list.
@@ -115,6 +149,7 @@ impl Count {
         let mut effects: Vec<_> =
             findings.seed.iter().map(|socket| Effect::Track(socket.cookie, seed(socket))).collect();
         effects.extend(findings.forget.iter().map(|&cookie| Effect::Untrack(cookie)));
+        effects.extend(findings.reclass.iter().map(|&(cookie, note)| Effect::Reclass(cookie, note)));
         if findings.drift != 0 {
             self.drift += findings.drift.unsigned_abs();
             let text = format!(
@@ -123,10 +158,9 @@ impl Count {
             );
             effects.push(Effect::Say(Level::Error, text));
         }
-        self.seeded = (findings.seeded_clients, findings.seeded_exempt);
-        let adjust = self.audit.adjust(&findings);
-        if adjust != self.adjust || first {
-            self.adjust = adjust;
+        let before = self.adjust;
+        self.take(&findings);
+        if before != self.adjust || first {
             effects.push(Effect::WriteSettings);
         }
         effects
@@ -219,7 +253,8 @@ mod tests {
         let effects = count.audit(7, &[present(1, true), present(2, false)], &noted, true);
         let expected = [Effect::Track(1, seed(1)), Effect::Track(2, seed(0)), Effect::WriteSettings];
         assert!(expected.iter().all(|effect| effects.contains(effect)) && effects.len() == 3, "{effects:?}");
-        assert_eq!((count.adjust(), count.has_seeded(), count.seeded_exempt()), (1, true, 1));
+        assert_eq!((count.adjust(), count.is_due_soon()), (1, true));
+        assert_eq!(count.exempt_connections(&Budget::zeroed()), 1);
         noted.extend([(1, note(1, 1)), (2, note(0, 1))]);
         assert_eq!(count.audit(8, &[present(1, true), present(2, false)], &noted, false), []);
         // A seeded client's socket ends.
@@ -243,9 +278,34 @@ mod tests {
         let mut count = Count::default();
         let budget = Budget { established: 5, ..Budget::zeroed() };
         for (adjust, connections) in [(0, 5), (3, 8), (-2, 3), (-9, 0)] {
-            count.resume(adjust);
+            count.resume(adjust, &HashMap::new(), &budget);
             assert_eq!(count.connections(&budget), connections, "{adjust}");
         }
+    }
+
+    #[test]
+    fn a_reload_moves_connections_between_the_counts() {
+        let mut count = Count::default();
+        let budget = Budget { established: 2, exempt: 1, ..Budget::zeroed() };
+        let mut noted = HashMap::from([(1, note(1, 0)), (2, note(1, 0)), (3, note(0, 0))]);
+        let present = [1, 2, 3].map(|cookie| Present { cookie, client: false });
+        let effects = count.audit(7, &present, &noted, false);
+        let reclass = |cookie| Effect::Reclass(cookie, note(0, 0));
+        assert!([reclass(1), reclass(2)].iter().all(|effect| effects.contains(effect)), "{effects:?}");
+        assert_eq!(effects.last(), Some(&Effect::WriteSettings), "the settings come last");
+        assert_eq!((count.connections(&budget), count.exempt_connections(&budget)), (0, 3));
+        // The second one has ended meanwhile, and the programs took it off the clients.
+        count.not_reclassed(&note(0, 0));
+        let budget = Budget { established: 1, ..budget };
+        assert_eq!((count.connections(&budget), count.exempt_connections(&budget)), (0, 2));
+        // The first one ends, as one of the exempt.
+        noted.remove(&1);
+        let budget = Budget { exempt: 0, ..budget };
+        assert_eq!((count.connections(&budget), count.exempt_connections(&budget)), (0, 1));
+        // An agent that starts in between finds the same.
+        let mut next = Count::default();
+        next.resume(count.adjust(), &HashMap::from([(3, note(0, 0))]), &budget);
+        assert_eq!((next.connections(&budget), next.exempt_connections(&budget)), (0, 1));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Filters run in the order of their priorities; of those with one priority, the newest runs first (`cls_bpf_change`).
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use anyhow::Result;
 use aya::programs::{
@@ -53,6 +53,19 @@ pub fn list(channel: &mut Channel, index: u32, direction: TcAttachType) -> io::R
     question.header.parent = rtnetlink::packet_route::tc::TcHandle { major: 0xffff, minor: parent };
     let answers = channel.list(RouteNetlinkMessage::GetTrafficFilter(question))?;
     Ok(answers.iter().filter_map(read).collect())
+}
+
+/// The interfaces that have the clsact queueing discipline.
+pub fn interfaces(channel: &mut Channel) -> io::Result<HashSet<u32>> {
+    let all = channel.list(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+    let is_clsact = |message: &TcMessage| {
+        message.attributes.iter().any(|one| matches!(one, TcAttribute::Kind(kind) if kind == "clsact"))
+    };
+    let index = |answer: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+        is_clsact(message).then_some(message.header.index.cast_unsigned())
+    };
+    Ok(all.iter().filter_map(index).collect())
 }
 
 fn read(answer: &RouteNetlinkMessage) -> Option<Filter> {

@@ -16,6 +16,9 @@ use super::{
 };
 use crate::host::{interfaces::Interface, netlink::Channel};
 
+/// Interfaces whose `egress` is looked at at once. A host has few, unless it has many networks of containers.
+const AT_ONCE: usize = 256;
+
 /// The place of a program in the chain of its hook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Place {
@@ -85,8 +88,11 @@ impl DataPath {
             }));
         }
         let ingresses = self.hooks.iter().map(|(name, attached)| Hook::ingress(name, attached.index));
-        let egresses = self.egresses.iter().map(|(&index, name)| Hook::egress(name, index));
-        for hook in ingresses.chain(egresses).collect::<Vec<_>>() {
+        let turn = in_turn(self.egresses.keys().copied(), self.verified);
+        let egresses = turn.iter().filter_map(|index| Some(Hook::egress(self.egresses.get(index)?, *index)));
+        let hooks: Vec<_> = ingresses.chain(egresses).collect();
+        self.verified = turn.last().copied().unwrap_or(0);
+        for hook in hooks {
             // An error: the interface has gone, and word of it is on its way.
             let Ok(was) = self.place(&hook) else { continue };
             if was == Place::First
@@ -129,8 +135,13 @@ impl DataPath {
                 links::remove(&pin);
             }
         }
-        let others = devices.iter().filter(|_| self.hook == TcHook::Clsact);
-        for device in others {
+        if self.hook != TcHook::Clsact {
+            return;
+        }
+        // One question for all: a host may have thousands, and few have the queueing discipline.
+        let hooked = Channel::open().and_then(|mut channel| Ok(filters::interfaces(&mut channel)?));
+        let hooked = hooked.unwrap_or_default();
+        for device in devices.iter().filter(|device| hooked.contains(&device.index)) {
             for hook in [Hook::ingress(&device.name, device.index), Hook::egress(&device.name, device.index)]
             {
                 if !self.has(hook.program, device.index)
@@ -246,6 +257,12 @@ impl DataPath {
     }
 }
 
+/// The next [`AT_ONCE`] of `indices`, which ascend, after the index `last`.
+fn in_turn(indices: impl Iterator<Item = u32> + Clone, last: u32) -> Vec<u32> {
+    let after = indices.clone().filter(|&index| index > last);
+    after.chain(indices.filter(|&index| index <= last)).take(AT_ONCE).collect()
+}
+
 fn filters_of(hook: &Hook) -> Result<Vec<Filter>> {
     Ok(filters::list(&mut Channel::open()?, hook.index, hook.direction)?)
 }
@@ -253,6 +270,22 @@ fn filters_of(hook: &Hook) -> Result<Vec<Filter>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_interface_has_its_turn() {
+        assert_eq!(in_turn([2, 5, 9].into_iter(), 5), [9, 2, 5]);
+        assert_eq!(in_turn([2, 5, 9].into_iter(), 0), [2, 5, 9]);
+        assert!(in_turn([].into_iter(), 7).is_empty());
+        let mut last = 0;
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..4 {
+            let turn = in_turn(1..=1_000, last);
+            assert_eq!(turn.len(), AT_ONCE);
+            last = *turn.last().unwrap();
+            seen.extend(turn);
+        }
+        assert_eq!(seen.len(), 1_000);
+    }
 
     #[test]
     fn a_program_is_first_missing_or_behind_another() {

@@ -1,12 +1,12 @@
 //! The maps as the agent sees them.
 
-use std::{net::IpAddr, path::Path};
+use std::{collections::HashSet, fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, SockMap,
+        Array, HashMap, IterableMap, MapData, MapError, MapInfo, PerCpuArray, SockMap,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -118,35 +118,43 @@ impl Maps {
         Ok(counters)
     }
 
-    /// Gives every prefix in `wanted` its class, and no other any.
-    pub fn set_address_classes(&mut self, wanted: &[(IpAddr, u8, AddressClass)]) -> Result<()> {
-        let mut keys = Vec::with_capacity(wanted.len());
-        for &(address, bits, member) in wanted {
+    /// Gives every prefix in `wanted` its class, the last one of several, and no other any. The first ones, loopback
+    /// aside, are left out if they are too many. Returns how many there are, and the most that there is room for.
+    pub fn set_address_classes(&mut self, wanted: &[(IpAddr, u8, AddressClass)]) -> Result<[usize; 2]> {
+        let room = IterableMap::<_, AddressClass>::map(&self.classes).info()?.max_entries() as usize;
+        let wanted = last_of_each(wanted);
+        let key = |&(address, bits, _): &(IpAddr, u8, AddressClass)| {
             // Bits count from the start of the v4-mapped address.
             let bits = u32::from(bits) + if address.is_ipv4() { 96 } else { 0 };
-            let key = Key::new(bits, bytemuck::cast(Address::from(address)));
-            self.classes
-                .insert(&key, member, 0)
-                .with_context(|| format!("failed to class {address}/{bits}"))?;
-            keys.push((bits, key.data()));
-        }
-        let stale: Vec<_> = self.classes.keys().collect::<Result<_, MapError>>()?;
-        for key in stale.iter().filter(|key| !keys.contains(&(key.prefix_len(), key.data()))) {
+            Key::new(bits, bytemuck::cast::<Address, [u8; 16]>(Address::from(address)))
+        };
+        let fitting = wanted.get(..room).unwrap_or(&wanted);
+        let keys: HashSet<_> = fitting.iter().map(key).map(|key| (key.prefix_len(), key.data())).collect();
+        let known: Vec<_> = self.classes.keys().collect::<Result<_, MapError>>()?;
+        for key in known.iter().filter(|key| !keys.contains(&(key.prefix_len(), key.data()))) {
             self.classes.remove(key).context("failed to remove a class")?;
         }
-        Ok(())
+        for one in fitting {
+            let class = self.classes.insert(&key(one), one.2, 0);
+            class.with_context(|| format!("failed to class {}/{}", one.0, one.1))?;
+        }
+        Ok([wanted.len(), room])
     }
 
-    /// Describes the devices of this host, and no others.
-    pub fn set_devices(&mut self, wanted: &[(u32, Device)]) -> Result<()> {
+    /// Describes the devices of this host, and no others; the last ones are left out if they are too many. Returns the
+    /// most that there is room for.
+    pub fn set_devices(&mut self, wanted: &[(u32, Device)]) -> Result<usize> {
+        let room = self.devices.map().info()?.max_entries() as usize;
+        let wanted = wanted.get(..room).unwrap_or(wanted);
+        let indices: HashSet<u32> = wanted.iter().map(|(index, _)| *index).collect();
+        let known: Vec<u32> = self.devices.keys().collect::<Result<_, MapError>>()?;
+        for index in known.iter().filter(|index| !indices.contains(index)) {
+            self.devices.remove(index).context("failed to forget a device")?;
+        }
         for (index, device) in wanted {
             self.devices.insert(index, device, 0).context("failed to describe a device")?;
         }
-        let known: Vec<u32> = self.devices.keys().collect::<Result<_, MapError>>()?;
-        for index in known.iter().filter(|index| !wanted.iter().any(|(wanted, _)| wanted == *index)) {
-            self.devices.remove(index).context("failed to forget a device")?;
-        }
-        Ok(())
+        Ok(room)
     }
 
     /// Gives relayed connections to this listener.
@@ -166,21 +174,45 @@ impl Maps {
         }
         for (&address, &established) in wanted {
             let budget = Budget { established, ..Budget::default() };
-            self.clients.insert(Address::from(address), budget, 0).context("failed to count a client")?;
+            // Where the map is full, the programs do without, too.
+            let _: Result<(), MapError> = self.clients.insert(Address::from(address), budget, 0);
         }
         Ok(())
     }
 
-    /// Forgets client addresses that have no connection and no handshake at boot second `now_s`.
-    pub fn forget_idle_clients(&mut self, now_s: u32) -> Result<()> {
+    /// The connections of each client address, as the programs count them.
+    pub fn clients(&self) -> Result<std::collections::HashMap<IpAddr, u32>> {
+        let known = self.clients.iter().map(|known| {
+            known.map(|(address, budget): (Address, Budget)| (address.into(), budget.established))
+        });
+        known.collect::<Result<_, MapError>>().context("failed to read the clients' counts")
+    }
+
+    /// Corrects the connections of a client address. The record's lock keeps the fields together; a change that the
+    /// programs make between look and write is lost, and the next audit finds it.
+    pub fn set_client(&mut self, address: IpAddr, established: u32) {
+        const BPF_F_LOCK: u64 = 4;
+        let key = Address::from(address);
+        let known = self.clients.get(&key, BPF_F_LOCK);
+        let flags = if known.is_ok() { BPF_F_LOCK } else { 0 };
+        let budget = Budget { established, ..known.unwrap_or_default() };
+        // A full map takes no other address; the programs do without its count, too.
+        let _: Result<(), MapError> = self.clients.insert(key, budget, flags);
+    }
+
+    /// Forgets client addresses that have no connection and no handshake at boot second `now_s`. Returns how many are
+    /// left, and the most that there is room for.
+    pub fn forget_idle_clients(&mut self, now_s: u32) -> Result<[usize; 2]> {
         let known: Vec<(Address, Budget)> = self.clients.iter().collect::<Result<_, MapError>>()?;
+        let mut left = known.len();
         for (address, mut budget) in known {
             budget.advance(now_s);
             if budget.established == 0 && budget.in_progress() == 0 {
                 self.clients.remove(&address).context("failed to forget a client's count")?;
+                left -= 1;
             }
         }
-        Ok(())
+        Ok([left, self.clients.map().info()?.max_entries() as usize])
     }
 
     /// Sees to it that a client is not refused for another controller's sake for a while from `now_ns` on (boot clock).
@@ -247,6 +279,18 @@ impl Maps {
         self.tracked.insert(cookie, tracked, 0).context("failed to note a socket")
     }
 
+    /// Replaces the note of a socket. `false`: it has ended.
+    pub fn retrack(&mut self, cookie: u64, tracked: Tracked) -> Result<bool> {
+        const BPF_EXIST: u64 = 2;
+        match self.tracked.insert(cookie, tracked, BPF_EXIST) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(false)
+            }
+            Err(error) => Err(error).context("failed to note a socket's class"),
+        }
+    }
+
     /// Counts a socket no more. `false`: it was not counted.
     pub fn untrack(&mut self, cookie: u64) -> bool {
         self.tracked.remove(&cookie).is_ok()
@@ -256,6 +300,51 @@ impl Maps {
 /// The maps that outlive the agent.
 pub fn pinned() -> impl Iterator<Item = Map> {
     MAPS.into_iter().filter(|map| map.lifetime != Lifetime::Scratch)
+}
+
+/// The last class of each prefix, in the reverse order but for loopback, which comes first.
+fn last_of_each(wanted: &[(IpAddr, u8, AddressClass)]) -> Vec<(IpAddr, u8, AddressClass)> {
+    let mut seen = HashSet::new();
+    let last = wanted.iter().rev().filter(|(address, bits, _)| seen.insert((*address, *bits)));
+    let mut last: Vec<_> = last.copied().collect();
+    last.sort_by_key(|(address, ..)| !address.is_loopback());
+    last
+}
+
+/// Capacity of the map of devices on a host that has `count` of them.
+fn room_for_devices(count: usize) -> u32 {
+    let least = MAPS.iter().find(|map| map.name == map::DEVICES).map_or(0, |map| map.capacity);
+    let room = count.saturating_mul(2).max(least).checked_next_power_of_two();
+    room.and_then(|room| u32::try_from(room).ok()).unwrap_or(u32::MAX >> 1)
+}
+
+/// The capacity of the map of devices for a host that has `count` of them. A map pinned in `directory` that is too small
+/// gives way; its records are returned for the next one.
+pub fn make_room_for_devices(directory: &Path, count: usize) -> Result<(u32, Vec<(u32, Device)>)> {
+    let room = room_for_devices(count);
+    let pin = directory.join(map::DEVICES);
+    if !pin.exists() {
+        return Ok((room, Vec::new()));
+    }
+    let pinned = MapData::from_pin(&pin).with_context(|| format!("failed to open {}", pin.display()))?;
+    let has_room = pinned.info()?.max_entries();
+    if has_room as usize >= count {
+        return Ok((has_room, Vec::new()));
+    }
+    let known: HashMap<_, u32, Device> = HashMap::try_from(aya::maps::Map::HashMap(pinned))?;
+    let known = known.iter().collect::<Result<_, MapError>>()?;
+    fs::remove_file(&pin).with_context(|| format!("failed to remove {}", pin.display()))?;
+    Ok((room, known))
+}
+
+/// Describes devices in a loaded object.
+pub fn describe_devices(ebpf: &mut Ebpf, known: &[(u32, Device)]) -> Result<()> {
+    let map = ebpf.map_mut(map::DEVICES).context("the object lacks the map of devices")?;
+    let mut devices: HashMap<&mut MapData, u32, Device> = map.try_into()?;
+    for (index, device) in known {
+        devices.insert(index, device, 0).context("failed to describe a device")?;
+    }
+    Ok(())
 }
 
 /// Refuses pinned maps of another shape: the loader takes them by name alone.
@@ -272,4 +361,35 @@ pub fn check_shapes(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_class_of_a_prefix_holds_and_loopback_comes_first() {
+        use balancer_common::records::Class;
+        let class = |class| AddressClass::new(class, 0);
+        let row = |address: &str, class| (address.parse().unwrap(), 32, class);
+        let (exempt, own) = (class(Class::Exempt), class(Class::Own));
+        let wanted = [
+            row("127.0.0.0", exempt),
+            row("10.0.0.1", exempt),
+            row("10.0.0.2", exempt),
+            row("10.0.0.1", own),
+            row("10.0.0.3", own),
+        ];
+        let expected =
+            [row("127.0.0.0", exempt), row("10.0.0.3", own), row("10.0.0.1", own), row("10.0.0.2", exempt)];
+        assert_eq!(last_of_each(&wanted), expected);
+    }
+
+    #[test]
+    fn the_map_of_devices_has_room_for_twice_as_many() {
+        let rows = [(0, 1_024), (512, 1_024), (513, 2_048), (5_000, 16_384), (usize::MAX, u32::MAX >> 1)];
+        for (count, room) in rows {
+            assert_eq!(room_for_devices(count), room, "{count}");
+        }
+    }
 }

@@ -27,9 +27,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use balancer_common::records::LAYOUT;
+use balancer_common::records::{LAYOUT, map};
 
 use self::upgrade::Older;
+use crate::host::interfaces;
 
 pub use self::{
     attach::{AttachedHooks, TcHook, hook_of_this_kernel},
@@ -38,7 +39,7 @@ pub use self::{
     kernel::Kernel,
     load::{OBJECT, load_object, place_stages},
     maps::{Counters, Maps},
-    pins::uninstall,
+    pins::{serve_here, uninstall},
     verify::{Kind, verify},
 };
 
@@ -49,6 +50,8 @@ pub struct DataPath {
     /// API-facing interfaces that `ingress` is attached to, by name.
     pub hooks: BTreeMap<String, AttachedHooks>,
     egresses: BTreeMap<u32, String>,
+    /// The last interface whose `egress` was looked at.
+    verified: u32,
     /// Programs, by interface, that the kernel does not let run before others.
     overruled: BTreeSet<(&'static str, u32)>,
     layout: PathBuf,
@@ -100,11 +103,15 @@ impl DataPath {
         pins::make_private(&link_pins)?;
         maps::check_shapes(&map_pins)?;
         let kernel = Kernel::ask()?;
+        let devices = interfaces::names()?.len();
+        let (room, known) = maps::make_room_for_devices(&map_pins, devices)?;
         let mut ebpf = load_object(&kernel, |loader| {
+            loader.map_max_entries(map::DEVICES, room);
             for map in maps::pinned() {
                 loader.map_pin_path(map.name, map_pins.join(map.name));
             }
         })?;
+        maps::describe_devices(&mut ebpf, &known)?;
         // Pinned, so that the stages outlive this handle.
         place_stages(&mut ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
@@ -123,6 +130,7 @@ impl DataPath {
             maps,
             hooks: BTreeMap::new(),
             egresses: BTreeMap::new(),
+            verified: 0,
             overruled: BTreeSet::new(),
             layout: layout.to_owned(),
             hook,

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::programs::TcAttachType;
-use balancer_common::records::{Settings, map};
+use balancer_common::records::{Controller, LAYOUT, Settings, Steer, map};
 
 use super::{filters, links, records::Records};
 use crate::{
@@ -39,6 +39,30 @@ pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
     Ok(found)
 }
 
+/// Has the programs serve new clients here, if this version's are at work. Returns the controllers as the last agent left
+/// them, and this one's index.
+pub fn serve_here(pins: &Path) -> Result<Option<(Vec<Controller>, usize)>> {
+    let maps = pins.join(LAYOUT).join("maps");
+    if !maps.join(map::SETTINGS).exists() {
+        return Ok(None);
+    }
+    let controllers = Records::open(&maps.join(map::CONTROLLERS))?.all()?;
+    let controllers: Result<Vec<Controller>, _> =
+        controllers.iter().map(|(_, record)| bytemuck::try_pod_read_unaligned(record)).collect();
+    let settings = Records::open(&maps.join(map::SETTINGS))?;
+    let all = settings.all()?;
+    let known = all
+        .first()
+        .and_then(|(key, record)| Some((key, bytemuck::try_pod_read_unaligned::<Settings>(record).ok()?)));
+    let (Ok(controllers), Some((key, mut known))) = (controllers, known) else {
+        bail!("{} holds records of another version", maps.display());
+    };
+    // The limit goes with the programs: until then it must refuse nobody who was relayed before.
+    (known.steer, known.limit) = (Steer::Off as u8, u32::MAX);
+    settings.set(key, bytemuck::bytes_of_mut(&mut known))?;
+    Ok(Some((controllers, known.own.into())))
+}
+
 /// Closes the connections that other controllers relay to this one.
 fn close_relayed(layout: &Path) -> Result<()> {
     let pin = layout.join("maps").join(map::SETTINGS);
@@ -61,9 +85,13 @@ fn close_relayed(layout: &Path) -> Result<()> {
 fn remove_filters(interfaces: &[String]) -> Result<bool> {
     let mut channel = Channel::open()?;
     let mut found = false;
+    let hooked = filters::interfaces(&mut channel)?;
     for name in interfaces {
         // An error: the interface has gone.
         let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) else { continue };
+        if !hooked.contains(&index) {
+            continue;
+        }
         for (program, direction) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
             let present = filters::list(&mut channel, index, direction).unwrap_or_default();
             found |= filters::remove(name, &present, program, direction).unwrap_or_default();

@@ -25,6 +25,9 @@ pub struct Status {
     /// Sentences about everything that is not relayed from here, and why; such clients are served where they dial.
     #[serde(default)]
     pub not_relayed: Vec<String>,
+    /// Sentences about bounds of the balancer's own tables that are met, and the consequence.
+    #[serde(default)]
+    pub bounds: Vec<String>,
     /// Established connections here from controllers and exempt addresses.
     pub exempt_connections: u64,
     /// Relayed connections that go through this host.
@@ -190,7 +193,7 @@ impl Display for Status {
                 addresses.join(", ")
             )?;
         }
-        for sentence in &self.not_relayed {
+        for sentence in self.not_relayed.iter().chain(&self.bounds) {
             writeln!(f, "{sentence}")?;
         }
         Ok(())
@@ -231,6 +234,7 @@ mod tests {
                 relay: "self".into(),
             }],
             not_relayed: Vec::new(),
+            bounds: vec!["the table is full".into()],
             exempt_connections: 4,
             relays: Relays::default(),
             counters: BTreeMap::new(),
@@ -242,6 +246,7 @@ mod tests {
         let mut json = serde_json::to_value(&status).unwrap();
         assert!(json.get("jujud_connections").is_none());
         assert!(!status.to_string().contains("jujud counts"), "{status}");
+        assert!(status.to_string().ends_with("\nthe table is full\n"), "{status}");
         assert_eq!(serde_json::from_value::<Status>(json.clone()).unwrap(), status);
 
         let rows: [(&[(&str, u64)], &str); 2] = [

@@ -2,7 +2,9 @@
 //! host gone, servers killed, connections closed in every way, and connections older than the balancer.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
+mod bounds;
 mod hosts;
+mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -150,6 +150,8 @@ fn report(told: Told) -> Report {
         closing: 0,
         sheds: false,
         off: std::collections::BTreeMap::new(),
+        leaving: false,
+        farewells: std::collections::BTreeSet::new(),
     }
 }
 

@@ -112,6 +112,10 @@ impl State {
             Err(_) => self.fault = Some("there are enough ports, and an entry gets none"),
             Ok(indices) => {
                 for (name, index) in names.iter().zip(indices) {
+                    let Some(index) = index else {
+                        self.fault = Some("there are enough slots, and a controller gets none");
+                        continue;
+                    };
                     let was = before.iter().position(|slot| slot.name_hash == name_hash(name));
                     let port = was.map(|was| before[was].relay_in.host());
                     let keeps =

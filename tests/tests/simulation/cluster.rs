@@ -243,6 +243,8 @@ impl Cluster {
             closing: 0,
             sheds: false,
             off: BTreeMap::new(),
+            leaving: false,
+            farewells: std::collections::BTreeSet::new(),
         };
         self.nodes[node].published = Some(report.clone());
         self.with(node, |peers| peers.publish(report));

@@ -24,6 +24,8 @@ const GOSSIP_EVERY: Duration = Duration::from_millis(100);
 pub(super) const PUSH_EVERY: Duration = Duration::from_millis(10);
 /// A peer that has sent nothing for this long gets a message even if chitchat takes it for dead.
 pub(super) const SOUGHT_AFTER: Duration = Duration::from_millis(500);
+/// Most of them that get one at the same time.
+const SOUGHT: usize = 32;
 /// chitchat keeps the state of a dead controller for this long: past a restart, but not much longer.
 const DEAD_GRACE: Duration = Duration::from_mins(1);
 // chitchat must forget first, or it would bring a forgotten start back.
@@ -110,7 +112,7 @@ impl Driver {
                 _ = ticks.tick() => {
                     self.judge(&handle, &mut pauses).await;
                     if round.is_multiple_of(2) {
-                        seek(&handle, &self.shared.silent_addresses())?;
+                        seek(&handle, &in_turn(&self.shared.addresses(true), round / 2))?;
                     }
                     round = round.wrapping_add(1);
                 }
@@ -135,7 +137,7 @@ impl Driver {
         handle.with_chitchat(|chitchat| chitchat.self_node_state().set(REPORT_KEY, &text)).await;
         if self.pushed.as_ref().is_none_or(|pushed| report.is_news_after(pushed)) {
             self.pushed = Some(report);
-            seek(handle, &self.shared.peer_addresses())?;
+            seek(handle, &self.shared.addresses(false))?;
         }
         Ok(())
     }
@@ -150,6 +152,12 @@ impl Driver {
         let now = host::now();
         self.shared.judge(&heartbeats, pauses.since_last(now), now);
     }
+}
+
+/// [`SOUGHT`] of `addresses`, each in its turn.
+fn in_turn(addresses: &[SocketAddr], round: u32) -> Vec<SocketAddr> {
+    let first = (round as usize).wrapping_mul(SOUGHT) % addresses.len().max(1);
+    addresses.iter().cycle().skip(first).take(SOUGHT.min(addresses.len())).copied().collect()
 }
 
 fn seek(handle: &ChitchatHandle, addresses: &[SocketAddr]) -> Result<()> {
@@ -178,5 +186,21 @@ fn chitchat_config(chitchat_id: ChitchatId, listen_addr: SocketAddr, cluster_id:
         marked_for_deletion_grace_period: Duration::from_hours(1),
         catchup_callback: None,
         extra_liveness_predicate: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_peers_are_sought_in_turn() {
+        let addresses: Vec<SocketAddr> = (0..200).map(|i| ([10, 0, 0, i], 17_078).into()).collect();
+        assert_eq!(in_turn(&addresses[..3], 7).len(), 3, "few of them are sought at once");
+        assert!(in_turn(&[], 7).is_empty());
+        let sought: std::collections::BTreeSet<_> =
+            (3..10).flat_map(|round| in_turn(&addresses, round)).collect();
+        assert_eq!(sought.len(), 200, "all of them in seven rounds");
+        assert!((0..10).all(|round| in_turn(&addresses, round).len() == SOUGHT));
     }
 }

@@ -26,6 +26,7 @@ use super::{
     members::Roster,
     seal::{Header, MAX_PARTS, MemberId, PART, Seal},
 };
+use crate::repeated::warn_repeated;
 
 /// The most by which a sender's wall clock may differ from this host's.
 pub(super) const CLOCK_BOUND: Duration = Duration::from_secs(30);
@@ -45,7 +46,6 @@ pub(super) struct Link {
     pub(super) counters: SyncCounters,
     wrong_key: Throttle,
     clock_skew: Throttle,
-    send_error: Throttle,
     #[cfg(test)]
     pub(super) breaks: std::sync::atomic::AtomicBool,
 }
@@ -84,7 +84,6 @@ impl Link {
             counters: SyncCounters::default(),
             wrong_key: Throttle::default(),
             clock_skew: Throttle::default(),
-            send_error: Throttle::default(),
             #[cfg(test)]
             breaks: false.into(),
         }
@@ -211,9 +210,8 @@ impl Link {
 
     fn count_send_error(&self, to: SocketAddr, error: &anyhow::Error) {
         self.counters.send_error();
-        if self.send_error.passes(host::now()) {
-            warn!("failed to send a sync datagram to {to}: {error:#}");
-        }
+        // Of all addresses: Juju may list hundreds to which there is no route.
+        warn_repeated!("sync send", "failed to send a sync datagram to {to}: {error:#}");
     }
 
     fn warn_of_key(&self, name: &str, source: SocketAddr, now: Instant) {

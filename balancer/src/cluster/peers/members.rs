@@ -196,7 +196,12 @@ mod tests {
             (vec![member("b", &["10.0.0.2"]), member("b", &["10.0.0.3"])], "used twice"),
             (vec![member("b", &["10.0.0.2"]), member("c", &["10.0.0.2"])], "listed twice"),
             (vec![member("b", &["fd00::2"])], "no address to which 10.0.0.1 can send"),
-            ((0..65).map(|i| member(&format!("n{i}"), &[&format!("10.0.1.{i}")])).collect(), "at most 64"),
+            (
+                (0..=MAX_ADDRESSES)
+                    .map(|i| member(&format!("n{i}"), &[&format!("10.1.{}.{}", i / 256, i % 256)]))
+                    .collect(),
+                "at most 1024",
+            ),
         ];
         for (members, expected) in rows {
             let error = roster("10.0.0.1:17078", &members).err().unwrap().to_string();

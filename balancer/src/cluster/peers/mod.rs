@@ -43,7 +43,7 @@ pub use self::{
     members::Member,
     newest::Newest,
     offline::{Datagram, Receiver},
-    report::Report,
+    report::{MAX_REPORTED, Report},
     views::PeerView,
 };
 use self::{
@@ -205,16 +205,14 @@ impl Shared {
         }
     }
 
-    fn peer_addresses(&self) -> Vec<SocketAddr> {
-        self.link.roster().iter().map(members::Peer::address).collect()
-    }
-
-    /// The addresses of the peers that have sent nothing for [`SOUGHT_AFTER`].
-    fn silent_addresses(&self) -> Vec<SocketAddr> {
+    /// The addresses of the peers that have sent nothing for [`SOUGHT_AFTER`], or of the others. Juju may list hundreds of
+    /// addresses that nobody sends from.
+    fn addresses(&self, silent: bool) -> Vec<SocketAddr> {
         let now = host::now();
         let is_silent =
             |at: Option<Instant>| at.is_none_or(|at| now.saturating_duration_since(at) > SOUGHT_AFTER);
         let roster = self.link.roster();
-        roster.iter().filter(|peer| is_silent(peer.heard_at())).map(members::Peer::address).collect()
+        let wanted = roster.iter().filter(|peer| is_silent(peer.heard_at()) == silent);
+        wanted.map(members::Peer::address).collect()
     }
 }

@@ -1,24 +1,27 @@
 //! The state that each controller publishes to the others, and the checks on theirs.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    config::{MAX_CONTROLLERS, is_name},
-    juju::agent_conf::MAX_ADDRESSES,
-};
+use crate::config::{MAX_CONTROLLERS, is_name};
 
 const VERSION: u32 = 1;
 const MAX_BYTES: usize = 8192;
 /// Bytes of a reason why no relays are taken.
 const MAX_REASON: usize = 512;
+/// Most of its addresses that a controller reports.
+pub const MAX_REPORTED: usize = 64;
 const MAX_CONNECTIONS: u64 = u32::MAX as u64;
 const MAX_ARRIVALS_PER_S: f64 = 1e7;
 
 /// One controller's state, as it tells the others.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Report {
     /// Its jujud serves clients.
     pub ready: bool,
@@ -48,6 +51,12 @@ pub struct Report {
     /// Why it takes no relays, by the family: `IPv4` or `IPv6`.
     #[serde(default)]
     pub off: BTreeMap<String, String>,
+    /// Its balancer is being removed: nothing may be relayed to it.
+    #[serde(default)]
+    pub leaving: bool,
+    /// The controllers that are leaving and to which its programs relay nothing more.
+    #[serde(default)]
+    pub farewells: BTreeSet<String>,
 }
 
 /// A report on the wire. `seq` grows with every publication, which renews the age of a report that did not change.
@@ -64,6 +73,28 @@ struct Versioned {
 }
 
 impl Report {
+    /// The last report of a controller whose balancer is being removed. An agent that does not know of farewells takes it
+    /// for one that is not ready and has no relay ports.
+    pub fn farewell() -> Self {
+        Self {
+            ready: false,
+            draining: false,
+            connections: 0,
+            handshakes: 0,
+            limit: 0,
+            weight: 1.0,
+            arrivals_per_s: 0.0,
+            received: BTreeMap::new(),
+            relay_ports: BTreeMap::new(),
+            addresses: Vec::new(),
+            closing: 0,
+            sheds: false,
+            off: BTreeMap::new(),
+            leaving: true,
+            farewells: BTreeSet::new(),
+        }
+    }
+
     /// Whether peers should learn at once that `self` follows `before`. Arrival rates are left out: they always move.
     pub(super) fn is_news_after(&self, before: &Self) -> bool {
         Self { arrivals_per_s: 0.0, ..self.clone() } != Self { arrivals_per_s: 0.0, ..before.clone() }
@@ -94,8 +125,9 @@ impl Report {
         };
         length("received", self.received.len(), MAX_CONTROLLERS)?;
         length("relay_ports", self.relay_ports.len(), MAX_CONTROLLERS)?;
-        length("addresses", self.addresses.len(), MAX_ADDRESSES)?;
+        length("addresses", self.addresses.len(), MAX_REPORTED)?;
         length("off", self.off.len(), 2)?;
+        length("farewells", self.farewells.len(), MAX_CONTROLLERS)?;
         for why in self.off.values() {
             ensure!(
                 why.len() <= MAX_REASON,
@@ -103,7 +135,7 @@ impl Report {
                 why.len()
             );
         }
-        for name in self.received.keys().chain(self.relay_ports.keys()) {
+        for name in self.received.keys().chain(self.relay_ports.keys()).chain(&self.farewells) {
             ensure!(is_name(name), "invalid controller name {name:?}");
         }
         for (name, port) in &self.relay_ports {
@@ -153,6 +185,8 @@ pub(super) mod tests {
             closing: 2,
             sheds: true,
             off: BTreeMap::new(),
+            leaving: true,
+            farewells: BTreeSet::from(["c".to_owned()]),
         }
     }
 
@@ -206,6 +240,7 @@ pub(super) mod tests {
             ("\"a\":17080", "\"\":17080"),
             ("\"a\":17080", "\"a\\n\":17080"),
             ("\"a\":17080", many.as_str()),
+            ("\"farewells\":[\"c\"]", "\"farewells\":[\"\"]"),
             ("}}", "}"),
         ];
         for (from, to) in rows {

@@ -7,7 +7,10 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result};
 use futures_util::{TryStreamExt as _, stream::TryStream};
@@ -69,9 +72,30 @@ impl Interface {
 
     /// The device that it is a port of. A VRF is none: its members keep their addresses.
     pub fn port_of<'a>(&self, devices: &'a [Self]) -> Option<&'a Self> {
-        let master = devices.iter().find(|device| Some(device.index) == self.master)?;
+        let master = by_index(devices, self.master?)?;
         (master.kind.as_deref() != Some("vrf")).then_some(master)
     }
+}
+
+/// The one of `devices` with this index. They mostly are in the order of their indices.
+fn by_index(devices: &[Interface], index: u32) -> Option<&Interface> {
+    let at = devices.binary_search_by_key(&index, |device| device.index).ok();
+    at.map_or_else(|| devices.iter().find(|device| device.index == index), |at| devices.get(at))
+}
+
+/// The indices of the interfaces by which packets leave this host, or enter it, by a route of its own: not those of
+/// containers, of which a host may have thousands. A container's veth is a port of a bridge, or has no address but a
+/// link-local one.
+pub fn that_matter(devices: &[Interface]) -> HashSet<u32> {
+    let is_global = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    let matters = |device: &&Interface| {
+        let is_veth = device.kind.as_deref() == Some("veth");
+        !device.is_port(devices) && (!is_veth || device.addresses.iter().any(is_global))
+    };
+    devices.iter().filter(matters).map(|device| device.index).collect()
 }
 
 /// An rtnetlink socket, in the network namespace in which it was opened.

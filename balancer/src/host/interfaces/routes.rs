@@ -11,7 +11,7 @@ use rtnetlink::{
     },
 };
 
-use super::Interface;
+use super::{Interface, by_index};
 use crate::host::netlink::Channel;
 
 /// The way of packets to a destination.
@@ -78,7 +78,7 @@ impl Routes {
 impl Route {
     /// The interface, if the programs can send by it: they need an Ethernet header.
     pub fn usable<'a>(&self, devices: &'a [Interface]) -> Option<&'a Interface> {
-        let device = devices.iter().find(|device| device.index == self.interface)?;
+        let device = by_index(devices, self.interface)?;
         (self.unicast && !self.encapsulated && device.ethernet).then_some(device)
     }
 

@@ -124,6 +124,35 @@ fn api_interfaces_are_found_or_the_error_says_what_to_do() {
 }
 
 #[test]
+fn the_interfaces_of_containers_do_not_matter() {
+    let port = |index, kind, master| Interface {
+        master: Some(master),
+        ..interface(index, "port", Some(kind), &[], true)
+    };
+    let list = [
+        interface(1, "lo", None, &["127.0.0.1"], false),
+        interface(2, "eth0", None, &[], true),
+        interface(3, "eth1", Some("veth"), &["10.1.0.11", "fe80::1"], true),
+        interface(4, "veth4", Some("veth"), &[], true),
+        interface(5, "cali5", Some("veth"), &["fe80::ecee:eeff:feee:eeee", "169.254.1.1"], true),
+        interface(6, "lxdbr0", Some("bridge"), &["10.3.0.1"], true),
+        port(7, "veth", 6),
+        port(8, "bond", 6),
+        interface(9, "red", Some("vrf"), &[], true),
+        Interface { master: Some(9), ..interface(10, "eth3", None, &[], true) },
+        interface(11, "tun0", Some("tun"), &[], false),
+        // Its bridge is in another namespace.
+        port(12, "dummy", 99),
+    ];
+    let mut found: Vec<u32> = that_matter(&list).into_iter().collect();
+    found.sort_unstable();
+    assert_eq!(found, [1, 2, 3, 6, 9, 10, 11, 12]);
+    let mut unsorted = list.clone();
+    unsorted.reverse();
+    assert_eq!(that_matter(&unsorted), that_matter(&list), "the order does not matter");
+}
+
+#[test]
 fn an_interface_that_packets_come_in_by_is_named_or_missed() {
     let [eth0, eth1] =
         [(2, "eth0"), (3, "eth1")].map(|(index, name)| interface(index, name, None, &[], true));

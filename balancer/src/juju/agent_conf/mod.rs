@@ -24,8 +24,8 @@ pub use self::follow::Follow;
 
 /// The directory in which every version of Juju keeps its agents' files.
 pub const JUJU: &str = "/var/lib/juju";
-/// Most API addresses that a file may list; seven controllers have fewer than half as many.
-pub const MAX_ADDRESSES: usize = 64;
+/// Most API addresses that are used; a host of containers has one for each of its bridges.
+pub const MAX_ADDRESSES: usize = 1_024;
 
 /// The name of an agent's introspection socket, beside its `agent.conf`.
 pub const INTROSPECTION: &str = "introspection.socket";
@@ -44,7 +44,8 @@ pub struct AgentConf {
     pub api_port: Option<u16>,
     /// `apiaddresses`: every address of every controller, in the file's order. IPv4-mapped ones are IPv4.
     pub addresses: Vec<SocketAddr>,
-    /// The entries of `apiaddresses` that are not an IP address with a port, such as host names. Nothing uses them.
+    /// The entries of `apiaddresses` that nothing uses: those that are not an IP address with a port, such as host names,
+    /// and those beyond [`MAX_ADDRESSES`].
     pub skipped: Vec<String>,
     /// The secret that every controller has in its `agent.conf`.
     pub secret: Option<Secret>,
@@ -165,14 +166,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
     if !is_controller {
         return Ok(None);
     }
-    let listed = raw.apiaddresses.unwrap_or_default();
-    ensure!(
-        listed.len() <= MAX_ADDRESSES,
-        "apiaddresses lists {} addresses, and at most {MAX_ADDRESSES} are supported: name the controllers in the \
-         configuration",
-        listed.len()
-    );
-    let (mut addresses, mut skipped) = (Vec::new(), Vec::new());
+    let mut listed = raw.apiaddresses.unwrap_or_default();
+    let (mut addresses, mut skipped) = (Vec::new(), listed.split_off(listed.len().min(MAX_ADDRESSES)));
     for text in listed {
         match text.parse::<SocketAddr>() {
             Ok(address) => {

@@ -53,7 +53,11 @@ fn taken_from(conf: &AgentConf, config: &Config) -> String {
         list(config.cluster.others().flat_map(|controller| &controller.addresses).copied().collect());
     let skipped = match conf.skipped.as_slice() {
         [] => String::new(),
-        names => format!("; ignored, as they are not IP addresses: {}", names.join(", ")),
+        names => format!(
+            "; ignored, as they are not IP addresses or more than {}: {}",
+            agent_conf::MAX_ADDRESSES,
+            names.join(", ")
+        ),
     };
     format!(
         "{}: {port}; this controller's addresses {own}; the others' {others}{skipped}",

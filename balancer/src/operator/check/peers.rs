@@ -57,6 +57,7 @@ pub(super) async fn sync(config: &Config) -> Vec<Finding> {
         }
     }
     findings.extend(status.not_relayed.iter().map(|sentence| Finding::doubtful("relay", sentence.clone())));
+    findings.extend(status.bounds.iter().map(|sentence| Finding::doubtful("bound", sentence.clone())));
     let count = |name: &str| status.counters.get(name).copied().unwrap_or(0);
     findings.push(match count("sync_clock_skew") {
         0 => Finding::good("clock", "no datagram came from a host whose clock is more than 30 s off"),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use log::{debug, warn};
+use log::debug;
 use rustix::fs::{Mode, fchmod};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::{Answer, Request};
+use crate::repeated::warn_repeated;
 
 /// Longest request, line break included.
 const LONGEST_REQUEST: u64 = 64 << 10;
@@ -134,7 +135,7 @@ impl ControlSocket {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        warn!("failed to accept a connection on {}: {error}", file.path.display());
+                        warn_repeated!("accept", "failed to accept a connection on {}: {error}", file.path.display());
                         // Most likely there are no file descriptors left: wait until connections have closed some.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -145,7 +146,11 @@ impl ControlSocket {
             };
             if let Err(reason) = admit(&stream) {
                 refused.strangers.fetch_add(1, Ordering::Relaxed);
-                warn!("refused a connection on {}: {reason}", file.path.display());
+                warn_repeated!(
+                    "refused control",
+                    "refused a connection on {}: {reason}",
+                    file.path.display()
+                );
                 turn_away(&stream, reason);
                 continue;
             }
