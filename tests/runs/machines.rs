@@ -136,7 +136,7 @@ fn the_network_loses_two_percent_and_adds_twenty_milliseconds() -> Result<()> {
     for (index, name) in NAMES.iter().enumerate() {
         let log = machines.log(index)?;
         let log = log.get(said[index]..).unwrap_or(&log);
-        ensure!(!log.contains("sends no heartbeat"), "no controller is given up: {name}: {log}");
+        ensure!(!log.contains("is not heard"), "no controller is given up: {name}: {log}");
     }
     machines.switch.set(|conditions| *conditions = Conditions::default());
     ends_well(machines, CLIENTS + 60, 0)

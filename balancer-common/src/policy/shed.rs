@@ -53,6 +53,7 @@ impl Default for Rules {
 
 /// A controller, as shedding sees it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ControllerLoad {
     /// Its client connections.
     pub load: u64,

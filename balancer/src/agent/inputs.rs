@@ -1,6 +1,10 @@
 //! Reading the inputs of the steps, and publishing this controller's report.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use anyhow::Result;
 use balancer_common::{
@@ -12,9 +16,9 @@ use balancer_common::{
 use super::{Agent, boot_ns, boot_s, bounds::Table};
 use crate::{
     balance,
-    cluster::peers::{MAX_REPORTED, Report},
+    cluster::peers::{MAX_HOST, MAX_REPORTED, Report},
     cluster::{self, Record, membership, paths},
-    config::Steer,
+    config::{Steer, unreachable_kind},
     count::{self, audit::Present, clients::Counts, sock_diag::Socket, sock_diag::State as TcpState},
     repeated::warn_repeated,
 };
@@ -178,13 +182,26 @@ impl Agent {
             arrivals_per_s: self.count.arrivals_per_s(),
             received,
             relay_ports: self.cluster.peers().iter().filter_map(relay_port).collect(),
-            addresses: this.addresses.iter().take(MAX_REPORTED).copied().collect(),
+            addresses: self.cluster.listed().this().addresses.iter().take(MAX_REPORTED).copied().collect(),
+            host: self.further_addresses(),
+            tag: self.cluster.announced_tag().to_owned(),
             closing: self.balance.closing(now),
             sheds: self.balance.sheds(),
             off: self.cluster.off(),
             leaving: false,
             farewells: self.cluster.farewells(),
         });
+    }
+
+    /// Addresses of this host that are not listed: another controller may see a connection from one of them.
+    fn further_addresses(&self) -> Vec<IpAddr> {
+        let listed = &self.cluster.listed().this().addresses;
+        let held = self.programs.devices.iter().flat_map(|device| &device.addresses);
+        let further: BTreeSet<IpAddr> = held
+            .copied()
+            .filter(|address| unreachable_kind(*address).is_none() && !listed.contains(address))
+            .collect();
+        further.into_iter().take(MAX_HOST).collect()
     }
 
     fn read_load(&self) -> Result<(Budget, BTreeMap<String, u64>)> {

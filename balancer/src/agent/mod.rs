@@ -10,6 +10,7 @@ mod effects;
 mod firewall;
 mod inputs;
 mod install;
+mod names;
 mod network;
 mod off;
 mod probes;
@@ -40,8 +41,10 @@ use tokio::{
 pub use self::start::Started;
 use self::{
     bounds::Bounds,
+    names::Names,
     off::{Off, Reasons},
     programs::Programs,
+    reload::Rereading,
     requests::Asked,
 };
 use crate::{
@@ -63,6 +66,7 @@ use crate::{
         agent_conf::Follow,
         health::{Health, Prober},
         introspection::Connections,
+        key::ClusterKey,
     },
     repeated::warn_repeated,
 };
@@ -140,8 +144,18 @@ struct Configuration {
     path: PathBuf,
     /// As the file says, with the controllers' addresses grouped.
     running: Config,
+    /// The cluster's key.
+    key: ClusterKey,
+    /// Another key in its file, and the time at which it was seen first.
+    key_seen: Option<(ClusterKey, Instant)>,
     /// Juju's file, where the controllers come from there.
     follow: Option<Follow>,
+    /// The file with the key.
+    follow_key: Option<Follow>,
+    rereading: Rereading,
+    names: Names,
+    /// The controllers, as the log has told them last.
+    told: String,
 }
 
 /// jujud here, as the tasks and gauges that watch it tell.

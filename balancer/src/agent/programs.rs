@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    net::IpAddr,
     time::Instant,
 };
 
@@ -36,10 +37,10 @@ pub(super) struct Programs {
     /// Names of interfaces that had `ingress` and are gone. One is to have it again before it has an address: the driver
     /// may make it anew, and the relayed connections to this host go on the moment that it works.
     pub(super) gone: BTreeSet<String>,
+    /// Indices of ports of bridges that have `ingress`. They come and go with containers, which the log leaves out.
+    pub(super) at_ports: BTreeSet<u32>,
     /// Sentences about interfaces by which packets come in past the programs.
     pub(super) unnamed: Vec<String>,
-    /// The key of the tags in relayed SYNs.
-    pub(super) tag_key: [u64; 2],
     /// This network namespace, as `track` tells it.
     pub(super) netns: u64,
     /// Boot clock, seconds: until then, handshakes may exist that began before the programs were attached.
@@ -127,6 +128,11 @@ impl Programs {
                     }
                 }
             }
+            if device.is_port(&self.devices) {
+                self.at_ports.insert(device.index);
+            } else {
+                self.at_ports.remove(&device.index);
+            }
             self.set_xdp(device, hook);
         }
         failed
@@ -180,9 +186,13 @@ impl Programs {
 
     fn forget_gone(&mut self) {
         let present: HashSet<u32> = self.devices.iter().map(|device| device.index).collect();
-        let hooked: Vec<String> = self.data_path.hooks.keys().cloned().collect();
+        let hooked = self.data_path.hooks.iter().map(|(name, attached)| (name.clone(), attached.index));
+        let hooked: Vec<(String, u32)> = hooked.collect();
         self.data_path.retain(|index| present.contains(&index));
-        for name in hooked.into_iter().filter(|name| !self.data_path.hooks.contains_key(name)) {
+        for (name, index) in hooked.into_iter().filter(|(_, index)| !present.contains(index)) {
+            if self.at_ports.remove(&index) {
+                continue;
+            }
             warn!("interface {name} is gone; clients that come in by it are balanced again when it is back");
             self.gone.insert(name);
         }
@@ -226,9 +236,18 @@ impl Agent {
     /// Interfaces, addresses, routes, rules or hooks have changed.
     pub(super) async fn interfaces_changed(&mut self) {
         let begun = Instant::now();
+        // Somebody may have removed a program, and relayed connections fail until it is back.
+        self.verify_hooks(Instant::now());
         let failed = match self.programs.interfaces.list().await {
             Ok(devices) => {
+                let held = |devices: &[Interface]| -> BTreeSet<IpAddr> {
+                    devices.iter().flat_map(|device| device.addresses.iter().copied()).collect()
+                };
+                let moved = held(&devices) != held(&self.programs.devices);
                 self.programs.devices = devices;
+                if moved {
+                    self.addresses_changed();
+                }
                 let adapted = self.adapt_programs();
                 self.look_at_network();
                 self.look_for_obstacles();
@@ -247,7 +266,6 @@ impl Agent {
     /// Brings the programs to the interfaces where they belong now.
     fn adapt_programs(&mut self) -> Result<()> {
         self.programs.forget_gone();
-        self.verify_hooks(Instant::now());
         let config = &self.config.running;
         let (mut api, found) = match self.programs.api_interfaces(config) {
             Ok(api) => {

@@ -1,21 +1,57 @@
 //! Another configuration while the agent runs: SIGHUP, Juju's `agent.conf`, addresses that controllers report.
 
-use std::time::Instant;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use balancer_common::records::{Controller as Slot, MAX_CONTROLLERS};
 use log::{error, info, warn};
 
-use super::{Agent, bounds::Table, start};
+use super::{Agent, Configuration, bounds::Table, start};
 use crate::{
-    cluster::{
-        membership::{group, keep_name, members},
-        slots::assign,
-    },
-    config::{self, Config},
+    cluster::{membership::members, rotation::Tag, slots::assign},
+    config::{self, Config, Host, KeySource, Source},
     host::notify,
-    juju::agent_conf::Follow,
+    juju::{agent_conf::Follow, key::ClusterKey},
 };
+
+/// Between two attempts to read a file that could not be read.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// When the controllers are read again. Juju's file may be refused for a moment: half of it is written, or it lists an
+/// address that the host has not got yet.
+#[derive(Debug, Default)]
+pub(super) struct Rereading {
+    due: Option<Instant>,
+    /// The reason of the last failure, and the number of failures.
+    failed: Option<(String, u32)>,
+}
+
+impl Rereading {
+    fn ask(&mut self, now: Instant) {
+        self.due = Some(now);
+    }
+
+    fn take_due(&mut self, now: Instant) -> bool {
+        self.due.take_if(|due| *due <= now).is_some()
+    }
+
+    /// Notes a failure. Returns whether the log does not know the reason yet.
+    fn failed(&mut self, now: Instant, reason: String) -> bool {
+        self.due = Some(now + AGAIN);
+        let times = self.failed.as_ref().map_or(0, |(_, times)| *times);
+        let is_new = self.failed.as_ref().is_none_or(|(known, _)| *known != reason);
+        self.failed = Some((reason, times + 1));
+        is_new
+    }
+
+    /// Notes a success. Returns the number of failures before it.
+    fn worked(&mut self) -> u32 {
+        self.failed.take().map_or(0, |(_, times)| times)
+    }
+}
 
 impl Agent {
     /// SIGHUP: the new configuration, or the old one if the new one is not valid.
@@ -37,34 +73,63 @@ impl Agent {
         notify::ready(&format!("{} client connections", self.load()));
     }
 
-    /// Ten times a second: Juju may have rewritten its file, or a controller may have reported its addresses.
+    /// Ten times a second: Juju may have rewritten its file, somebody the key file, or a controller may have reported its
+    /// addresses.
     pub(super) async fn follow_members(&mut self) {
-        if self.config.follow.as_mut().is_some_and(Follow::changed) {
-            self.follow_file().await;
+        let now = Instant::now();
+        let config = &mut self.config;
+        let changed = config.follow.as_mut().is_some_and(Follow::changed)
+            | config.follow_key.as_mut().is_some_and(Follow::changed);
+        let resolved = config.names.follow(now, &config.running.cluster.names).await;
+        let regroup = self.cluster.take_regroup();
+        if changed || resolved || regroup {
+            config.rereading.ask(now);
         }
-        if self.cluster.take_regroup() {
-            let config = Config { cluster: self.cluster.listed().clone(), ..self.config.running.clone() };
-            match self.reconfigure(config).await {
-                Ok(()) => {
-                    let controllers = self.config.running.cluster.controllers.iter();
-                    let controllers: Vec<_> = controllers.map(describe).collect();
-                    info!("controllers: {}", controllers.join("; "));
+        if config.rereading.take_due(now) {
+            match self.read_members(regroup).await {
+                Ok(()) => match self.config.rereading.worked() {
+                    0 => {}
+                    times => info!("the controllers could be read again, after {times} failures"),
+                },
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    if self.config.rereading.failed(now, reason.clone()) {
+                        error!(
+                            "the controllers stay as they were, and are read again every second: {reason}"
+                        );
+                    }
                 }
-                Err(error) => error!("the controllers stay as they were: {error:#}"),
             }
+        }
+        let agreed = self.gossip.keys_agree();
+        if self.cluster.follow_keys(now, agreed) {
+            info!("relays go by the new key");
+            self.write_views();
         }
     }
 
-    async fn follow_file(&mut self) {
-        let done = match self.read_again().await {
-            Ok(config) if config.cluster == *self.cluster.listed() => return,
-            Ok(config) => self.reconfigure(config).await,
-            Err(error) => Err(error),
+    /// Reads Juju's file again, if the controllers come from there, and the key.
+    async fn read_members(&mut self, regroup: bool) -> Result<()> {
+        let config = if self.config.follow.is_some() {
+            self.read_again().await?
+        } else {
+            Config { cluster: self.cluster.listed().clone(), ..self.config.running.clone() }
         };
-        match done {
-            Ok(()) => info!("Juju has changed the controllers; they are read again"),
-            Err(error) => error!("the controllers stay as they were: {error:#}"),
+        let is_listed = config.cluster == *self.cluster.listed();
+        let is_pending = regroup || self.config.rereading.failed.is_some();
+        if is_listed && !is_pending {
+            let key = config.cluster.key.load()?;
+            self.take_key(Instant::now(), key);
+            return Ok(());
         }
+        self.reconfigure(config).await?;
+        let controllers: Vec<_> = self.config.running.cluster.controllers.iter().map(describe).collect();
+        let said = controllers.join("; ");
+        if self.config.told != said {
+            info!("controllers: {said}");
+            self.config.told = said;
+        }
+        Ok(())
     }
 
     /// jujud may have started, or started again with other limits.
@@ -79,27 +144,64 @@ impl Agent {
 
     async fn read_again(&self) -> Result<Config> {
         let addresses = self.programs.interfaces.host_addresses().await?;
-        let mut config = Config::load(&self.config.path, &addresses)?;
-        keep_name(&mut config.cluster, &self.cluster.listed().name);
-        Ok(config)
+        let host = Host { names: self.config.names.resolved().clone(), ..Host::here(&addresses) };
+        Ok(Config::load_on(&self.config.path, &host)?)
+    }
+
+    /// The host has got or lost an address: Juju's list may mean another host by it now.
+    pub(super) fn addresses_changed(&mut self) {
+        if self.config.follow.is_some() {
+            self.config.rereading.ask(Instant::now());
+        }
+    }
+
+    /// Takes a new key once it has been there for a second: half a file may hold another secret.
+    fn take_key(&mut self, now: Instant, key: ClusterKey) {
+        let config = &mut self.config;
+        if config.key == key {
+            config.key_seen = None;
+            return;
+        }
+        let since = match &config.key_seen {
+            Some((seen, since)) if *seen == key => *since,
+            Some(_) | None => now,
+        };
+        if now.duration_since(since) < AGAIN {
+            config.key_seen = Some((key, since));
+            config.rereading.due = Some(since + AGAIN);
+        } else {
+            config.key_seen = None;
+            info!("the cluster has a new key; the old one is taken until every controller has the new one");
+            self.gossip.replace_key(&key);
+            self.cluster.replace_tag(Tag::of(&key));
+            self.config.key = key;
+        }
     }
 
     async fn reconfigure(&mut self, mut config: Config) -> Result<()> {
         let now = Instant::now();
         refuse_fixed(&self.config.running, &config)?;
+        let key = config.cluster.key.load()?;
         let listed = config.cluster.clone();
-        config.cluster = group(&listed, &self.cluster.reported_by(&listed));
+        config.cluster = self.cluster.grouped(now, &listed);
         self.programs.api_interfaces(&config)?;
-        let changed = config.cluster.controllers != self.config.running.cluster.controllers;
+        let (cluster, running) = (&config.cluster, &self.config.running.cluster);
+        if (&cluster.name, cluster.listen) != (&running.name, running.listen) {
+            self.gossip.restart(&cluster.name, cluster.listen, &members(cluster)).await?;
+        }
+        let changed = cluster.controllers != running.controllers;
         let before = std::mem::replace(&mut self.config.running, config);
         if let Err(error) = self.adopt_controllers(now, listed) {
             self.config.running = before;
             return Err(error);
         }
+        self.config.follow_files();
+        self.take_key(now, key);
         if changed {
             self.balance.membership_changed(now);
         }
         self.adapt_limit();
+        self.jujud.prober.set_own(&self.config.running.cluster.this().addresses);
         self.write_addresses()?;
         // Connections that are there may be clients' since, or no longer.
         self.schedule.audit = now;
@@ -114,17 +216,19 @@ impl Agent {
         let cluster = &self.config.running.cluster;
         let maps = &mut self.programs.data_path.maps;
         let mut slots: Vec<Slot> = maps.controllers()?;
-        let names: Vec<&str> = cluster.controllers.iter().map(|one| one.name.as_str()).collect();
-        let indices = assign(&mut slots, &names, &cluster.name, cluster.relay_ports)?;
+        let wanted = cluster.controllers.iter().map(|one| (one.name.as_str(), &one.addresses[..]));
+        let wanted: Vec<_> = wanted.collect();
+        let indices = assign(&mut slots, &wanted, &cluster.name, cluster.relay_ports)?;
         // Each of the two that can refuse comes before the first that changes something.
         self.gossip.set_members(&members(cluster))?;
         for (index, slot) in slots.iter().enumerate() {
             maps.set_controller(index, slot)?;
         }
         self.cluster.adopt(now, listed, cluster, &indices, &slots);
-        let without = names.iter().zip(&indices).filter(|(_, slot)| slot.is_none()).map(|(name, _)| *name);
+        let without =
+            wanted.iter().zip(&indices).filter(|(_, slot)| slot.is_none()).map(|((name, _), _)| *name);
         let without = without.collect::<Vec<_>>().join(", ");
-        self.bounds.note(Table::Controllers, names.len(), slots.len(), |_| {
+        self.bounds.note(Table::Controllers, wanted.len(), slots.len(), |_| {
             format!(
                 "nothing is relayed to or from {without}: the balancer takes {MAX_CONTROLLERS} controllers, and their \
                  clients are served where they dial"
@@ -134,16 +238,33 @@ impl Agent {
     }
 }
 
+impl Configuration {
+    /// Follows the files that the running configuration names now.
+    pub(super) fn follow_files(&mut self) {
+        let cluster = &self.running.cluster;
+        let conf = match &cluster.source {
+            Source::AgentConf(path) => Some(path),
+            Source::File => None,
+        };
+        let key = match &cluster.key {
+            KeySource::File(path) | KeySource::AgentConf { file: path, .. } => Some(path),
+        };
+        let follow = |known: Option<Follow>, path: Option<&PathBuf>| {
+            let path = path?;
+            known.filter(|known| known.path() == path).or_else(|| Some(Follow::new(path)))
+        };
+        self.follow = follow(self.follow.take(), conf);
+        self.follow_key = follow(self.follow_key.take(), key);
+    }
+}
+
 /// Refuses a configuration that changes a key which is fixed while the agent runs.
 fn refuse_fixed(running: &Config, new: &Config) -> Result<()> {
     let fixed = [
         ("api.port", new.api.port == running.api.port),
         ("api.hook", new.api.hook == running.api.hook),
         ("api.health", new.api.health == running.api.health),
-        ("cluster.name", new.cluster.name == running.cluster.name),
-        ("cluster.listen", new.cluster.listen == running.cluster.listen),
         ("cluster.relay_ports", new.cluster.relay_ports == running.cluster.relay_ports),
-        ("the cluster's key", new.cluster.key == running.cluster.key),
         ("paths", new.paths == running.paths),
     ];
     match fixed.iter().find(|(_, same)| !same) {
@@ -154,7 +275,7 @@ fn refuse_fixed(running: &Config, new: &Config) -> Result<()> {
 
 fn describe(controller: &config::Controller) -> String {
     let addresses: Vec<_> = controller.addresses.iter().map(ToString::to_string).collect();
-    addresses.join(", ")
+    format!("{} ({})", controller.name, addresses.join(", "))
 }
 
 #[cfg(test)]
@@ -162,7 +283,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Host;
 
     /// The lines that every row's configuration begins with; `api` and `cluster` are the rest of these tables.
     fn config(api: &str, cluster: &str, rest: &str) -> Config {
@@ -183,7 +303,7 @@ mod tests {
             ("port = 17071", "", "", Some("api.port")),
             ("hook = \"tc\"", "", "", Some("api.hook")),
             ("health = \"tcp\"", "", "", Some("api.health")),
-            ("", "listen = \"10.0.0.1:17079\"", "", Some("cluster.listen")),
+            ("", "listen = \"10.0.0.1:17079\"", "", None),
             ("", "relay_ports = \"17090-17095\"", "", Some("cluster.relay_ports")),
             ("", "", "[paths]\ncontrol = \"/run/other.sock\"", Some("paths")),
             ("", "", "", None),
@@ -199,6 +319,33 @@ mod tests {
             let done = refuse_fixed(&running, &config(api, cluster, rest));
             let key = done.err().map(|error| error.to_string().split(' ').next().unwrap().to_owned());
             assert_eq!(key.as_deref(), refused, "{api} {cluster} {rest}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_again_every_second_and_each_reason_told_once() {
+        let start = Instant::now();
+        let mut rereading = Rereading::default();
+        // Milliseconds, whether the file is read, the reason if it fails then, and whether the log tells it.
+        let rows = [
+            (0, true, Some("half"), true),
+            (100, false, None, false),
+            (999, false, None, false),
+            (1_000, true, Some("half"), false),
+            (2_000, true, Some("no address"), true),
+            (3_000, true, Some("no address"), false),
+            (4_000, true, None, false),
+            (9_000, false, None, false),
+        ];
+        rereading.ask(start);
+        for (ms, read, reason, told) in rows {
+            let now = start + Duration::from_millis(ms);
+            assert_eq!(rereading.take_due(now), read, "{ms} ms");
+            match reason {
+                Some(reason) => assert_eq!(rereading.failed(now, reason.into()), told, "{ms} ms"),
+                None if read => assert_eq!(rereading.worked(), 4, "{ms} ms"),
+                None => {}
+            }
         }
     }
 }

@@ -90,7 +90,7 @@ impl Agent {
             orders: self.balance.orders(),
             own_slot: self.cluster.own_slot(),
             adjust: self.count.adjust(),
-            tag_key: self.programs.tag_key,
+            tag_key: self.cluster.tag_key(),
             netns: self.programs.netns,
             grace_until_s: self.programs.grace_until_s,
             upgraded: self.programs.upgraded,

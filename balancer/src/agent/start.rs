@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,16 +14,16 @@ use log::{info, warn};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, network::Network,
-    off::Off, programs::Programs, repair::Repair, requests,
+    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, names::Names,
+    network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair, requests,
 };
 use crate::{
     balance::{Balance, Limit, limits},
     cluster::{
         Cluster,
-        membership::{Reported, members},
+        membership::{Reported, Told, members},
         peers::{Peers, PeersConfig},
-        slots::name_hash,
+        rotation::Tag,
     },
     config::{self, Config, Source},
     count::{
@@ -41,7 +42,6 @@ use crate::{
         rst::ResetSender,
     },
     juju::{
-        agent_conf::Follow,
         health::{self, Prober},
         introspection,
         key::ClusterKey,
@@ -136,39 +136,45 @@ impl Agent {
         if let Some(reason) = reason {
             info!("hard limit: {reason}; set api.hard_limit to choose another");
         }
-        let tag_key = key.syn_tag_key();
         let gossip = Peers::start(PeersConfig {
             name: config.cluster.name.clone(),
             listen: config.cluster.listen,
             members: members(&config.cluster),
-            key,
+            key: key.clone(),
             cluster_id: "balancer-v1".into(),
         })?;
         let now = Instant::now();
         let reported = known_controllers(&data_path, &config.cluster)?;
         let (publish, health) = health::channel();
         let own = &config.cluster.this().addresses;
-        let prober = || Prober::new(config.api.health, config.api.port, own);
-        let (here, prober) = (prober(), Arc::new(prober()));
+        let prober = Arc::new(Prober::new(config.api.health, config.api.port, own));
         let (stop, stopped) = watch::channel(false);
         let (ask, asked) = mpsc::channel(16);
         let (probe_results, probed) = mpsc::channel(64);
         let (firewall_question, questions) = watch::channel(Question::new(&config, []));
         let (tell, found) = mpsc::channel(1);
         let (counted, connections) = watch::channel(None);
-        let mut handles = vec![tokio::spawn(here.watch(publish))];
+        let mut handles = vec![tokio::spawn(Arc::clone(&prober).watch(publish))];
         handles.push(tokio::spawn(requests::serve(control, ask, stopped)));
         if let Some(socket) = introspection::socket(&config) {
             handles.push(tokio::spawn(introspection::watch(socket, counted)));
         }
         handles.push(tokio::spawn(forward_log(data_path.logger()?)));
-        let follow = match &config.cluster.source {
-            Source::AgentConf(path) => Some(Follow::new(path)),
-            Source::File => None,
+        let mut config = Configuration {
+            path,
+            running: config,
+            key,
+            key_seen: None,
+            follow: None,
+            follow_key: None,
+            rereading: Rereading::default(),
+            names: Names::default(),
+            told: String::new(),
         };
+        config.follow_files();
         let mut agent = Self {
-            cluster: Cluster::new(config.cluster.clone(), reported),
-            config: Configuration { path, running: config, follow },
+            cluster: Cluster::new(config.running.cluster.clone(), reported, Tag::of(&config.key)),
+            config,
             count: Count::default(),
             balance: Balance::new(now, limit),
             programs: Programs {
@@ -179,8 +185,8 @@ impl Agent {
                 network: Network::new(now)?,
                 repair: Repair::new(now),
                 gone: BTreeSet::new(),
+                at_ports: BTreeSet::new(),
                 unnamed: Vec::new(),
-                tag_key,
                 grace_until_s: 0,
                 upgraded: false,
             },
@@ -201,7 +207,7 @@ impl Agent {
             tasks: Tasks { handles, stop },
         };
         let listed = agent.config.running.cluster.clone();
-        agent.config.running.cluster = agent.cluster.grouped();
+        agent.config.running.cluster = agent.cluster.grouped(now, &listed);
         agent.adopt_controllers(now, listed)?;
         Box::pin(agent.begin_firewall(legacy, questions, tell)).await;
         agent.install(&listeners)?;
@@ -209,12 +215,18 @@ impl Agent {
     }
 }
 
-/// The controllers of `cluster` for which an earlier agent has left slots, with the addresses that it used.
+/// The controllers of `cluster` for which an earlier agent has left slots, with the addresses that it used. Each is named
+/// by its address until it is heard.
 fn known_controllers(data_path: &DataPath, cluster: &config::Cluster) -> Result<Reported> {
+    if cluster.source == Source::File {
+        return Ok(Reported::new());
+    }
     let slots = data_path.maps.controllers()?;
-    let known = cluster.others().filter_map(|other| {
-        let slot = slots.iter().find(|slot| slot.name_hash == name_hash(&other.name))?;
-        Some((other.name.clone(), vec![slot.v4.into(), slot.v6.into()]))
+    let is_listed = |address: &IpAddr| cluster.others().any(|other| other.addresses.contains(address));
+    let known = slots.iter().filter(|slot| slot.name_hash != 0).filter_map(|slot| {
+        let listed: Vec<IpAddr> = vec![slot.v4.into(), slot.v6.into()];
+        let name = listed.iter().find(|address| is_listed(address))?.to_string();
+        Some((name, Told { listed, ..Told::default() }))
     });
     Ok(known.collect())
 }

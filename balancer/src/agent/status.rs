@@ -92,7 +92,7 @@ impl Agent {
         ControllerStatus {
             name: peer.name.clone(),
             addresses: peer.addresses.clone(),
-            state: describe(peer.state).into(),
+            state: peer.described().into(),
             connections: peer.report.as_ref().map_or(0, |report| report.connections),
             limit: peer.report.as_ref().map_or(0, |report| report.limit),
             weight: peer.report.as_ref().map_or(peer.weight, |report| report.weight),

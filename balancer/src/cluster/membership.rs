@@ -1,5 +1,8 @@
 //! Grouping addresses by controller: `agent.conf` lists addresses only, and each controller reports its own.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,51 +13,124 @@ use balancer_common::{
     wire::Address,
 };
 
-use super::peers::Member;
+use super::peers::{Member, Members};
 use crate::config::{Cluster, Config, Controller, Source};
 
-/// Addresses by the controller that reported them, its name being one of them.
-pub type Reported = BTreeMap<String, Vec<IpAddr>>;
+/// What the agents have told of their hosts, by the controller's name.
+pub type Reported = BTreeMap<String, Told>;
 
-/// `listed` with the candidates that were heard of as controllers, each with all addresses that it
-/// reported; addresses that nobody reported stay candidates. Where the configuration names the
-/// controllers, nothing is to be found out.
-///
-/// A report can only claim an address that is listed, is not this controller's, and is not the name of another reporter.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Told {
+    /// Its addresses that `agent.conf` lists.
+    pub listed: Vec<IpAddr>,
+    /// Further addresses of its host.
+    pub host: Vec<IpAddr>,
+    /// Its agent is heard now.
+    pub alive: bool,
+}
+
+impl Told {
+    fn has(&self, address: &IpAddr) -> bool {
+        self.listed.contains(address) || self.host.contains(address)
+    }
+}
+
+/// The controllers that have an address, by what they tell.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Holder<'a> {
+    Nobody,
+    One(&'a str),
+    /// It is no address of any of them: relays to it could end anywhere.
+    Several,
+}
+
+/// The controllers that have `address`. Those that are heard now know best: another one may have had it before.
+fn holder<'a>(own: &'a Controller, reported: &'a Reported, address: &IpAddr) -> Holder<'a> {
+    let others = reported.iter().filter(|(name, told)| **name != own.name && told.has(address));
+    let is_own = own.addresses.contains(address);
+    let mut alive = others.clone().filter(|(_, told)| told.alive).map(|(name, _)| name.as_str());
+    match (is_own, alive.next(), alive.next()) {
+        (true, None, _) => Holder::One(&own.name),
+        (false, Some(name), None) => Holder::One(name),
+        (false, None, _) => others.map(|(name, _)| Holder::One(name)).next().unwrap_or(Holder::Nobody),
+        (true, Some(_), _) | (false, Some(_), Some(_)) => Holder::Several,
+    }
+}
+
+/// The controllers of `listed` with the addresses that `reported` gives them. From `agent.conf`: an address that one agent
+/// has is that controller's, one that several have is nobody's, and one that nobody has told of stays a candidate. An agent
+/// that has no listed address is no controller. Where the configuration names the controllers, only the other addresses of
+/// their hosts are to be found out.
 pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
-    if listed.source == Source::File {
-        return listed.clone();
-    }
     let own = listed.this();
-    let is_reporter = |address: &IpAddr| reported.contains_key(&address.to_string());
-    let mut free: Vec<IpAddr> = listed
-        .others()
-        .flat_map(|other| other.addresses.iter().copied())
-        .filter(|a| !is_reporter(a))
-        .collect();
-    let mut controllers = vec![own.clone()];
-    for other in listed.others() {
-        let Some(claimed) = reported.get(&other.name) else { continue };
-        let mut addresses = other.addresses.clone();
-        let (theirs, left): (Vec<IpAddr>, Vec<IpAddr>) = free.iter().partition(|a| claimed.contains(a));
-        addresses.extend(theirs);
-        free = left;
-        controllers.push(Controller { addresses, ..other.clone() });
+    let mut grouped = Cluster { beside: Vec::new(), ..listed.clone() };
+    if listed.source != Source::File {
+        let (mut theirs, mut free) = (BTreeMap::<&str, Vec<IpAddr>>::new(), Vec::new());
+        for &address in listed.others().flat_map(|other| &other.addresses) {
+            match holder(own, reported, &address) {
+                Holder::One(name) => theirs.entry(name).or_default().push(address),
+                Holder::Nobody => free.push(address),
+                Holder::Several => grouped.beside.push((address, None)),
+            }
+        }
+        let is_mine = |address: &&IpAddr| holder(own, reported, address) != Holder::Several;
+        let (mine, shared): (Vec<IpAddr>, Vec<IpAddr>) = own.addresses.iter().partition(|a| is_mine(a));
+        let mut this = own.clone();
+        if !mine.is_empty() {
+            this.addresses = mine;
+            grouped.beside.extend(shared.into_iter().map(|address| (address, Some(own.name.clone()))));
+        }
+        let others = theirs.into_iter().map(|(name, addresses)| {
+            let name = name.to_owned();
+            Controller { name, addresses, weight: 1.0 }
+        });
+        grouped.controllers = std::iter::once(this).chain(others).collect();
+        grouped.candidates = free;
     }
-    Cluster { controllers, candidates: free, ..listed.clone() }
+    let is_listed = |address: &IpAddr| listed.controllers.iter().any(|one| one.addresses.contains(address));
+    let mut beside = BTreeMap::new();
+    for other in grouped.others() {
+        let Some(told) = reported.get(&other.name) else { continue };
+        for address in told.listed.iter().chain(&told.host).filter(|address| !is_listed(address)) {
+            let name = match holder(own, reported, address) {
+                Holder::One(name) => Some(name.to_owned()),
+                Holder::Several | Holder::Nobody => None,
+            };
+            beside.insert(*address, name);
+        }
+    }
+    grouped.beside.extend(beside);
+    grouped
+}
+
+/// Keeps those of `leaving` in `grouped` whose addresses nobody else has got, as long as there are slots and relay ports for
+/// them.
+pub fn keep_leaving(grouped: &mut Cluster, leaving: impl Iterator<Item = Controller>) {
+    let most = MAX_CONTROLLERS.min(grouped.relay_ports.count() + 1);
+    for mut one in leaving {
+        let is_taken = |address: &IpAddr| {
+            grouped.controllers.iter().any(|other| other.addresses.contains(address))
+                || grouped.beside.iter().any(|(beside, _)| beside == address)
+        };
+        one.addresses.retain(|address| !is_taken(address));
+        let is_known = grouped.controllers.iter().any(|other| other.name == one.name);
+        if !is_known && !one.addresses.is_empty() && grouped.controllers.len() < most {
+            grouped.candidates.retain(|address| !one.addresses.contains(address));
+            grouped.controllers.push(one);
+        }
+    }
 }
 
 /// Whether connections from `address` are a client's: counted, limited, balanced.
 pub fn is_client(config: &Config, address: IpAddr) -> bool {
-    let is_controllers = |controller: &Controller| controller.addresses.contains(&address);
     !(address.is_loopback()
-        || config.cluster.controllers.iter().any(is_controllers)
-        || config.cluster.candidates.contains(&address)
+        || config.cluster.has(&address)
         || config.api.exempt.iter().any(|network| network.contains(&address)))
 }
 
 /// The class of every prefix that is not clients'; `slots` holds the slot of each of the controllers in
-/// `config.cluster.controllers`, in the same order; [`MAX_CONTROLLERS`]: it has none. Of two classes of one prefix the later one holds.
+/// `config.cluster.controllers`, in the same order; [`MAX_CONTROLLERS`]: it has none. Of two classes of one prefix the later
+/// one holds.
 pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, AddressClass)> {
     let (exempt, denied) = (AddressClass::new(Class::Exempt, 0), AddressClass::new(Class::Denied, 0));
     let loopback = [(Ipv4Addr::from([127, 0, 0, 0]).into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)];
@@ -67,6 +143,15 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
         .chain(candidates)
         .map(|(address, length)| (address, length, exempt))
         .collect();
+    let slot_of = |name: &String| {
+        let mut all = config.cluster.controllers.iter().zip(slots);
+        all.find(|(one, _)| one.name == *name).map(|(_, slot)| *slot)
+    };
+    classes.extend(config.cluster.beside.iter().map(|(address, name)| {
+        let class = if name.as_ref() == Some(&config.cluster.name) { Class::Own } else { Class::Controller };
+        let class = name.as_ref().and_then(slot_of).map(|slot| AddressClass::new(class, slot as u8));
+        (*address, bits(*address), class.unwrap_or(exempt))
+    }));
     classes.extend(config.api.deny.iter().map(|network| (network.addr(), network.prefix_len(), denied)));
     for (controller, &slot) in config.cluster.controllers.iter().zip(slots) {
         let is_own = controller.name == config.cluster.name;
@@ -90,209 +175,23 @@ pub fn relay_addresses(addresses: &[IpAddr]) -> (Address, Address) {
 }
 
 /// Every host that is heard: the controllers, and the candidates, each of which may be a controller.
-pub fn members(cluster: &Cluster) -> Vec<Member> {
-    let controllers = cluster.controllers.iter();
-    let controllers =
-        controllers.map(|one| Member { name: one.name.clone(), addresses: one.addresses.clone() });
-    let candidates = cluster.candidates.iter();
-    let candidates =
-        candidates.map(|&address| Member { name: address.to_string(), addresses: vec![address] });
-    controllers.chain(candidates).collect()
-}
-
-/// Where `agent.conf` lists the controllers, this one is named by the lowest of its addresses. It keeps its `old` name
-/// as long as that is one of them: the others know it by it.
-pub fn keep_name(cluster: &mut Cluster, old: &str) {
-    let own_name = cluster.name.clone();
-    if cluster.source != Source::File
-        && let Some(this) = cluster.controllers.iter_mut().find(|controller| controller.name == own_name)
-        && this.addresses.iter().any(|address| address.to_string() == old)
-    {
-        old.clone_into(&mut this.name);
-        old.clone_into(&mut cluster.name);
+pub fn members(cluster: &Cluster) -> Members {
+    let beside = |name: &str| {
+        let beside =
+            cluster.beside.iter().filter(|(_, one)| one.as_deref() == Some(name) && name == cluster.name);
+        beside.map(|(address, _)| *address).collect::<Vec<_>>()
+    };
+    let named = cluster.controllers.iter().map(|one| Member {
+        name: one.name.clone(),
+        addresses: one.addresses.iter().copied().chain(beside(&one.name)).collect(),
+    });
+    Members {
+        named: named.collect(),
+        sought: cluster.candidates.clone(),
+        open: cluster.source != Source::File,
     }
 }
 
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::config::{Host, KeySource, RelayPorts};
-
-    fn listed(names: &[&str]) -> Cluster {
-        let controller = |name: &&str| {
-            let addresses = name.split(' ').map(|address| address.parse().unwrap()).collect();
-            Controller { name: name.split(' ').next().unwrap().to_owned(), addresses, weight: 1.0 }
-        };
-        let controllers: Vec<_> = names.iter().map(controller).collect();
-        Cluster {
-            source: Source::AgentConf("/agent.conf".into()),
-            name: controllers[0].name.clone(),
-            listen: "[::]:17078".parse().unwrap(),
-            relay_ports: RelayPorts { first: 17080, last: 17095 },
-            key: KeySource::File("/key".into()),
-            controllers,
-            candidates: Vec::new(),
-        }
-    }
-
-    fn shown(cluster: &Cluster) -> String {
-        let addresses =
-            |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let groups: Vec<_> =
-            cluster.controllers.iter().map(|controller| addresses(&controller.addresses)).collect();
-        format!("{} | {}", groups.join(", "), addresses(&cluster.candidates))
-    }
-
-    type Row<'a> = (&'a [(&'a str, &'a [&'a str])], &'a str);
-
-    #[test]
-    fn addresses_go_to_those_who_report_them() {
-        let all = ["10.0.0.1 fd00::1", "10.0.0.2", "10.0.0.3", "192.0.2.9", "fd00::2", "fd00::3"];
-        let rows: [Row; 5] = [
-            (&[], "10.0.0.1 fd00::1 | 10.0.0.2 10.0.0.3 192.0.2.9 fd00::2 fd00::3"),
-            (
-                &[("10.0.0.2", &["10.0.0.2", "fd00::2"])],
-                "10.0.0.1 fd00::1, 10.0.0.2 fd00::2 | 10.0.0.3 192.0.2.9 fd00::3",
-            ),
-            (
-                &[("10.0.0.2", &["10.0.0.2", "fd00::2"]), ("10.0.0.3", &["fd00::3"])],
-                "10.0.0.1 fd00::1, 10.0.0.2 fd00::2, 10.0.0.3 fd00::3 | 192.0.2.9",
-            ),
-            // No report can claim an address that is not listed, is this controller's, or belongs to another reporter.
-            (
-                &[("10.0.0.2", &["8.8.8.8", "10.0.0.1", "10.0.0.3", "fd00::2"]), ("10.0.0.3", &["fd00::2"])],
-                "10.0.0.1 fd00::1, 10.0.0.2 fd00::2, 10.0.0.3 | 192.0.2.9 fd00::3",
-            ),
-            // A stranger's name.
-            (
-                &[("10.9.9.9", &["10.0.0.2"])],
-                "10.0.0.1 fd00::1 | 10.0.0.2 10.0.0.3 192.0.2.9 fd00::2 fd00::3",
-            ),
-        ];
-        for (reported, expected) in rows {
-            let reported: Reported = reported
-                .iter()
-                .map(|(name, addresses)| {
-                    ((*name).to_owned(), addresses.iter().map(|a| a.parse().unwrap()).collect())
-                })
-                .collect();
-            assert_eq!(shown(&group(&listed(&all), &reported)), expected, "{reported:?}");
-        }
-        let file = Cluster { source: Source::File, ..listed(&all) };
-        assert_eq!(group(&file, &Reported::from([("10.0.0.2".into(), Vec::new())])), file);
-    }
-
-    #[test]
-    fn an_address_is_a_client_s_unless_somebody_else_has_it() {
-        let cluster = Cluster {
-            candidates: vec!["192.0.2.9".parse().unwrap()],
-            ..listed(&["10.0.0.1 fd00::1", "10.0.0.2"])
-        };
-        let config = config(cluster, &["10.8.0.0/16", "10.0.0.2/32"]);
-        let rows = [
-            ("10.9.0.1", true),
-            ("fd00::9", true),
-            ("127.0.0.5", false),
-            ("::1", false),
-            ("10.0.0.1", false),
-            ("fd00::1", false),
-            ("10.0.0.2", false),
-            ("192.0.2.9", false),
-            ("10.8.3.4", false),
-            ("203.0.113.9", true),
-        ];
-        for (address, client) in rows {
-            assert_eq!(is_client(&config, address.parse().unwrap()), client, "{address}");
-        }
-        let without = address_classes(&config, &[4, MAX_CONTROLLERS]);
-        let other: IpAddr = "10.0.0.2".parse().unwrap();
-        let last = without.into_iter().rfind(|class| class.0 == other);
-        assert_eq!(
-            last,
-            Some((other, 32, AddressClass::new(Class::Exempt, 0))),
-            "a controller without a slot"
-        );
-        let class = |name: &str| {
-            let address: IpAddr = name.parse().unwrap();
-            let classes = address_classes(&config, &[4, 5]);
-            let is_it = |class: &(IpAddr, u8, AddressClass)| class.0 == address && class.1 == bits(address);
-            classes.into_iter().rfind(is_it)
-        };
-        let own = AddressClass::new(Class::Own, 4);
-        let other = AddressClass::new(Class::Controller, 5);
-        let exempt = AddressClass::new(Class::Exempt, 0);
-        // A controller's address in an exempt network is the controller's.
-        let rows = [
-            ("10.0.0.1", own),
-            ("fd00::1", own),
-            ("10.0.0.2", other),
-            ("192.0.2.9", exempt),
-            ("::1", exempt),
-            ("203.0.113.9", AddressClass::new(Class::Denied, 0)),
-        ];
-        for (address, expected) in rows {
-            assert_eq!(class(address).map(|(.., class)| class), Some(expected), "{address}");
-        }
-    }
-
-    fn config(cluster: Cluster, exempt: &[&str]) -> Config {
-        let text = "[cluster]\nname = \"a\"\nkey_file = \"/k\"\n[[cluster.controllers]]\nname = \"a\"\n\
-                    addresses = [\"10.0.0.1\"]\n";
-        let host = Host { cgroup2: Some("/cgroup".into()), ..Host::default() };
-        let mut config = Config::parse(Path::new("balancer.toml"), text, &host).unwrap();
-        config.api.exempt = exempt.iter().map(|network| network.parse().unwrap()).collect();
-        config.api.deny = vec!["203.0.113.9/32".parse().unwrap()];
-        Config { cluster, ..config }
-    }
-
-    #[test]
-    fn relays_go_to_the_first_address_of_each_family() {
-        let rows: [(&[&str], &str, &str); 4] = [
-            (&["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"], "10.0.0.1", "fd00::1"),
-            (&["fd00::2", "10.0.0.2"], "10.0.0.2", "fd00::2"),
-            (&["10.0.0.1"], "10.0.0.1", ""),
-            (&[], "", ""),
-        ];
-        for (addresses, v4, v6) in rows {
-            let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            let expected =
-                [v4, v6].map(|address| address.parse::<IpAddr>().map_or(Address::UNSPECIFIED, Address::from));
-            assert_eq!(<[Address; 2]>::from(relay_addresses(&addresses)), expected, "{addresses:?}");
-        }
-    }
-
-    #[test]
-    fn this_controller_keeps_its_name_while_that_is_one_of_its_addresses() {
-        let rows = [
-            ("10.0.0.1 10.0.0.7", "10.0.0.7", "10.0.0.7"),
-            ("10.0.0.1 10.0.0.7", "10.0.0.8", "10.0.0.1"),
-            ("10.0.0.1", "10.0.0.1", "10.0.0.1"),
-        ];
-        for (addresses, old, expected) in rows {
-            let mut cluster = listed(&[addresses, "10.0.0.2"]);
-            keep_name(&mut cluster, old);
-            assert_eq!((cluster.name.as_str(), cluster.this().name.as_str()), (expected, expected), "{old}");
-        }
-        let mut cluster = Cluster { source: Source::File, ..listed(&["10.0.0.1 10.0.0.7"]) };
-        keep_name(&mut cluster, "10.0.0.7");
-        assert_eq!(cluster.name, "10.0.0.1", "a configured name stays");
-    }
-
-    #[test]
-    fn controllers_and_candidates_are_heard() {
-        let cluster = Cluster {
-            candidates: vec!["192.0.2.9".parse().unwrap()],
-            ..listed(&["10.0.0.1 fd00::1", "10.0.0.2"])
-        };
-        let heard: Vec<_> =
-            members(&cluster).into_iter().map(|member| (member.name, member.addresses.len())).collect();
-        let expected = [("10.0.0.1", 2), ("10.0.0.2", 1), ("192.0.2.9", 1)];
-        assert_eq!(heard, expected.map(|(name, addresses)| (name.to_owned(), addresses)));
-    }
 }

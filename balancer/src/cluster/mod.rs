@@ -8,8 +8,11 @@ pub mod liveness;
 pub mod membership;
 pub mod networks;
 pub mod paths;
+mod peer;
 pub mod peers;
+pub mod rotation;
 pub mod sentences;
+mod shares;
 pub mod slots;
 mod steady;
 #[cfg(test)]
@@ -18,65 +21,45 @@ pub mod views;
 pub mod waiting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use balancer_common::{
-    policy::shed::ControllerLoad,
     records::{Controller, Network, State, Traffic},
-    wire::{Address, Family, Port},
+    wire::{Address, Family},
 };
 use log::Level;
 
+pub use self::peer::{Peer, describe};
 use self::{
-    liveness::Liveness,
-    membership::{Reported, group, relay_address},
+    membership::{Reported, Told, group, keep_leaving, relay_address},
     networks::{Ask, Barred, Networks},
     paths::{FAMILIES, News, Path, brief, family_name},
-    peers::{PeerView, Report},
-    steady::Steady,
-    views::{Sent, fixed_rate, fixed_weight},
-    waiting::{Waiting, is_stuck},
+    peers::PeerView,
+    rotation::{Rotation, Tag},
+    waiting::is_stuck,
 };
 use crate::{
-    config::{self, Source},
+    config::{self, Controller as Configured},
     datapath::FlowPair,
 };
 
 /// Between two looks for clients that wait for a silent controller.
 const LOOK: Duration = Duration::from_millis(500);
-
-#[derive(Debug)]
-pub struct Peer {
-    pub name: String,
-    /// Its addresses, the first of each family being the one that relays go to.
-    pub addresses: Vec<IpAddr>,
-    /// Its weight as configured here, until it reports its own.
-    pub weight: f64,
-    pub slot: usize,
-    /// Its state as of the last step.
-    pub state: State,
-    pub report: Option<Report>,
-    pub reported_at: Option<Instant>,
-    /// The relay port that it gave this controller.
-    relay_port: Option<u16>,
-    /// By family, as in [`FAMILIES`].
-    paths: [Path; 2],
-    sent: Sent,
-    liveness: Liveness,
-    steady: Steady,
-    waiting: Waiting,
-    /// The next look for clients that wait.
-    look: Instant,
-}
+/// A controller that is no longer listed keeps its slot for so long: it may come back, and its flows go on.
+const LEAVING: Duration = Duration::from_mins(1);
+/// Agents of which the addresses are remembered even when they are silent.
+const TOLD: usize = 256;
 
 #[derive(Debug)]
 pub struct Cluster {
     own_name: String,
     own_slot: usize,
     own_addresses: Vec<IpAddr>,
+    /// Addresses that were this controller's while the agent ran: connections to them go on.
+    own_before: Vec<IpAddr>,
     /// Why nothing is relayed from here, by family.
     off: [Option<String>; 2],
     networks: Networks,
@@ -88,7 +71,10 @@ pub struct Cluster {
     /// The cluster as it was configured, before its addresses were grouped by controller.
     listed: config::Cluster,
     reported: Reported,
+    /// As it is in force: by controller.
+    grouped: config::Cluster,
     regroup: bool,
+    rotation: Rotation,
     peers: Vec<Peer>,
 }
 
@@ -148,21 +134,25 @@ pub struct Probe {
 }
 
 impl Cluster {
-    /// The controllers of `listed`, of which `reported` is known from the maps; nobody has a slot yet.
-    pub fn new(listed: config::Cluster, reported: Reported) -> Self {
+    /// The controllers of `listed`, of which `reported` is known from the maps; nobody has a slot yet. `tag`: the key of
+    /// the tags.
+    pub fn new(listed: config::Cluster, reported: Reported, tag: Tag) -> Self {
         let own_name = listed.name.clone();
         Self {
             own_name,
             own_slot: 0,
             own_addresses: Vec::new(),
+            own_before: Vec::new(),
             off: [None, None],
             networks: Networks::default(),
             used: [false; 2],
             failed: 0,
             failed_before: 0,
+            grouped: listed.clone(),
             listed,
             reported,
             regroup: false,
+            rotation: Rotation::new(tag),
             peers: Vec::new(),
         }
     }
@@ -187,21 +177,46 @@ impl Cluster {
         self.peers.iter().find(|peer| peer.name == name).map(|peer| peer.slot)
     }
 
-    /// The controllers with the addresses that each reports.
-    pub fn grouped(&self) -> config::Cluster {
-        group(&self.listed, &self.reported)
+    /// The controllers of `listed` with the addresses that each reports, and those that were listed until lately.
+    pub fn grouped(&self, now: Instant, listed: &config::Cluster) -> config::Cluster {
+        let mut grouped = group(listed, &self.reported);
+        let stays =
+            |peer: &&Peer| peer.leaving.is_none_or(|since| now.saturating_duration_since(since) < LEAVING);
+        let known = self.peers.iter().filter(stays).map(|peer| Configured {
+            name: peer.name.clone(),
+            addresses: peer.addresses.clone(),
+            weight: peer.weight,
+        });
+        keep_leaving(&mut grouped, known);
+        let own_before = self.own_before.iter().filter(|&address| !grouped.has(address));
+        let own_before: Vec<_> = own_before.map(|address| (*address, Some(grouped.name.clone()))).collect();
+        grouped.beside.extend(own_before);
+        grouped
     }
 
-    /// Whether a controller has reported other addresses since the last call.
+    /// Whether the controllers or their addresses have changed since the last call.
     pub fn take_regroup(&mut self) -> bool {
         std::mem::take(&mut self.regroup)
     }
 
-    /// The addresses reported so far by controllers that `listed` still names.
-    pub fn reported_by(&self, listed: &config::Cluster) -> Reported {
-        let is_listed = |name: &String| listed.controllers.iter().any(|controller| controller.name == *name);
-        let reported = self.reported.iter().filter(|(name, _)| is_listed(name));
-        reported.map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
+    /// Takes another key for the tags, once the others have it too.
+    pub fn replace_tag(&mut self, tag: Tag) {
+        self.rotation.replace(tag);
+    }
+
+    /// `agreed`: all controllers that are heard have the same key. Returns whether the key of the tags has changed.
+    pub fn follow_keys(&mut self, now: Instant, agreed: bool) -> bool {
+        self.rotation.step(now, agreed)
+    }
+
+    /// The key of the tags.
+    pub fn tag_key(&self) -> [u64; 2] {
+        self.rotation.current().key
+    }
+
+    /// The name of that key, for the others.
+    pub fn announced_tag(&self) -> &str {
+        self.rotation.announced()
     }
 
     /// Takes the controllers of `grouped`, with their slots in the same order and the records in these slots. Keeps
@@ -214,8 +229,15 @@ impl Cluster {
         indices: &[Option<usize>],
         slots: &[Controller],
     ) {
-        self.reported = self.reported_by(&listed);
-        self.listed = listed;
+        let staying = group(&listed, &self.reported);
+        let before = std::mem::replace(&mut self.listed, listed).this().addresses.clone();
+        let own = &self.listed.this().addresses;
+        self.own_before.extend(before.into_iter().filter(|address| !own.contains(address)));
+        self.own_before.retain(|address| !own.contains(address));
+        self.own_before.sort_unstable();
+        self.own_before.dedup();
+        self.grouped = grouped.clone();
+        self.own_name.clone_from(&grouped.name);
         let mut known = std::mem::take(&mut self.peers);
         let with_slots = grouped.controllers.iter().zip(indices);
         for (controller, slot) in with_slots.filter_map(|(one, slot)| Some((one, (*slot)?))) {
@@ -224,13 +246,29 @@ impl Cluster {
                 self.own_addresses.clone_from(&controller.addresses);
                 continue;
             }
-            let peer = known.iter().position(|peer| peer.name == controller.name);
-            let peer = peer.map_or_else(|| Peer::new(now, slots.get(slot)), |index| known.swap_remove(index));
+            let by_name = known.iter().position(|peer| peer.name == controller.name);
+            // It may have had another name until now.
+            let is_it = |peer: &Peer| {
+                peer.slot == slot && peer.addresses.iter().any(|one| controller.addresses.contains(one))
+            };
+            let index = by_name.or_else(|| known.iter().position(is_it));
+            let mut peer =
+                index.map_or_else(|| Peer::new(now, slots.get(slot)), |index| known.swap_remove(index));
+            for (path, family) in peer.paths.iter_mut().zip(FAMILIES) {
+                let [before, after] = [&peer.addresses, &controller.addresses]
+                    .map(|addresses| relay_address(addresses, family == Family::V4));
+                if before.is_some() && before != after {
+                    // Nobody has proved the way to the other address.
+                    *path = Path::new(now, false);
+                }
+            }
+            let is_staying = staying.controllers.iter().any(|one| one.name == controller.name);
             self.peers.push(Peer {
                 name: controller.name.clone(),
                 addresses: controller.addresses.clone(),
                 weight: controller.weight,
                 slot,
+                leaving: if is_staying { None } else { peer.leaving.or(Some(now)) },
                 ..peer
             });
         }
@@ -238,13 +276,17 @@ impl Cluster {
 
     /// Brings every controller's record up to date.
     pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Vec<Effect> {
-        self.note_addresses(&inputs.views);
+        self.note_addresses(now, &inputs.views);
         let mut effects = Vec::new();
         self.failed = 0;
+        let tag = self.rotation.current();
         for peer in &mut self.peers {
             let Some(record) = inputs.records.get(&peer.slot) else { continue };
             self.failed = self.failed.wrapping_add(record.traffic.failed);
             let view = inputs.views.get(&peer.name);
+            if let Some(report) = view.and_then(|view| view.report.as_ref()) {
+                peer.takes_tag = tag.is_taken_by(&report.tag);
+            }
             peer.step(
                 now,
                 inputs.boot_ns,
@@ -265,13 +307,11 @@ impl Cluster {
         for (index, family) in
             FAMILIES.into_iter().enumerate().filter(|(index, _)| off[*index] != self.off[*index])
         {
-            effects.push(match &off[index] {
-                Some(why) => Effect::Say(Level::Warn, sentences::from_here(family, why)),
-                None => {
-                    let text = format!("clients are relayed over {} again", family_name(family));
-                    Effect::Say(Level::Info, text)
-                }
-            });
+            let again = || format!("clients are relayed over {} again", family_name(family));
+            effects.push(off[index].as_ref().map_or_else(
+                || Effect::Say(Level::Info, again()),
+                |why| Effect::Say(Level::Warn, sentences::from_here(family, why)),
+            ));
         }
         self.off = off;
         effects
@@ -355,46 +395,6 @@ impl Cluster {
         effects
     }
 
-    /// Sentences about everything that is not relayed from here, and why.
-    pub fn not_relayed(&self) -> Vec<String> {
-        let mut told = Vec::new();
-        for (family, why) in FAMILIES.into_iter().zip(&self.off) {
-            if let Some(why) = why {
-                told.push(sentences::from_here(family, why));
-            }
-        }
-        for peer in &self.peers {
-            if matches!(peer.state, State::Absent | State::Silent) {
-                told.push(sentences::not_heard(&peer.name, self.listed.listen.port()));
-                continue;
-            }
-            for (family, path) in FAMILIES.into_iter().zip(&peer.paths) {
-                if let Some(why) = peer.off(family) {
-                    told.push(sentences::off_there(&peer.name, family, why));
-                } else if let Some(why) = path.broken() {
-                    told.push(sentences::to_controller(&peer.name, family, why));
-                }
-            }
-            let barred = self.networks.of(peer.slot);
-            told.extend(sentences::to_networks(&peer.name, barred, self.listed.relay_ports));
-        }
-        told
-    }
-
-    /// Whether clients are relayed to `peer`, in a word: see [`crate::operator::status::ControllerStatus::relay`].
-    pub fn relay(&self, peer: &Peer) -> &'static str {
-        let has = |addresses, family| relay_address(addresses, family == Family::V4).is_some();
-        let both = |family: &Family| has(&self.own_addresses, *family) && has(&peer.addresses, *family);
-        let all = FAMILIES.into_iter().filter(both).map(Controller::path).sum::<u8>();
-        match peer.proved() & all {
-            _ if peer.relay_port.is_none() => "none",
-            0 => "off",
-            proved if proved == all => "ok",
-            proved if proved == Controller::path(Family::V4) => "v4 only",
-            _ => "v6 only",
-        }
-    }
-
     /// The connections among `pairs` that opened by relay and carry nothing, where the owner's agent is heard. The paths there
     /// are probed at once.
     pub fn stuck(&mut self, now: Instant, now_s: u32, pairs: &[FlowPair]) -> Vec<FlowPair> {
@@ -418,245 +418,35 @@ impl Cluster {
         peer.map_or_else(Vec::new, |peer| peer.waiting.step(now_s, pairs))
     }
 
-    /// Takes in the families that clients here use, as in [`FAMILIES`].
-    pub fn note_families(&mut self, used: [bool; 2]) {
-        self.used = used;
-    }
-
-    /// The networks that relays to one controller or another do not serve.
-    pub fn barred(&self) -> HashSet<Address> {
-        self.peers.iter().flat_map(|peer| self.networks.of(peer.slot)).collect()
-    }
-
-    /// The others as shedding sees them: all that are heard, and have reported. `relays`: clients are relayed to them.
-    pub fn loads(&self, now: Instant, relays: bool) -> Vec<ControllerLoad> {
-        let load = |peer: &Peer| {
-            let reachable = !relays || peer.unreached(&self.used).is_none();
-            peer.load(now, reachable)
-        };
-        self.peers.iter().filter_map(load).collect()
-    }
-
-    /// The controllers among [`Cluster::loads`] that have no share of the connections although they may take clients, and
-    /// those that come and go.
-    pub fn left_out(&self, now: Instant, relays: bool) -> Vec<String> {
-        let sentence = |peer: &Peer| {
-            let unreached = peer.unreached(&self.used).filter(|_| relays && peer.state == State::Ready);
-            let unreached =
-                unreached.map(|family| format!("no relay reaches it over {}", family_name(family)));
-            Some(format!("controller {}: {}", peer.name, unreached.or_else(|| peer.steady.words(now))?))
-        };
-        self.peers.iter().filter_map(sentence).collect()
-    }
-
-    /// Notes the addresses that the others report. `agent.conf` lists addresses without their controllers.
-    fn note_addresses(&mut self, views: &BTreeMap<String, PeerView>) {
-        if self.listed.source == Source::File {
-            return;
-        }
+    /// Notes the addresses that the others report, and the controllers that have left for good.
+    fn note_addresses(&mut self, now: Instant, views: &BTreeMap<String, PeerView>) {
+        let mut changed = self
+            .peers
+            .iter()
+            .any(|peer| peer.leaving.is_some_and(|at| now.saturating_duration_since(at) >= LEAVING));
         for (name, view) in views {
-            if let Some(report) = &view.report
-                && self.reported.get(name) != Some(&report.addresses)
-            {
-                self.reported.insert(name.clone(), report.addresses.clone());
-                self.regroup = true;
+            let Some(report) = &view.report else { continue };
+            let (listed, host) = (report.addresses.clone(), report.host.clone());
+            let told = Told { listed, host, alive: view.alive };
+            if self.reported.get(name) != Some(&told) {
+                self.reported.insert(name.clone(), told);
+                changed = true;
             }
         }
-    }
-}
-
-impl Peer {
-    /// A controller with the record `found` of an earlier agent.
-    fn new(now: Instant, found: Option<&Controller>) -> Self {
-        let state = found.map_or(State::Absent, Controller::state);
-        let proved = found.map_or(0, |found| found.paths);
-        Self {
-            name: String::new(),
-            addresses: Vec::new(),
-            weight: 1.0,
-            slot: 0,
-            state,
-            report: None,
-            reported_at: None,
-            relay_port: None,
-            paths: FAMILIES.map(|family| Path::new(now, proved & Controller::path(family) != 0)),
-            sent: Sent::default(),
-            liveness: Liveness::new(now, state),
-            steady: Steady::default(),
-            waiting: Waiting::default(),
-            look: now,
+        for (_, told) in self.reported.iter_mut().filter(|(name, _)| !views.contains_key(*name)) {
+            changed |= std::mem::take(&mut told.alive);
         }
-    }
-
-    fn step(
-        &mut self,
-        now: Instant,
-        boot_ns: u64,
-        (own_name, udp): (&str, u16),
-        view: Option<&PeerView>,
-        record: &Record,
-        effects: &mut Vec<Effect>,
-    ) {
-        let alive = view.filter(|view| view.alive).and_then(|view| view.report.as_ref());
-        let mut controller = record.controller;
-        self.sent.note(now, record.traffic.sent);
-        if let Some(view) = view
-            && let Some(report) = &view.report
-        {
-            if view.received_at != self.reported_at {
-                self.reported_at = view.received_at;
-                let received = report.received.get(own_name).copied().unwrap_or(0);
-                controller.view_base = self.sent.reconcile(report, received, record.traffic.sent);
-            }
-            controller.limit = u32::try_from(report.limit).unwrap_or(u32::MAX);
-            controller.weight = fixed_weight(report.weight);
-            controller.arrivals_milli = fixed_rate(report.arrivals_per_s);
-            self.relay_port = report.relay_ports.get(own_name).copied();
-            controller.relay_out = Port::new(self.relay_port.unwrap_or(0));
-            self.note_off(report, effects);
-            self.report = Some(report.clone());
+        if self.reported.len() > TOLD {
+            self.reported.retain(|_, told| told.alive);
         }
-        // The report of a silent controller ages, and the programs stop picking by it.
-        if alive.is_some()
-            && let Some(at) = self.reported_at
-        {
-            controller.reported_ns = boot_ns.saturating_sub(now.duration_since(at).as_nanos() as u64);
-        }
-        let state = self.liveness.state(now, alive);
-        if state != self.state {
-            let mut text = format!("controller {} is {}", self.name, describe(state));
-            if matches!(state, State::Absent | State::Silent) {
-                text = format!("{text}: {}", sentences::not_heard(&self.name, udp));
-            }
-            effects.push(Effect::Say(Level::Info, text));
-            self.state = state;
-        }
-        if state == State::Draining {
-            self.steady.leave();
-        } else if self.steady.note(now, state == State::Ready)
-            && let Some(words) = self.steady.words(now)
-        {
-            let text = format!("controller {} has no share of the connections: {words}", self.name);
-            effects.push(Effect::Say(Level::Warn, text));
-        }
-        controller.state = state as u8;
-        controller.paths = self.proved();
-        if controller != record.controller {
-            effects.push(Effect::WriteController { slot: self.slot, controller: Box::new(controller) });
-        }
-        if alive.is_some() {
-            self.waiting = Waiting::default();
-        } else if state == State::Silent && now >= self.look {
-            self.look = now + LOOK;
-            effects.push(Effect::LookForWaiting { slot: self.slot, name: self.name.clone() });
-        }
+        self.regroup |= changed && !self.is_up_to_date(now);
     }
 
-    /// Probes the paths to it as they need it, and marks those that are off. `own`: this controller's addresses, and why
-    /// nothing is relayed from here.
-    fn step_paths(
-        &mut self,
-        now: Instant,
-        (own, off): (&[IpAddr], &[Option<String>; 2]),
-        record: &Record,
-        effects: &mut Vec<Effect>,
-    ) {
-        let doubts = record.traffic.doubts.wrapping_add(record.traffic.failed);
-        // Where jujud does not listen, nothing can be told from an answer.
-        let is_heard = self.is_heard();
-        for (index, family) in FAMILIES.into_iter().enumerate() {
-            let is_off = off[index].is_some() || self.off(family).is_some();
-            let probe = self.probe(family, own, None).filter(|_| is_heard && !is_off);
-            if self.paths[index].step(now, probe.is_some(), doubts)
-                && let Some(probe) = probe
-            {
-                effects.push(Effect::Probe(probe));
-            }
-        }
-    }
-
-    /// A probe of the path over `family`, if it takes relays of this family from here.
-    fn probe(&self, family: Family, own: &[IpAddr], ask: Option<Ask>) -> Option<Probe> {
-        let first = |addresses| relay_address(addresses, family == Family::V4);
-        Some(Probe {
-            name: self.name.clone(),
-            slot: self.slot,
-            family,
-            from: first(own)?,
-            to: first(&self.addresses)?,
-            port: self.relay_port?,
-            ask,
-        })
-    }
-
-    /// Tells the operator of families over which it takes relays no longer, or again, by its new `report`.
-    fn note_off(&self, report: &Report, effects: &mut Vec<Effect>) {
-        for family in FAMILIES {
-            let (name, key) = (&self.name, family_name(family));
-            effects.push(match (self.off(family), report.off.get(key)) {
-                (before, Some(why)) if before != Some(why) => {
-                    Effect::Say(Level::Warn, sentences::off_there(name, family, why))
-                }
-                (Some(_), None) => {
-                    Effect::Say(Level::Info, format!("controller {name} takes relays over {key} again"))
-                }
-                _ => continue,
-            });
-        }
-    }
-
-    /// Why it takes no relays over `family`, in its own words.
-    fn off(&self, family: Family) -> Option<&String> {
-        self.report.as_ref().and_then(|report| report.off.get(family_name(family)))
-    }
-
-    /// Whether its agent and its jujud are at work.
-    fn is_heard(&self) -> bool {
-        matches!(self.state, State::Ready | State::Draining)
-    }
-
-    fn path_mut(&mut self, family: Family) -> Option<&mut Path> {
-        FAMILIES.iter().position(|known| *known == family).and_then(|index| self.paths.get_mut(index))
-    }
-
-    /// The bits of the families over which relays are proved.
-    fn proved(&self) -> u8 {
-        let paths = FAMILIES.into_iter().zip(&self.paths);
-        paths.filter(|(_, path)| path.is_proved()).map(|(family, _)| Controller::path(family)).sum()
-    }
-
-    /// A family that clients here use, as told by `used`, and over which no relay is proved to reach it.
-    fn unreached(&self, used: &[bool; 2]) -> Option<Family> {
-        let mut paths = FAMILIES.into_iter().zip(&self.paths).zip(used);
-        paths.find(|((_, path), used)| **used && !path.is_proved()).map(|((family, _), _)| family)
-    }
-
-    fn load(&self, now: Instant, reachable: bool) -> Option<ControllerLoad> {
-        if matches!(self.state, State::Absent | State::Silent) {
-            return None;
-        }
-        let report = self.report.as_ref()?;
-        let age = self.reported_at.map_or(Duration::MAX, |at| now.duration_since(at));
-        Some(ControllerLoad {
-            load: report.connections + report.handshakes,
-            limit: report.limit,
-            weight: u64::from(fixed_weight(report.weight)),
-            takes: self.state == State::Ready,
-            reachable,
-            settled: self.steady.is_steady(now),
-            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            closing: report.closing,
-            sheds: report.sheds,
-        })
-    }
-}
-
-/// A controller's state, in the words of `status`.
-pub fn describe(state: State) -> &'static str {
-    match state {
-        State::Ready => "ready",
-        State::NotReady => "not-ready",
-        State::Draining => "draining",
-        State::Absent | State::Silent => "absent",
+    /// Whether the controllers in force are those that the reports give.
+    fn is_up_to_date(&self, now: Instant) -> bool {
+        let staying = group(&self.listed, &self.reported);
+        let stays = |peer: &Peer| staying.controllers.iter().any(|one| one.name == peer.name);
+        self.peers.iter().all(|peer| peer.leaving.is_none() == stays(peer))
+            && self.grouped(now, &self.listed) == self.grouped
     }
 }

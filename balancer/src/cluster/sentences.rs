@@ -1,9 +1,19 @@
 //! The sentences about clients that are not relayed. `status`, `check` and the log use the same ones, and each says what is
 //! not relayed, why, and how to put it right.
 
-use balancer_common::wire::{Address, Family};
+use balancer_common::{
+    records::{Controller, State},
+    wire::{Address, Family},
+};
+use log::Level;
 
-use super::{networks, paths::family_name};
+use super::{
+    Cluster, Effect, Peer,
+    membership::relay_address,
+    networks,
+    paths::{FAMILIES, family_name},
+    peers::Report,
+};
 use crate::config::RelayPorts;
 
 /// Networks of one controller that have a sentence each; more would hide the rest.
@@ -30,6 +40,12 @@ pub fn not_heard(name: &str, udp: u16) -> String {
     )
 }
 
+pub fn key_changes(name: &str) -> String {
+    format!(
+        "no client is relayed to {name}: it does not have this controller's key yet; give every controller the same key"
+    )
+}
+
 pub fn to_network(name: &str, barred: Address, ports: RelayPorts) -> String {
     format!(
         "clients in {} are not relayed to {name}: one got no connection that way; does the firewall of {name} let them \
@@ -47,4 +63,68 @@ pub fn to_networks(name: &str, barred: impl Iterator<Item = Address>, ports: Rel
     let more =
         (more > 0).then(|| format!("clients in {more} more networks are not relayed to {name} either"));
     named.chain(more).collect()
+}
+
+impl Cluster {
+    /// Sentences about everything that is not relayed from here, and why.
+    pub fn not_relayed(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        for (family, why) in FAMILIES.into_iter().zip(&self.off) {
+            if let Some(why) = why {
+                told.push(from_here(family, why));
+            }
+        }
+        for peer in &self.peers {
+            if matches!(peer.state, State::Absent | State::Silent) {
+                told.push(not_heard(&peer.name, self.listed.listen.port()));
+                continue;
+            }
+            if !peer.takes_tag {
+                told.push(key_changes(&peer.name));
+            }
+            for (family, path) in FAMILIES.into_iter().zip(&peer.paths) {
+                if let Some(why) = peer.off(family) {
+                    told.push(off_there(&peer.name, family, why));
+                } else if let Some(why) = path.broken() {
+                    told.push(to_controller(&peer.name, family, why));
+                }
+            }
+            let barred = self.networks.of(peer.slot);
+            told.extend(to_networks(&peer.name, barred, self.listed.relay_ports));
+        }
+        told
+    }
+
+    /// Whether clients are relayed to `peer`, in a word: see [`crate::operator::status::ControllerStatus::relay`].
+    pub fn relay(&self, peer: &Peer) -> &'static str {
+        let has = |addresses, family| relay_address(addresses, family == Family::V4).is_some();
+        let both = |family: &Family| has(&self.own_addresses, *family) && has(&peer.addresses, *family);
+        let all = FAMILIES.into_iter().filter(both).map(Controller::path).sum::<u8>();
+        match peer.proved() & all {
+            _ if peer.relay_port.is_none() => "none",
+            _ if !peer.takes_tag => "off",
+            0 => "off",
+            proved if proved == all => "ok",
+            proved if proved == Controller::path(Family::V4) => "v4 only",
+            _ => "v6 only",
+        }
+    }
+}
+
+impl Peer {
+    /// Tells the operator of families over which it takes relays no longer, or again, by its new `report`.
+    pub(super) fn note_off(&self, report: &Report, effects: &mut Vec<Effect>) {
+        for family in FAMILIES {
+            let (name, key) = (&self.name, family_name(family));
+            effects.push(match (self.off(family), report.off.get(key)) {
+                (before, Some(why)) if before != Some(why) => {
+                    Effect::Say(Level::Warn, off_there(name, family, why))
+                }
+                (Some(_), None) => {
+                    Effect::Say(Level::Info, format!("controller {name} takes relays over {key} again"))
+                }
+                _ => continue,
+            });
+        }
+    }
 }

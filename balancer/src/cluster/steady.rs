@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// How long a controller is ready before it has a share.
-const FIRST: Duration = Duration::from_secs(60);
+const FIRST: Duration = Duration::from_mins(1);
 /// The longest time, for a controller that comes and goes.
 const LONGEST: Duration = Duration::from_mins(30);
 /// A controller that was ready for so long does not come and go.

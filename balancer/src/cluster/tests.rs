@@ -1,9 +1,10 @@
 //! Rows for [`Cluster::step`], with a clock of their own: news of controller b in, effects out.
 
+use balancer_common::wire::Port;
 use bytemuck::Zeroable as _;
 
-use super::*;
-use crate::config::{Controller as Configured, KeySource, RelayPorts};
+use super::{peers::Report, *};
+use crate::config::{KeySource, RelayPorts, Source};
 
 const SLOT: usize = 1;
 /// Relay port that b announces to a.
@@ -56,6 +57,8 @@ fn listed(source: Source, names: &[(&str, &str)]) -> config::Cluster {
         key: KeySource::File("/key".into()),
         controllers: names.iter().map(controller).collect(),
         candidates: Vec::new(),
+        names: Vec::new(),
+        beside: Vec::new(),
     }
 }
 
@@ -71,6 +74,8 @@ fn report(connections: u64) -> Report {
         received: BTreeMap::new(),
         relay_ports: BTreeMap::from([("a".to_owned(), RELAY_PORT)]),
         addresses: vec!["10.0.0.2".parse().unwrap()],
+        host: Vec::new(),
+        tag: String::new(),
         closing: 0,
         sheds: false,
         off: BTreeMap::new(),
@@ -84,7 +89,7 @@ impl Bench {
     fn new(found: State) -> Self {
         let start = Instant::now();
         let listed = listed(Source::File, &[("a", "10.0.0.1"), ("b", "10.0.0.2")]);
-        let mut cluster = Cluster::new(listed.clone(), Reported::new());
+        let mut cluster = Cluster::new(listed.clone(), Reported::new(), Tag::default());
         let controller = Controller { state: found as u8, ..Controller::zeroed() };
         cluster.adopt(
             start,
@@ -342,12 +347,14 @@ fn nothing_is_probed_from_a_host_that_relays_nothing() {
     assert!(sentence.starts_with("no client is relayed to b: no report arrives from it; "), "{sentence}");
 }
 
+/// Addresses of both controllers, whether a port is announced, the bits of proved paths, the word.
+type Relayed<'a> = (&'a [&'a str], &'a [&'a str], bool, u8, &'a str);
+
 #[test]
 fn the_word_of_status_names_the_family_that_works() {
     let (v4, v6) = (Controller::path(Family::V4), Controller::path(Family::V6));
     let dual = ["10.0.0.1", "fd00::1"];
-    // Addresses of both controllers, whether a port is announced, the bits of proved paths, the word.
-    let rows: [(&[&str], &[&str], bool, u8, &str); 9] = [
+    let rows: [Relayed; 9] = [
         (&dual, &dual, true, v4 | v6, "ok"),
         (&dual, &dual, true, v4, "v4 only"),
         (&dual, &dual, true, v6, "v6 only"),
@@ -530,35 +537,190 @@ fn controllers_that_stay_keep_all_that_is_known_of_them() {
     assert!(bench.cluster.peers().is_empty());
 }
 
+/// Controllers as `name=addresses`, those that are on their way out in brackets.
+fn grouping(cluster: &Cluster, now: Instant) -> String {
+    let grouped = cluster.grouped(now, cluster.listed());
+    let leaving = |name: &str| cluster.peers.iter().any(|peer| peer.name == name && peer.leaving.is_some());
+    let shown = grouped.controllers.iter().map(|one| {
+        let addresses: Vec<_> = one.addresses.iter().map(ToString::to_string).collect();
+        let text = format!("{}={}", one.name, addresses.join(","));
+        if leaving(&one.name) { format!("({text})") } else { text }
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+/// What the agent does when the controllers have changed.
+fn regroup(cluster: &mut Cluster, now: Instant, slots: &mut [Controller], listed: config::Cluster) {
+    let grouped = cluster.grouped(now, &listed);
+    let wanted: Vec<_> =
+        grouped.controllers.iter().map(|one| (one.name.as_str(), &one.addresses[..])).collect();
+    let indices = slots::assign(slots, &wanted, &grouped.name, grouped.relay_ports).unwrap();
+    for (one, index) in grouped.controllers.iter().zip(&indices) {
+        let index = index.expect("a slot for each");
+        (slots[index].v4, slots[index].v6) = membership::relay_addresses(&one.addresses);
+    }
+    cluster.adopt(now, listed, &grouped, &indices, slots);
+}
+
+/// A change of Juju's list, or the word of an agent.
+enum Word {
+    Lists(&'static [&'static str]),
+    Says(&'static str, &'static [&'static str]),
+    Silent(&'static str),
+}
+use Word::{Lists, Says, Silent};
+
+/// A name; then a time in ms, a word, and the controllers and the slot of `machine-1` after it.
+type Story = (&'static str, &'static [(u64, Word, &'static str, Option<usize>)]);
+
+#[rustfmt::skip] // a step a line
+const STORIES: &[Story] = &[
+    ("an absence of 5 s costs nothing", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (1_000, Lists(&["10.0.0.3"]), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (1_100, Says("machine-2", &["10.0.0.3"]), "a=10.0.0.1 machine-2=10.0.0.3 (machine-1=10.0.0.2)", Some(1)),
+        (6_000, Lists(&["10.0.0.2", "10.0.0.3"]), "a=10.0.0.1 machine-1=10.0.0.2 machine-2=10.0.0.3", Some(1)),
+    ]),
+    ("it leaves after a minute, and no sooner", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (1_000, Lists(&["10.0.0.3"]), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (30_000, Lists(&["10.0.0.4"]), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (60_999, Silent("machine-1"), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (61_000, Silent("machine-1"), "a=10.0.0.1", None),
+    ]),
+    ("its address changes: its agent hears of it first", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (200, Says("machine-1", &["10.0.0.9"]), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (300, Lists(&["10.0.0.9"]), "a=10.0.0.1 machine-1=10.0.0.9", Some(1)),
+    ]),
+    ("its address changes: this host hears of it first", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (200, Lists(&["10.0.0.9"]), "a=10.0.0.1 (machine-1=10.0.0.2)", Some(1)),
+        (300, Says("machine-1", &["10.0.0.9"]), "a=10.0.0.1 machine-1=10.0.0.9", Some(1)),
+    ]),
+    ("its first network leaves the list", &[
+        (0, Lists(&["10.0.0.2", "10.1.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2", "10.1.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2,10.1.0.2", Some(1)),
+        (200, Lists(&["10.1.0.2"]), "a=10.0.0.1 machine-1=10.1.0.2", Some(1)),
+    ]),
+    ("an agent that was named by its address gets its tag", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("10.0.0.2", &["10.0.0.2"]), "a=10.0.0.1 10.0.0.2=10.0.0.2", None),
+        (200, Silent("10.0.0.2"), "a=10.0.0.1 10.0.0.2=10.0.0.2", None),
+        (300, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+    ]),
+    ("another host gets its address", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (200, Silent("machine-1"), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (300, Says("machine-7", &["10.0.0.2"]), "a=10.0.0.1 machine-7=10.0.0.2", None),
+    ]),
+];
+
 #[test]
-fn reported_addresses_regroup_the_controllers_that_juju_lists() {
-    for (source, regroups) in [(Source::File, false), (Source::AgentConf("/agent.conf".into()), true)] {
-        let listed = listed(source, &[("a", "10.0.0.1"), ("10.0.0.2", "10.0.0.2"), ("10.1.0.2", "10.1.0.2")]);
-        let mut bench = Bench::new(State::Absent);
-        bench.cluster = Cluster::new(listed, Reported::new());
-        let view = |addresses: &[&str]| PeerView {
-            name: "10.0.0.2".into(),
-            report: Some(Report {
-                addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-                ..report(0)
-            }),
-            received_at: None,
-            alive: true,
-            generation: 1,
+fn controllers_come_change_and_leave() {
+    for (what, steps) in STORIES {
+        let start = Instant::now();
+        let named = |others: &[&str]| {
+            let names = [("a", "10.0.0.1")].into_iter().chain(others.iter().map(|one| (*one, *one)));
+            listed(Source::AgentConf("/agent.conf".into()), &names.collect::<Vec<_>>())
         };
-        let rows = [
-            (&["10.0.0.2"][..], regroups),
-            (&["10.0.0.2"], false),
-            (&["10.0.0.2", "10.1.0.2"], regroups),
-            (&["10.0.0.2", "10.1.0.2"], false),
-        ];
-        for (addresses, expected) in rows {
-            bench.view = Some(view(addresses));
-            bench.step(0);
-            assert_eq!(bench.cluster.take_regroup(), expected, "{addresses:?}");
+        let mut cluster = Cluster::new(named(&[]), Reported::new(), Tag::default());
+        let (mut slots, mut views) = ([Controller::zeroed(); 16], BTreeMap::new());
+        for (ms, word, controllers, slot) in *steps {
+            let now = start + Duration::from_millis(*ms);
+            let mut listed = cluster.listed().clone();
+            match word {
+                Lists(others) => listed = named(others),
+                Says(name, addresses) => {
+                    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+                    let report = Some(Report { addresses, ..report(0) });
+                    let (name, received_at) = ((*name).to_owned(), Some(now));
+                    let view =
+                        PeerView { name: name.clone(), report, received_at, alive: true, generation: 1 };
+                    views.insert(name, view);
+                }
+                Silent(name) => {
+                    if let Some(view) = views.get_mut(*name) {
+                        view.alive = false;
+                    }
+                }
+            }
+            let inputs = Inputs { boot_ns: 0, views: views.clone(), records: BTreeMap::new() };
+            cluster.step(now, &inputs);
+            if cluster.take_regroup() || matches!(word, Lists(_)) {
+                regroup(&mut cluster, now, &mut slots, listed);
+            }
+            assert!(!cluster.take_regroup());
+            assert_eq!(grouping(&cluster, now), *controllers, "{what}, {ms} ms");
+            assert_eq!(cluster.slot_of("machine-1"), *slot, "{what}, {ms} ms");
         }
-        let controllers: Vec<usize> =
-            bench.cluster.grouped().controllers.iter().map(|one| one.addresses.len()).collect();
-        assert_eq!(controllers, if regroups { vec![1, 2] } else { vec![1, 1, 1] });
+    }
+}
+
+#[test]
+fn this_controller_s_address_may_change_and_come_back() {
+    let start = Instant::now();
+    let named = |own: &str| listed(Source::AgentConf("/agent.conf".into()), &[("a", own)]);
+    let mut cluster = Cluster::new(named("10.0.0.1"), Reported::new(), Tag::default());
+    let mut slots = [Controller::zeroed(); 16];
+    // The listed address; further ones of this host, to which connections go on.
+    for (own, before) in
+        [("10.0.0.1", ""), ("10.0.0.9", "10.0.0.1"), ("10.0.0.1", "10.0.0.9"), ("10.0.0.1", "10.0.0.9")]
+    {
+        regroup(&mut cluster, start, &mut slots, named(own));
+        let grouped = cluster.grouped(start, cluster.listed());
+        let beside: Vec<_> = grouped
+            .beside
+            .iter()
+            .map(|(address, name)| {
+                assert_eq!(name.as_deref(), Some("a"));
+                address.to_string()
+            })
+            .collect();
+        assert_eq!(
+            (grouped.this().addresses[0].to_string().as_str(), beside.join(" ").as_str()),
+            (own, before)
+        );
+    }
+}
+
+#[test]
+fn a_controller_on_its_way_out_gets_no_new_clients() {
+    let mut bench = Bench::new(State::Absent);
+    bench.hear(0, Load(1));
+    bench.step(0);
+    bench.cluster.peers[0].leaving = Some(bench.at(0));
+    bench.hear(100, Load(1));
+    bench.step(100);
+    assert_eq!(bench.record.controller.state(), State::Draining);
+    bench.hear(200, Nothing);
+    bench.step(4_000);
+    assert_eq!(bench.record.controller.state(), State::Silent);
+}
+
+#[test]
+fn nothing_is_relayed_while_the_keys_of_the_tags_differ() {
+    let mut bench = Bench::new(State::Absent);
+    bench.cluster.rotation = Rotation::new(Tag { key: [1, 2], name: "old".into() });
+    let say = |bench: &mut Bench, ms: u64, tag: &str| {
+        bench.hear(ms, Load(1));
+        bench.view.as_mut().and_then(|view| view.report.as_mut()).unwrap().tag = tag.into();
+        bench.probe = None;
+        bench.step(ms);
+    };
+    say(&mut bench, 0, "old");
+    assert!(bench.probe.is_some());
+    bench.hear(10, Works);
+    // The name that b announces; whether clients are relayed to it.
+    for (ms, tag, relayed) in [(100, "old", true), (200, "-", false), (300, "new", false), (400, "old", true)]
+    {
+        say(&mut bench, ms, tag);
+        assert_eq!(bench.record.controller.paths != 0, relayed, "{tag}");
+        assert_eq!(bench.cluster.not_relayed().is_empty(), relayed, "{tag}");
     }
 }

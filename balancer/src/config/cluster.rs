@@ -29,10 +29,15 @@ pub struct Cluster {
     /// Where the cluster's key is, the same on all.
     pub key: KeySource,
     /// Every controller, this one included, in the file's order. From [`Source::AgentConf`] each other one is a
-    /// single address, see there.
+    /// single address, see there. Relays go to their addresses.
     pub controllers: Vec<Controller>,
     /// Addresses of controllers that no report has claimed yet; see [`Source::AgentConf`].
     pub candidates: Vec<IpAddr>,
+    /// Host names that `agent.conf` lists instead of addresses.
+    pub names: Vec<String>,
+    /// Further addresses of the controllers' hosts, with the one controller that has it. Several may have the same, such as
+    /// that of a container bridge or a virtual one.
+    pub beside: Vec<(IpAddr, Option<String>)>,
 }
 
 impl Cluster {
@@ -45,6 +50,13 @@ impl Cluster {
             .iter()
             .find(|controller| controller.name == self.name)
             .expect("name was resolved among the controllers")
+    }
+
+    /// Whether it is known where the address belongs, or that it may be any controller's.
+    pub fn has(&self, address: &IpAddr) -> bool {
+        self.controllers.iter().any(|one| one.addresses.contains(address))
+            || self.candidates.contains(address)
+            || self.beside.iter().any(|(beside, _)| beside == address)
     }
 
     pub fn others(&self) -> impl Iterator<Item = &Controller> {
@@ -65,7 +77,17 @@ pub(super) fn cluster(
     let listen = listen(table, SocketAddr::new(this.addresses[0], SYNC_PORT), this, &controllers)?;
     let relay_ports = relay_ports(table, api_port, listen.port(), controllers.len() - 1)?;
     let (name, key) = (this.name.clone(), juju::key_beside_controllers(table, juju)?);
-    Ok(Cluster { source: Source::File, name, listen, relay_ports, key, controllers, candidates: Vec::new() })
+    Ok(Cluster {
+        source: Source::File,
+        name,
+        listen,
+        relay_ports,
+        key,
+        controllers,
+        candidates: Vec::new(),
+        names: Vec::new(),
+        beside: Vec::new(),
+    })
 }
 
 /// This controller: the one that `cluster.name` names, or else the one that has an address of this host.

@@ -45,8 +45,7 @@ fn name(table: &Table<'_>, before: &[Controller]) -> Result<String, Fault> {
     let key = "cluster.controllers.name";
     let name: String = table.get(key)?;
     if !is_name(&name) {
-        let message = format!("invalid name {name:?}; use 1 to {MAX_NAME} letters, digits, '-', '_' or '.'");
-        return Err(table.fault(key, message));
+        return Err(table.fault(key, invalid_name(&name)));
     }
     if before.iter().any(|controller| controller.name == name) {
         return Err(table.fault(key, format!("{name:?} is used twice; give each controller its own name")));
@@ -54,8 +53,12 @@ fn name(table: &Table<'_>, before: &[Controller]) -> Result<String, Fault> {
     Ok(name)
 }
 
+pub(super) fn invalid_name(name: &str) -> String {
+    format!("invalid name {name:?}; use 1 to {MAX_NAME} letters, digits, '-', '_' or '.'")
+}
+
 /// Whether `name` can be a controller's. Names from peers must pass this too. Controllers that `agent.conf` lists are
-/// named by an address, which may be IPv6.
+/// named by an address until they are heard, which may be IPv6.
 pub fn is_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_plain) || name.parse::<Ipv6Addr>().is_ok()
@@ -91,7 +94,7 @@ fn addresses(
 }
 
 /// The kind of an address that is of no use to other hosts.
-pub(super) fn unreachable_kind(address: IpAddr) -> Option<&'static str> {
+pub fn unreachable_kind(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_loopback() => Some("a loopback address"),
         _ if address.is_unspecified() => Some("the unspecified address"),

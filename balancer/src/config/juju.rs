@@ -9,7 +9,7 @@ use std::{
 use super::{
     Host,
     cluster::{Cluster, SYNC_PORT, listen},
-    controllers::{Controller, unreachable_kind},
+    controllers::{Controller, invalid_name, is_name, unreachable_kind},
     error::Fault,
     file::Table,
     paths::path,
@@ -27,8 +27,8 @@ pub enum Source {
     /// `cluster.controllers` of the configuration: each is a controller with all its addresses.
     File,
     /// The `agent.conf` at this path, which lists addresses without their controllers. This controller has those that
-    /// this host has. Each other address is a candidate: a controller named by that one address, until peers report
-    /// which addresses belong together. So there can be more than [`super::MAX_CONTROLLERS`], and more than there are
+    /// this host has, and the file's tag is its name. Each other address is a candidate: a controller named by that one
+    /// address, until peers report their names and which addresses belong together. So there can be more than [`super::MAX_CONTROLLERS`], and more than there are
     /// relay ports, though never more than [`agent_conf::MAX_ADDRESSES`].
     AgentConf(PathBuf),
 }
@@ -94,15 +94,6 @@ pub(super) fn cluster(
     host: &Host,
 ) -> Result<Cluster, Fault> {
     let Controllers { this, all } = controllers(table, conf, host)?;
-    if let Some(name) = table.find::<String>("cluster.name")?.filter(|name| *name != this.name) {
-        let message = format!(
-            "{} calls this controller {}, not {name:?}; remove the key, or name the controllers in \
-             cluster.controllers",
-            conf.path.display(),
-            this.name
-        );
-        return Err(table.fault("cluster.name", message));
-    }
     // Only the routes know which of its addresses reaches which candidate.
     let any: IpAddr =
         if has_ipv6(host) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -120,6 +111,8 @@ pub(super) fn cluster(
         key,
         controllers: all,
         candidates: Vec::new(),
+        names: names(conf),
+        beside: Vec::new(),
     })
 }
 
@@ -133,15 +126,29 @@ fn has_ipv6(host: &Host) -> bool {
     host.addresses.iter().any(|address| address.to_canonical().is_ipv6())
 }
 
+/// The host names in `conf`, without their ports.
+fn names(conf: &AgentConf) -> Vec<String> {
+    let name = |text: &String| Some(text.rsplit_once(':')?.0.to_owned()).filter(|name| name != "localhost");
+    let mut names: Vec<String> = conf.skipped.iter().filter_map(name).filter(|name| is_name(name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 fn controllers(table: &Table<'_>, conf: &AgentConf, host: &Host) -> Result<Controllers, Fault> {
     let is_here = |ip: &IpAddr| host.addresses.iter().any(|here| here.to_canonical() == *ip);
-    let ips = conf.ips();
+    let names = names(conf);
+    let resolved = names.iter().filter_map(|name| host.names.get(name)).flatten();
+    let mut ips: Vec<IpAddr> = conf.ips().into_iter().chain(resolved.copied()).collect();
+    ips.sort_unstable();
+    ips.dedup();
+    ips.truncate(agent_conf::MAX_ADDRESSES);
     let usable = || ips.iter().copied().filter(|ip| unreachable_kind(*ip).is_none());
     let named = |addresses: Vec<IpAddr>| {
         let name = addresses.first()?.to_string();
         Some(Controller { name, addresses, weight: 1.0 })
     };
-    let Some(this) = named(usable().filter(is_here).collect()) else {
+    let Some(mut this) = named(usable().filter(is_here).collect()) else {
         let listed: Vec<_> = ips.iter().map(ToString::to_string).collect();
         let message = format!(
             "missing, and {} lists no address of this host, only {}; if this is a Juju controller, wait until Juju has \
@@ -151,11 +158,22 @@ fn controllers(table: &Table<'_>, conf: &AgentConf, host: &Host) -> Result<Contr
         );
         return Err(table.fault("cluster.controllers", message));
     };
+    if let Some(name) = own_name(table, conf)? {
+        this.name = name;
+    }
     let own = this.addresses.clone();
     let reachable = |ip: &IpAddr| ip.is_ipv4() || has_ipv6(host);
     let others = usable().filter(|ip| !own.contains(ip) && reachable(ip)).filter_map(|ip| named(vec![ip]));
     let all = std::iter::once(this.clone()).chain(others).collect();
     Ok(Controllers { this, all })
+}
+
+/// The name of this controller: it stays when addresses change.
+fn own_name(table: &Table<'_>, conf: &AgentConf) -> Result<Option<String>, Fault> {
+    let Some(name) = table.find::<String>("cluster.name")? else {
+        return Ok(Some(conf.tag.clone()).filter(|tag| is_name(tag)));
+    };
+    if is_name(&name) { Ok(Some(name)) } else { Err(table.fault("cluster.name", invalid_name(&name))) }
 }
 
 fn key_from(conf: &AgentConf) -> Result<KeySource, String> {

@@ -16,6 +16,7 @@ mod policy;
 mod relay_ports;
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::ErrorKind,
     net::IpAddr,
@@ -28,7 +29,7 @@ pub(crate) use self::paths::unescape;
 pub use self::{
     api::{Api, Health, Hook},
     cluster::{Cluster, hears},
-    controllers::{Controller, is_name},
+    controllers::{Controller, is_name, unreachable_kind},
     error::ConfigError,
     juju::{KeySource, Source},
     paths::Paths,
@@ -52,6 +53,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     pub addresses: Vec<IpAddr>,
+    /// The addresses of host names, as far as they were looked up.
+    pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Where cgroup2 is mounted.
     pub cgroup2: Option<PathBuf>,
     /// Directory of Juju's agents.
@@ -62,6 +65,7 @@ impl Host {
     pub fn here(addresses: &[IpAddr]) -> Self {
         Self {
             addresses: addresses.to_vec(),
+            names: BTreeMap::new(),
             cgroup2: paths::cgroup2_mount(),
             juju: PathBuf::from(agent_conf::JUJU),
         }
@@ -72,7 +76,12 @@ impl Config {
     /// Reads the file at `path` on a host that has `host_addresses`. A Juju controller needs no file at the default
     /// path.
     pub fn load(path: &Path, host_addresses: &[IpAddr]) -> Result<Self, ConfigError> {
-        Self::load_or_default(path, Path::new(cli::CONFIG), &Host::here(host_addresses))
+        Self::load_on(path, &Host::here(host_addresses))
+    }
+
+    /// The same, with all that is known of the host.
+    pub fn load_on(path: &Path, host: &Host) -> Result<Self, ConfigError> {
+        Self::load_or_default(path, Path::new(cli::CONFIG), host)
     }
 
     /// Only `[paths]` of the file at `path`: a command to a running agent must not fail for an error elsewhere in the

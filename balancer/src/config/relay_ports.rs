@@ -25,7 +25,7 @@ impl RelayPorts {
         self.first..=self.last
     }
 
-    fn count(self) -> usize {
+    pub fn count(self) -> usize {
         usize::from(self.last - self.first) + 1
     }
 

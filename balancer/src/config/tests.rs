@@ -16,6 +16,7 @@ fn host(addresses: &[&str]) -> Host {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         cgroup2: Some(PathBuf::from("/sys/fs/cgroup")),
         juju: PathBuf::from("/nonexistent/juju"),
+        ..Host::default()
     }
 }
 
@@ -62,6 +63,8 @@ fn every_key_is_read() {
                 },
             ],
             candidates: Vec::new(),
+            names: Vec::new(),
+            beside: Vec::new(),
         },
         policy: Policy {
             rebalance: Rebalance::DryRun,

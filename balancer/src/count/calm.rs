@@ -67,11 +67,13 @@ fn is_calm(now: Instant, last: Option<(Instant, u64)>, activity: &Activity) -> b
 mod tests {
     use super::*;
 
+    /// Queued, milliseconds at rest, bytes moved.
+    type Look = (bool, u32, u64);
+
     #[test]
     fn transfers_are_told_from_pings_and_requests() {
         let start = Instant::now();
-        // Queued, at rest for, bytes moved: at a look, and a number of milliseconds later; calm at each.
-        type Look = (bool, u32, u64);
+        // At a look, and a number of milliseconds later; calm at each.
         let rows: [(&str, Look, u64, Look, [bool; 2]); 8] = [
             ("at rest", (false, 30_000, 9), 1_000, (false, 31_000, 9), [true, true]),
             ("a ping just now", (false, 5, 100), 1_000, (false, 1_005, 100), [false, true]),

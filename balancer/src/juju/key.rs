@@ -27,6 +27,7 @@ const MIN_SECRET: usize = 32;
 const AGENT_CONF_LABEL: &[u8] = b"balancer 1 cluster key from agent.conf";
 const SYNC_LABEL: &[u8] = b"balancer 1 peer sync xchacha20-poly1305";
 const SYN_TAG_LABEL: &[u8] = b"balancer 1 relayed syn siphash-2-4";
+const TAG_NAME_LABEL: &[u8] = b"balancer 1 relayed syn key name";
 
 /// The cluster's key; wiped from memory when dropped.
 #[derive(Clone, Eq, PartialEq)]
@@ -123,6 +124,11 @@ impl ClusterKey {
     pub fn syn_tag_key(&self) -> [u64; 2] {
         let bytes = derive::<16>(self.0.as_ref(), SYN_TAG_LABEL);
         bytemuck::pod_read_unaligned::<[u64; 2]>(bytes.as_ref()).map(u64::from_le)
+    }
+
+    /// A name for [`Self::syn_tag_key`] that tells nothing about it.
+    pub fn tag_name(&self) -> String {
+        HEXLOWER.encode(derive::<4>(self.0.as_ref(), TAG_NAME_LABEL).as_ref())
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {

@@ -27,7 +27,8 @@ pub enum What {
     ProgramAhead(usize),
     /// The balancer's programs for arriving packets are detached at this controller.
     Detached(usize),
-    /// The qdisc with the balancer's programs is deleted at this controller.
+    /// The qdisc with the balancer's programs is deleted at this controller. An answer that is under way then leaves past
+    /// them, and the client's stack resets it.
     QdiscDeleted(usize),
     /// This controller's addresses move to a bridge with its interface as a port.
     ToBridge(usize),

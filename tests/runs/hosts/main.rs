@@ -8,14 +8,16 @@ mod event;
 mod judge;
 mod layout;
 mod long;
+mod told;
 
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::contract::{Row, Told};
+use crate::contract::Row;
 use crate::event::{Event, What};
 use crate::layout::{Layout, OWNER};
+use crate::told::Told;
 
 /// The controller that relays.
 const ENTRY: usize = 0;
@@ -151,7 +153,8 @@ more_rows! {
     a_program_put_ahead_at_an_owner: "h2a", Layout::Plain, event = Some(once(What::ProgramAhead(OWNER)));
     programs_detached_at_an_entry: "h2e", Layout::Plain,
         event = Some(once(What::Detached(ENTRY))), busy_ends = true;
-    a_qdisc_deleted_at_an_owner: "h2q", Layout::OlderHooks, event = Some(once(What::QdiscDeleted(OWNER)));
+    a_qdisc_deleted_at_an_owner: "h2q", Layout::OlderHooks,
+        event = Some(once(What::QdiscDeleted(OWNER))), busy_ends = true;
     a_qdisc_deleted_at_an_entry: "h2r", Layout::OlderHooks,
         event = Some(once(What::QdiscDeleted(ENTRY))), busy_ends = true;
     an_owners_address_on_a_dummy: "h2u", Layout::OnDummy { kind: "bridge", at: &[OWNER] };

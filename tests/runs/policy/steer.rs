@@ -66,6 +66,7 @@ fn shed_clients_are_not_refused_when_they_return() -> Result<()> {
 }
 
 #[test]
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn a_configured_part_of_the_clients_is_refused_at_random() -> Result<()> {
     let mut cluster = with_policy(
         "pslot",

@@ -1,15 +1,21 @@
 //! A running daemon: its privileges, a new configuration, and a server that is not ready.
 
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tests::cluster::judge::await_state;
-use tests::cluster::status::{connections, seen};
-use tests::cluster::{Cluster, ClusterOptions};
+use tests::cluster::status::{connections, controllers, seen};
+use tests::cluster::{Cluster, ClusterOptions, SYNC_PORT};
 use tests::juju::fleet::Kind;
-use tests::support::eventually::SOON;
+use tests::network::net::Host;
+use tests::support::eventually::{SOON, eventually};
+
+use crate::write_key;
 
 #[test]
 fn a_running_agent_keeps_three_capabilities_and_refuses_other_users() -> Result<()> {
@@ -87,11 +93,86 @@ fn a_reload_applies_a_valid_configuration_and_ignores_an_invalid_one() -> Result
         seen(status, "a").is_ok_and(|one| one["limit"] == 777)
     })?;
     cluster.dial("exempt", Kind::Raw, 60)?;
-    let status = cluster.daemons[0].await_status("60 exempt", |status| status["exempt_connections"] == 60)?;
-    ensure!(seen(&status, "a")?["connections"] == own, "the count of clients stays: {status}");
-    println!(
-        "after the reload: {} exempt, own count {own}, drift {}",
-        status["exempt_connections"], status["drift"]
+    // Those from before are exempt as well.
+    let all = 60 + own.as_u64().unwrap_or(0);
+    let status = cluster.daemons[0].await_status("all are exempt", |status| {
+        status["exempt_connections"] == all && connections(status) == 0
+    })?;
+    println!("after the reload: {} exempt, drift {}", status["exempt_connections"], status["drift"]);
+    ensure!(status["drift"] == 0, "{status}");
+    Ok(())
+}
+
+/// Connects from `address` on `host`, one after the other.
+fn connected(host: &Host, address: &str, to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+    let from: SocketAddr = format!("{address}:0").parse()?;
+    let connect = || -> Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), SOON)?;
+        Ok(socket.into())
+    };
+    host.namespace.enter(|| (0..count).map(|_| connect()).collect())?
+}
+
+#[test]
+fn a_controller_that_dials_from_an_address_that_is_not_listed_is_no_client() -> Result<()> {
+    let options = ClusterOptions { plain: true, hard_limit: Some(20), ..ClusterOptions::new("unlisted") };
+    let mut cluster = Cluster::start(options)?;
+    let to = cluster.address(0);
+    let exempt = |status: &Value| status["exempt_connections"].as_u64().unwrap_or(0);
+    let other = &cluster.net.controllers[1];
+    // A client's, as long as nobody knows better.
+    let before = exempt(&cluster.daemons[0].status()?);
+    other.namespace.exec("ip addr add 10.77.0.52/24 dev eth0")?;
+    eventually(SOON, "b tells of its address", || {
+        let one = connected(other, "10.77.0.52", to, 1)?;
+        let status = cluster.daemons[0].status()?;
+        ensure!(exempt(&status) > before, "{status}");
+        drop(one);
+        Ok(())
+    })?;
+    let held = connected(other, "10.77.0.52", to, 30)?;
+    let status = cluster.daemons[0].await_status("30 exempt", |status| exempt(status) == before + 30)?;
+    ensure!(connections(&status) == 0, "none is a client's, and the limit is 20: {status}");
+    let counts = cluster.counts()?;
+    ensure!(counts == [30, 0, 0], "none was relayed: {counts:?}");
+    drop(held);
+    cluster.dial("clients", Kind::Raw, 30)?;
+    let shared =
+        |counts: &[usize]| counts.iter().sum::<usize>() == 30 && counts.iter().all(|&count| count > 0);
+    cluster.await_counts(SOON, "clients are shared as ever", shared).map(drop)
+}
+
+#[test]
+fn a_key_and_an_address_for_peer_sync_are_taken_in_by_a_reload() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { plain: true, ..ClusterOptions::new("rekey") })?;
+    cluster.dial("before", Kind::Raw, 90)?;
+    let listen = SocketAddr::from(([0, 0, 0, 0], SYNC_PORT));
+    for index in 0..3 {
+        let daemon = &mut cluster.daemons[index];
+        daemon.config.cluster.listen = Some(listen);
+        daemon.reload()?;
+    }
+    // The file has new content under the same name; nobody reloads anything.
+    write_key(&cluster.directory().join("cluster.key"), "77")?;
+    for daemon in &mut cluster.daemons {
+        daemon.await_log(0, "relays go by the new key", SOON)?;
+        let said = daemon.log_lines().join("\n");
+        ensure!(!said.contains("is not heard"), "nobody falls silent: {said}");
+    }
+    for daemon in &cluster.daemons {
+        daemon.await_status("relays to all", |status| {
+            controllers(status).all(|one| one["relay"] == "ok" || one["relay"] == "self")
+        })?;
+    }
+    let before = cluster.counts()?;
+    cluster.dial("after", Kind::Raw, 90)?;
+    let (after, stats) = (cluster.counts()?, cluster.fleet.stats()?);
+    println!("{before:?}, then {after:?}");
+    ensure!(
+        stats.lost == 0 && after[1] > before[1] && after[2] > before[2],
+        "{before:?} {after:?} {stats:?}"
     );
     Ok(())
 }

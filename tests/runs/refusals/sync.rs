@@ -165,9 +165,9 @@ fn sync_datagrams_of_a_real_agent_are_dropped_when_repeated_or_altered() -> Resu
         ("cut", sender, &cut, [0, short, long, 0]),
         ("a bit flipped", sender, &flipped, [name, form + name, sealed_part, 0]),
         ("for another controller", sender, &to_other, [0, to_other.len(), 0, 0]),
-        ("from another controller's address", other, &sealed, [all, 0, 0, 0]),
-        ("from another controller's address, cut", other, &cut, [long, short, 0, 0]),
-        ("from a stranger's address", client, &sealed, [all, 0, 0, 0]),
+        ("from another controller's address", other, &sealed, [0, 0, 0, all]),
+        ("from another controller's address, cut", other, &cut, [0, short, long, 0]),
+        ("from a stranger's address", client, &sealed, [0, 0, 0, all]),
         ("from a stranger's address, a bit flipped", client, &flipped, [flipped.len(), 0, 0, 0]),
     ];
     let sync = SocketAddr::new(target.address(false), SYNC_PORT);

@@ -104,9 +104,10 @@ pub fn choices(scene: &Scene) -> Vec<Row> {
         served("the network was never looked up", &way(CAME_IN, 0)),
         served("there is no way to the client that programs can send by", &way(0, 2)),
         relayed(
-            "the only way: no network need be known",
+            "the only way, which the SYN did not come by: no network need be known",
             &with(&unknown, |world| world.settings.only_way = ASIDE),
-        ),
+        )
+        .then(|world| world.half_open.values_mut().for_each(|flow| flow.ifindex = ASIDE)),
         served(
             "two failures and a known way",
             &with(&way(CAME_IN, 2), |world| {

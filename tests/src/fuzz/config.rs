@@ -11,6 +11,7 @@ pub fn feed(data: &[u8]) {
         addresses: ["10.0.0.11", "fd00::11"].map(|address| address.parse().expect("an address")).to_vec(),
         cgroup2: Some("/sys/fs/cgroup".into()),
         juju: "/nonexistent/juju".into(),
+        ..Host::default()
     };
     match Config::parse(Path::new("balancer.toml"), text, &host) {
         Err(error) => assert!(error.to_string().len() > "balancer.toml: ".len()),

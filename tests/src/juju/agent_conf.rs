@@ -64,6 +64,18 @@ impl AgentConf {
         Ok(conf)
     }
 
+    /// The same file with other secrets.
+    #[must_use]
+    pub fn with_secrets(&self, secrets: &Secrets) -> Self {
+        Self { secrets: secrets.clone(), ..self.clone() }
+    }
+
+    /// Writes the first half of the file.
+    pub fn write_half(&self, addresses: &[SocketAddr]) -> Result<()> {
+        let text = self.text(addresses);
+        write_private(&self.path(), &text[..text.len() / 2])
+    }
+
     /// The value for `paths.juju`.
     pub fn juju(&self) -> &Path {
         &self.juju

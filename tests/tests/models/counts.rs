@@ -147,6 +147,8 @@ fn report(told: Told) -> Report {
         received: std::collections::BTreeMap::new(),
         relay_ports: std::collections::BTreeMap::new(),
         addresses: Vec::new(),
+        host: Vec::new(),
+        tag: String::new(),
         closing: 0,
         sheds: false,
         off: std::collections::BTreeMap::new(),

@@ -2,7 +2,7 @@
 //! own and keep it?
 
 use balancer::cluster::peers::Newest;
-use balancer::cluster::slots::{assign, name_hash};
+use balancer::cluster::slots::{Wanted, assign, name_hash};
 use balancer::config::RelayPorts;
 use balancer_common::records::Controller;
 use balancer_common::wire::Port;
@@ -108,7 +108,8 @@ impl State {
         };
         let mut slots: Vec<Controller> = self.slots.iter().map(slot).collect();
         let before = slots.clone();
-        match assign(&mut slots, names, own, *ports) {
+        let wanted: Vec<Wanted> = names.iter().map(|name| (*name, &[][..])).collect();
+        match assign(&mut slots, &wanted, own, *ports) {
             Err(_) => self.fault = Some("there are enough ports, and an entry gets none"),
             Ok(indices) => {
                 for (name, index) in names.iter().zip(indices) {

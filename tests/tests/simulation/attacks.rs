@@ -78,14 +78,19 @@ fn attacks(cluster: &Cluster, heard: &[Sent]) -> Vec<Attack> {
         (
             "a third controller's name",
             socket_address(b),
-            vec![sealed(Datagram { from: "c", ..spoken }, key); 3],
+            vec![sealed(Datagram { from: "c", ..spoken }, OTHER_KEY); 3],
+            SyncCounts { wrong_key: 3, ..none() },
+        ),
+        (
+            "a stranger",
+            stranger,
+            vec![sealed(spoken, OTHER_KEY); 3],
             SyncCounts { unknown_sender: 3, ..none() },
         ),
-        ("a stranger", stranger, vec![sealed(spoken, key); 3], SyncCounts { unknown_sender: 3, ..none() }),
         (
             "its own address",
             socket_address(a),
-            vec![sealed(spoken, key); 3],
+            vec![sealed(spoken, OTHER_KEY); 3],
             SyncCounts { unknown_sender: 3, ..none() },
         ),
         (

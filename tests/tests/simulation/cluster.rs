@@ -117,7 +117,7 @@ impl Cluster {
                 let config = PeersConfig {
                     name: name(node),
                     listen: socket_address(node),
-                    members: members.borrow().clone(),
+                    members: members.borrow().clone().into(),
                     key,
                     cluster_id: "balancer-v1".to_owned(),
                 };
@@ -225,7 +225,7 @@ impl Cluster {
     /// Tells a running controller its members.
     pub fn set_members(&self, node: usize, members: &[usize]) {
         let members: Vec<_> = members.iter().copied().map(member).collect();
-        self.with(node, |peers| peers.set_members(&members)).expect("the members are accepted");
+        self.with(node, |peers| peers.set_members(&members.into())).expect("the members are accepted");
     }
 
     pub fn publish(&mut self, node: usize, connections: u64) {
@@ -240,6 +240,8 @@ impl Cluster {
             received: BTreeMap::from([(name(0), 3 * connections)]),
             relay_ports: BTreeMap::from([(name(0), 17080)]),
             addresses: vec![address(node)],
+            host: Vec::new(),
+            tag: String::new(),
             closing: 0,
             sheds: false,
             off: BTreeMap::new(),

@@ -61,39 +61,6 @@ fn plans_say_what_and_why() {
             0,
             Err(Rest::Balanced),
         ),
-        // A controller without a relay, or that has just come, has no share: the others even out.
-        (
-            standing(900),
-            vec![standing(300), ControllerLoad { reachable: false, ..standing(0) }],
-            false,
-            300,
-            2_000,
-            Ok(Bound::Logins),
-        ),
-        (
-            standing(900),
-            vec![standing(300), ControllerLoad { settled: false, age_ms: 1_200, ..standing(0) }],
-            false,
-            300,
-            2_000,
-            Ok(Bound::Logins),
-        ),
-        (
-            standing(297),
-            vec![standing(303), ControllerLoad { reachable: false, ..standing(0) }],
-            true,
-            0,
-            0,
-            Err(Rest::Balanced),
-        ),
-        (
-            standing(900),
-            vec![ControllerLoad { reachable: false, ..standing(0) }],
-            false,
-            0,
-            0,
-            Err(Rest::Balanced),
-        ),
         // One controller is far emptier than the other and gets all clients: only its logins count.
         (standing(3_000), vec![standing(0), standing(900)], false, 1_700, 2_000, Ok(Bound::Logins)),
         // Another donor takes its part of the logins.
@@ -152,6 +119,27 @@ fn plans_say_what_and_why() {
     let capped = Rules { max_rate_milli: 700, ..rules };
     assert_eq!(plan(&scene(&many, &empty), &capped, false).because, Ok(Bound::MaxRate));
     assert_eq!(Rest::NoRoom.to_string(), "no other controller that relays reach has room");
+}
+
+#[test]
+fn controllers_without_a_share_are_left_out() {
+    let unreachable = || ControllerLoad { reachable: false, ..standing(0) };
+    let unsettled = || ControllerLoad { settled: false, age_ms: 1_200, ..standing(0) };
+    // Load, the others, whether it sheds already, the excess, and the reason.
+    let rows = [
+        (900, vec![standing(300), unreachable()], false, 300, Ok(Bound::Logins)),
+        (900, vec![standing(300), unsettled()], false, 300, Ok(Bound::Logins)),
+        (297, vec![standing(303), unreachable()], true, 0, Err(Rest::Balanced)),
+        (900, vec![unreachable()], false, 0, Err(Rest::Balanced)),
+    ];
+    for (load, others, sheds, excess, because) in rows {
+        let own = standing(load);
+        let plan = plan(&scene(&own, &others), &Rules::default(), sheds);
+        assert_eq!((plan.excess, plan.because), (excess, because), "{load} {others:?}: {plan:?}");
+    }
+    let (own, others) = (standing(900), [standing(300), unsettled()]);
+    let asked = ShedInput { now: true, ..scene(&own, &others) };
+    assert_eq!(plan(&asked, &Rules::default(), false).target, 400, "the operator asks to count on it");
 }
 
 #[test]

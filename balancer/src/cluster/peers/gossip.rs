@@ -14,7 +14,9 @@ use super::{
     Shared,
     heartbeat::{FORGOTTEN_AFTER, JUDGE_EVERY, Pauses},
     host,
+    members::handle,
     report::Report,
+    seal::MemberId,
     transport::SealedTransport,
 };
 
@@ -36,8 +38,6 @@ const REPORT_KEY: &str = "report";
 /// The task of peer sync.
 pub(super) struct Driver {
     shared: Arc<Shared>,
-    advertised: SocketAddr,
-    cluster_id: String,
     outgoing: watch::Receiver<Option<Arc<Report>>>,
     stop: oneshot::Receiver<()>,
     generation: u64,
@@ -49,12 +49,10 @@ impl Driver {
     /// A driver that publishes `outgoing`, and ends with it or with the other end of `stop`.
     pub(super) fn new(
         shared: Arc<Shared>,
-        advertised: SocketAddr,
-        cluster_id: String,
         outgoing: watch::Receiver<Option<Arc<Report>>>,
         stop: oneshot::Receiver<()>,
     ) -> Self {
-        Self { shared, advertised, cluster_id, outgoing, stop, generation: 0, sequence: 0, pushed: None }
+        Self { shared, outgoing, stop, generation: 0, sequence: 0, pushed: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -71,8 +69,9 @@ impl Driver {
     /// Gossips until told to stop (`Ok`), or until gossip breaks.
     async fn gossip(&mut self) -> Result<()> {
         self.generation = (self.shared.link.since_epoch().as_nanos() as u64).max(self.generation + 1);
-        let id = ChitchatId::new(self.shared.name.as_str(), self.generation, self.advertised);
-        let config = chitchat_config(id, self.shared.listen, &self.cluster_id);
+        let name = self.shared.name.as_str();
+        let id = ChitchatId::new(name, self.generation, handle(MemberId::of(name)));
+        let config = chitchat_config(id, self.shared.listen, &self.shared.cluster_id);
         let transport = SealedTransport(Arc::clone(&self.shared.link));
         let handle = spawn_chitchat(config, Vec::new(), &transport).await?;
         let shared = Arc::clone(&self.shared);

@@ -1,4 +1,5 @@
-//! Decides whether a peer is alive, by the last move of its heartbeat.
+//! Decides whether a peer is alive, by the last move of its heartbeat and by the last datagram of its own: a third
+//! controller that hears it proves no way from here to it.
 //!
 //! chitchat's own detector compares the silence with the mean interval between heartbeats. While changes are pushed,
 //! that mean falls to a few milliseconds, and an ordinary pause afterwards looks like a death. Clients' connections hang
@@ -6,8 +7,15 @@
 
 use std::time::{Duration, Instant};
 
+use super::gossip::SOUGHT_AFTER;
+
 /// A peer is dead once its heartbeat has not moved for this long.
 pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1300);
+/// A peer that only others hear is dead after this long. It is longer than [`DEAD_AFTER`] because two peers that hear each
+/// other through others need not exchange a datagram before each looks for the other.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+// Lost datagrams are repeated often enough.
+const _: () = assert!(HEARD_WITHIN.as_millis() >= DEAD_AFTER.as_millis() + SOUGHT_AFTER.as_millis() + 200);
 pub(super) const JUDGE_EVERY: Duration = Duration::from_millis(50);
 /// After this long a silence, the number of the peer's last start is forgotten. A host numbers its starts by its clock:
 /// once a clock that was ahead is set back, the next start has a lower number and would never be heard.
@@ -20,6 +28,8 @@ pub(super) struct Heartbeat {
     /// The newest start of the peer's agent and the newest heartbeat of it, and the time of their arrival.
     newest: Option<((u64, u64), Instant)>,
     moved_at: Option<Instant>,
+    /// The arrival of the last datagram that it sent itself.
+    heard_at: Option<Instant>,
     alive: bool,
 }
 
@@ -39,6 +49,11 @@ impl Heartbeat {
         }
     }
 
+    /// Notes the arrival of the last datagram that it sent itself.
+    pub(super) fn hear(&mut self, at: Option<Instant>) {
+        self.heard_at = self.heard_at.max(at);
+    }
+
     /// Forgets the start of a peer that has been silent for [`FORGOTTEN_AFTER`]. Returns whether it did.
     #[must_use]
     pub(super) fn forget(&mut self, now: Instant) -> bool {
@@ -47,7 +62,10 @@ impl Heartbeat {
 
     /// Whether the answer changed.
     pub(super) fn judge(&mut self, now: Instant) -> bool {
-        let alive = self.moved_at.is_some_and(|at| now.saturating_duration_since(at) < DEAD_AFTER);
+        let is_within = |at: Option<Instant>, bound: Duration| {
+            at.is_some_and(|at| now.saturating_duration_since(at) < bound)
+        };
+        let alive = is_within(self.moved_at, DEAD_AFTER) && is_within(self.heard_at, HEARD_WITHIN);
         std::mem::replace(&mut self.alive, alive) != alive
     }
 
@@ -58,6 +76,7 @@ impl Heartbeat {
         }
         if self.alive {
             self.moved_at = self.moved_at.map(|at| at + pause);
+            self.heard_at = self.heard_at.map(|at| at + pause);
         }
     }
 }
@@ -113,9 +132,34 @@ mod tests {
             let now = start + ms(at);
             if let Some((boot, heartbeat)) = seen {
                 peer.observe(boot, heartbeat, now);
+                peer.hear(Some(now));
             }
             let before = peer.is_alive();
             assert_eq!(peer.judge(now), before != alive, "{at} ms: {why}");
+            assert_eq!(peer.is_alive(), alive, "{at} ms: {why}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_only_others_hear_is_not_alive() {
+        let start = Instant::now();
+        let mut peer = Heartbeat::default();
+        // Milliseconds, whether a datagram of its own has arrived, alive after that; its heartbeat always moves.
+        let rows = [
+            (0, true, false, "hearsay"),
+            (100, false, true, "heard just now"),
+            (1_999, false, true, "still"),
+            (2_000, false, false, "others alone hear it"),
+            (5_000, false, false, "for as long as that"),
+            (5_100, true, true, "heard again"),
+        ];
+        for (at, heard, alive, why) in rows {
+            let now = start + ms(at);
+            peer.observe(1, at, now);
+            if heard {
+                peer.hear(Some(now));
+            }
+            peer.judge(now);
             assert_eq!(peer.is_alive(), alive, "{at} ms: {why}");
         }
     }

@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use async_trait::async_trait;
-use socket2::{Domain, Protocol, Type};
+use log::warn;
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::UdpSocket;
 
 #[async_trait]
@@ -19,6 +20,9 @@ pub trait Host: Send + Sync {
 
     /// Waits for a datagram: its length and its source. One longer than `buffer` is cut off.
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Lets a second socket have the same address, for the change from this one to that one.
+    fn share_address(&self) {}
 
     /// The time of day, which may be set back or forward at any moment.
     fn wall_clock(&self) -> SystemTime;
@@ -42,6 +46,15 @@ pub(super) struct ThisHost {
 impl ThisHost {
     /// Binds the sync socket in the calling thread's network namespace.
     pub(super) fn bind(listen: SocketAddr) -> Result<Self> {
+        Self::open(listen, false)
+    }
+
+    /// The same, where a socket of this agent that [`Host::share_address`] was called for may hold the address.
+    pub(super) fn bind_beside(listen: SocketAddr) -> Result<Self> {
+        Self::open(listen, true)
+    }
+
+    fn open(listen: SocketAddr, beside: bool) -> Result<Self> {
         let domain = Domain::for_address(listen);
         let open = || -> io::Result<socket2::Socket> {
             let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
@@ -49,6 +62,7 @@ impl ThisHost {
             if domain == Domain::IPV6 {
                 socket.set_only_v6(!listen.ip().is_unspecified())?;
             }
+            socket.set_reuse_address(beside)?;
             Ok(socket)
         };
         let socket = open().context("failed to open a UDP socket for peer sync")?;
@@ -94,6 +108,12 @@ impl Host for ThisHost {
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         let (length, source) = self.socket.recv_from(buffer).await?;
         Ok((length, SocketAddr::new(source.ip().to_canonical(), source.port())))
+    }
+
+    fn share_address(&self) {
+        if let Err(error) = SockRef::from(&self.socket).set_reuse_address(true) {
+            warn!("failed to share the address of peer sync: {error}");
+        }
     }
 
     fn wall_clock(&self) -> SystemTime {

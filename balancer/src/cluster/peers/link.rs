@@ -17,14 +17,15 @@ use std::{
 
 use anyhow::{Result, ensure};
 use chitchat::{ChitchatMessage, Deserializable};
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::{
     counters::{SyncCounters, SyncDrop},
-    host::{self, Host},
+    host::{self, Host, ThisHost},
+    keys::{Keys, OLD_KEYS},
     lock,
-    members::Roster,
-    seal::{Header, MAX_PARTS, MemberId, PART, Seal},
+    members::{Roster, handle},
+    seal::{Header, MAX_PARTS, MemberId, PART},
 };
 use crate::repeated::warn_repeated;
 
@@ -32,6 +33,8 @@ use crate::repeated::warn_repeated;
 pub(super) const CLOCK_BOUND: Duration = Duration::from_secs(30);
 /// After this long, the bound on the clock refuses any datagram that was accepted, wherever in it the sender's clock was.
 const FORGET_AFTER: Duration = Duration::from_secs(2 * CLOCK_BOUND.as_secs() + 1);
+/// A controller that was heard within this time counts for the change of keys.
+const LATELY: Duration = Duration::from_secs(2);
 const WARN_EVERY: Duration = Duration::from_mins(1);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
@@ -41,7 +44,7 @@ pub(super) struct Link {
     own: MemberId,
     boot: u64,
     sequence: AtomicU64,
-    seal: Seal,
+    keys: Mutex<Keys>,
     roster: Mutex<Roster>,
     pub(super) counters: SyncCounters,
     wrong_key: Throttle,
@@ -73,13 +76,13 @@ pub(super) struct Clock {
 }
 
 impl Link {
-    pub(super) fn new(host: Box<dyn Host>, own_name: &str, boot: u64, seal: Seal, roster: Roster) -> Self {
+    pub(super) fn new(host: Box<dyn Host>, own_name: &str, boot: u64, keys: Keys, roster: Roster) -> Self {
         Self {
             host,
             own: MemberId::of(own_name),
             boot,
             sequence: AtomicU64::new(1),
-            seal,
+            keys: Mutex::new(keys),
             roster: Mutex::new(roster),
             counters: SyncCounters::default(),
             wrong_key: Throttle::default(),
@@ -101,25 +104,66 @@ impl Link {
         lock(&self.roster)
     }
 
-    /// Judges one datagram. Returns the message that it completes, if it does. Cheap checks come first: a stranger costs
-    /// one look-up.
+    /// Binds another socket, even if this one's address covers that one.
+    pub(super) fn bind_beside(&self, listen: SocketAddr) -> Result<ThisHost> {
+        self.host.share_address();
+        ThisHost::bind_beside(listen)
+    }
+
+    pub(super) fn keys(&self) -> MutexGuard<'_, Keys> {
+        lock(&self.keys)
+    }
+
+    /// Speaks under `key` from now on.
+    pub(super) fn replace_key(&self, key: &[u8; 32]) {
+        self.keys().replace(key, host::now());
+    }
+
+    /// Forgets older keys once nobody needs them. Returns whether each controller has the newest.
+    pub(super) fn settle_keys(&self, now: Instant) -> bool {
+        let mut keys = self.keys();
+        let Some(age) = keys.changing_for(now) else { return true };
+        let newest = keys.newest();
+        let roster = self.roster();
+        if roster.all_have(newest, now, None) {
+            keys.forget_old();
+            info!("every controller has the new key; the old one is no longer taken");
+            return true;
+        }
+        if age >= OLD_KEYS {
+            keys.forget_old();
+            let lacking: Vec<_> = roster.lacking(newest).collect();
+            warn!("the old key is no longer taken; {} did not show the new one", lacking.join(", "));
+            return true;
+        }
+        age >= LATELY && roster.all_have(newest, now, Some(LATELY))
+    }
+
+    /// Judges one datagram. Returns the sender and the message that it completes, if it does. Cheap checks come first: a
+    /// stranger costs a look-up, and where agents are heard that nobody lists, the look at one tag.
     pub(super) fn accept(
         &self,
         source: SocketAddr,
         datagram: &[u8],
         clock: Clock,
-    ) -> Result<Option<ChitchatMessage>, SyncDrop> {
-        let mut roster = self.roster();
-        let peer = roster.at(source.ip()).ok_or(SyncDrop::UnknownSender)?;
-        let header = Header::parse(datagram)?;
-        if header.from != peer.id {
+    ) -> Result<Option<(MemberId, ChitchatMessage)>, SyncDrop> {
+        let at_source = self.roster().name_at(source.ip());
+        // Strangers send anything.
+        let known = |reason| if at_source.is_some() { reason } else { SyncDrop::UnknownSender };
+        let header = Header::parse(datagram).map_err(known)?;
+        if !self.roster().may_speak(header.from) {
             return Err(SyncDrop::UnknownSender);
         }
-        if header.to != self.own {
-            return Err(SyncDrop::Malformed);
+        if !self.roster().is_own(header.to) {
+            return Err(known(SyncDrop::Malformed));
         }
-        let part =
-            self.seal.open(datagram).inspect_err(|_| self.warn_of_key(&peer.name, source, clock.now))?;
+        let (key, part) = self.keys().open(datagram).map_err(known).inspect_err(|reason| {
+            if let (SyncDrop::WrongKey, Some(name)) = (reason, &at_source) {
+                self.warn_of_key(name, source, clock.now);
+            }
+        })?;
+        let mut roster = self.roster();
+        let peer = roster.speaker(header.from, clock.now).ok_or(SyncDrop::UnknownSender)?;
         // Before the clock is judged: the time in a repeated datagram says nothing about the sender's clock.
         if !peer.is_fresh(&header, clock.now, FORGET_AFTER) {
             return Err(SyncDrop::Replayed);
@@ -129,11 +173,11 @@ impl Link {
             self.warn_of_clock(&peer.name, offset_ms, clock.now);
             return Err(SyncDrop::ClockSkew);
         }
-        peer.accept(&header, source, clock.now);
+        peer.accept(&header, source, key, clock.now);
         let Some(message) = peer.parts.assemble(&header, part) else { return Ok(None) };
         let mut rest = message.as_slice();
         match ChitchatMessage::deserialize(&mut rest) {
-            Ok(message) if rest.is_empty() => Ok(Some(message)),
+            Ok(message) if rest.is_empty() => Ok(Some((header.from, message))),
             Ok(_) => Err(SyncDrop::Malformed),
             Err(error) => {
                 debug!("a sync message from {} is malformed: {error:#}", peer.name);
@@ -142,35 +186,35 @@ impl Link {
         }
     }
 
-    /// The datagrams that carry `message` to the peer at `to`, and the address to send them to; `None` if there is no
-    /// such peer.
+    /// The datagrams that carry `message` to the peer that chitchat calls `to`, and the address to send them to; `None` if
+    /// there is no such peer.
     fn pack(
         &self,
         to: SocketAddr,
         message: &[u8],
         clock: Clock,
     ) -> Result<Option<(SocketAddr, Vec<Vec<u8>>)>> {
-        let (id, route) = {
-            let mut roster = self.roster();
-            let Some(peer) = roster.at(to.ip()) else { return Ok(None) };
-            (peer.id, peer.route(clock.now))
-        };
+        let keys = self.keys();
+        let Some(route) = self.roster().route(to, keys.newest(), clock.now) else { return Ok(None) };
         let parts = u8::try_from(message.len().div_ceil(PART)).unwrap_or(u8::MAX);
         ensure!((1..=MAX_PARTS).contains(&parts), "a message of {} bytes is too long", message.len());
-        let first = self.sequence.fetch_add(u64::from(parts), Relaxed);
-        let datagrams = message.chunks(PART).zip(0..parts).map(|(chunk, part)| {
-            let header = Header {
-                from: self.own,
-                to: id,
-                boot: self.boot,
-                sequence: first + u64::from(part),
-                sent_ms: clock.wall_ms,
-                part,
-                parts,
-            };
-            self.seal.seal(&header, chunk)
-        });
-        Ok(Some((route, datagrams.collect::<Result<_>>()?)))
+        let mut datagrams = Vec::new();
+        for seal in keys.for_receiver(route.key, route.try_newest) {
+            let first = self.sequence.fetch_add(u64::from(parts), Relaxed);
+            for (chunk, part) in message.chunks(PART).zip(0..parts) {
+                let header = Header {
+                    from: self.own,
+                    to: route.id,
+                    boot: self.boot,
+                    sequence: first + u64::from(part),
+                    sent_ms: clock.wall_ms,
+                    part,
+                    parts,
+                };
+                datagrams.push(seal.seal(&header, chunk)?);
+            }
+        }
+        Ok(Some((route.address, datagrams)))
     }
 
     pub(super) async fn send(&self, to: SocketAddr, message: &[u8]) {
@@ -187,7 +231,7 @@ impl Link {
         }
     }
 
-    /// Waits for the next message, and the address that it came from.
+    /// Waits for the next message, and the handle of its sender.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> (SocketAddr, ChitchatMessage) {
         loop {
             let (length, source) = match self.host.recv_from(buffer).await {
@@ -201,7 +245,7 @@ impl Link {
             let outcome = self.accept(source, &buffer[..length], self.clock());
             self.counters.received(outcome.as_ref().map(|_| ()).map_err(|reason| *reason));
             match outcome {
-                Ok(Some(message)) => return (source, message),
+                Ok(Some((sender, message))) => return (handle(sender), message),
                 Ok(None) => {}
                 Err(reason) => debug!("dropped a sync datagram from {source}: {reason:?}"),
             }

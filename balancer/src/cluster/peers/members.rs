@@ -1,8 +1,13 @@
 //! The members of the cluster: their addresses, the route to each, and the datagrams accepted from it.
+//!
+//! A peer is an agent that seals with the cluster's key, and its header names it. Its packets may come from any address.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -11,7 +16,7 @@ use anyhow::{Result, ensure};
 use super::{
     parts::Parts,
     replay::ReplayWindow,
-    seal::{Header, MemberId},
+    seal::{Header, KeyNumber, MemberId},
 };
 use crate::{
     config::{hears, is_name},
@@ -20,6 +25,12 @@ use crate::{
 
 /// The source of a peer's last datagram is the route to it for this long; then each address is tried in turn.
 const ROUTE_LASTS: Duration = Duration::from_secs(1);
+/// An agent that nobody lists makes room for another one after so long a silence.
+const STRANGER_LASTS: Duration = Duration::from_mins(1);
+/// A peer that may have the new key already hears it in one message of this time, until it has answered under it.
+const TRY_EVERY: Duration = Duration::from_millis(500);
+/// Handles lie in the prefix that no host has (RFC 6666).
+const HANDLES: u128 = 0x0100 << 112;
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
@@ -28,103 +39,240 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
 }
 
-/// All other controllers, found by address.
+/// All controllers, as the layers above name them.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    /// Every controller whose name is known, this one included.
+    pub named: Vec<Member>,
+    /// Addresses at which a controller listens whose name nobody has told yet.
+    pub sought: Vec<IpAddr>,
+    /// Agents that have the key are heard even if they are not among `named`.
+    pub open: bool,
+}
+
+impl From<Vec<Member>> for Members {
+    /// Controllers that are all named, and nobody else.
+    fn from(named: Vec<Member>) -> Self {
+        Self { named, ..Self::default() }
+    }
+}
+
+/// All other controllers.
 pub(super) struct Roster {
+    /// The receivers that mean this controller: its name, and its addresses as long as the others know no name.
+    own: Vec<MemberId>,
     peers: Vec<Peer>,
     by_address: BTreeMap<IpAddr, usize>,
+    sought: Vec<SocketAddr>,
+    open: bool,
 }
 
 pub(super) struct Peer {
     pub(super) id: MemberId,
+    /// Empty for an agent that nobody lists.
     pub(super) name: String,
-    /// The addresses to which this host's socket can send; never empty.
+    /// The addresses to which this host's socket can send.
     addresses: Vec<SocketAddr>,
     /// The number of the next address to try.
     turn: usize,
-    /// The source of its last datagram, if that is still one of its addresses.
+    /// The source of its last datagram.
     heard: Option<(SocketAddr, Instant)>,
     accepted_at: Option<Instant>,
+    /// The newest key under which it was heard.
+    key: KeyNumber,
+    tried_at: Option<Instant>,
     replays: Option<ReplayWindow>,
     pub(super) parts: Parts,
 }
 
+/// A datagram's receiver, and the way there.
+pub(super) struct Route {
+    pub(super) id: MemberId,
+    pub(super) address: SocketAddr,
+    /// The newest key that the receiver is known to have.
+    pub(super) key: KeyNumber,
+    /// It may have a newer one.
+    pub(super) try_newest: bool,
+}
+
+/// The address by which chitchat names the agent `id`. No datagram is sent to it: see [`Peer::route`].
+pub(super) fn handle(id: MemberId) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::from(HANDLES | u128::from(id.number())).into(), 1)
+}
+
+fn id_of_handle(address: IpAddr) -> Option<MemberId> {
+    let IpAddr::V6(address) = address else { return None };
+    let bits = u128::from(address);
+    (bits >> 64 == HANDLES >> 64).then(|| MemberId::from_number(bits as u64))
+}
+
 impl Roster {
-    pub(super) fn new(own_name: &str, listen: SocketAddr, members: &[Member]) -> Result<Self> {
+    pub(super) fn new(own_name: &str, listen: SocketAddr, members: &Members) -> Result<Self> {
+        let count = members.named.len() + members.sought.len();
         ensure!(
-            members.len() <= MAX_ADDRESSES,
-            "{} controllers are configured, and at most {MAX_ADDRESSES} are supported",
-            members.len()
+            count <= MAX_ADDRESSES,
+            "{count} controllers are configured, and at most {MAX_ADDRESSES} are supported"
         );
         let mut names = BTreeSet::new();
-        let mut roster = Self { peers: Vec::new(), by_address: BTreeMap::new() };
-        for member in members {
+        let mut roster = Self {
+            own: vec![MemberId::of(own_name)],
+            peers: Vec::new(),
+            by_address: BTreeMap::new(),
+            sought: Vec::new(),
+            open: members.open,
+        };
+        for member in &members.named {
             let name = &member.name;
             ensure!(is_name(name), "invalid controller name {name:?}");
             ensure!(names.insert(name), "controller name {name:?} is used twice");
             if name == own_name {
+                if members.open {
+                    let by_address =
+                        member.addresses.iter().map(|address| MemberId::of(&address.to_string()));
+                    roster.own.extend(by_address);
+                }
                 continue;
             }
             for address in &member.addresses {
                 let previous = roster.by_address.insert(address.to_canonical(), roster.peers.len());
                 ensure!(previous.is_none(), "address {address} of controller {name} is listed twice");
             }
-            roster.peers.push(Peer::new(member, listen)?);
+            roster.peers.push(Peer::new(member, listen, members.open)?);
         }
+        let sought = members.sought.iter().map(IpAddr::to_canonical);
+        let sought = sought.filter(|ip| hears(listen.ip(), *ip) && !roster.by_address.contains_key(ip));
+        roster.sought = sought.map(|ip| SocketAddr::new(ip, listen.port())).collect();
         Ok(roster)
     }
 
     /// Takes over the state of the peers that were in `before`, above all their windows against replays.
     pub(super) fn inherit(&mut self, before: Self) {
         for old in before.peers {
-            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == old.name) {
+            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == old.id) {
                 let Peer { id, name, addresses, .. } = peer;
-                let heard = old.heard.filter(|(at, _)| addresses.iter().any(|a| a.ip() == at.ip()));
-                *peer = Peer {
-                    id: *id,
-                    name: std::mem::take(name),
-                    addresses: std::mem::take(addresses),
-                    heard,
-                    ..old
-                };
+                *peer =
+                    Peer { id: *id, name: std::mem::take(name), addresses: std::mem::take(addresses), ..old };
+            } else if self.open {
+                self.peers.push(Peer { name: String::new(), addresses: Vec::new(), ..old });
             }
         }
     }
 
-    pub(super) fn at(&mut self, address: IpAddr) -> Option<&mut Peer> {
-        let index = *self.by_address.get(&address.to_canonical())?;
+    /// Whether a datagram to `id` is for this controller.
+    pub(super) fn is_own(&self, id: MemberId) -> bool {
+        self.own.contains(&id)
+    }
+
+    /// The name of the controller that is listed with the address.
+    pub(super) fn name_at(&self, address: IpAddr) -> Option<String> {
+        let address = address.to_canonical();
+        let peer = self.by_address.get(&address).and_then(|index| self.peers.get(*index));
+        let sought = || self.sought.iter().any(|one| one.ip() == address).then(|| address.to_string());
+        peer.map(|peer| peer.name.clone()).or_else(sought)
+    }
+
+    /// Whether the agent `id` may be heard, if it has the key.
+    pub(super) fn may_speak(&self, id: MemberId) -> bool {
+        !self.is_own(id) && (self.open || self.peers.iter().any(|peer| peer.id == id))
+    }
+
+    /// The agent `id`, which has the key. `None`: there are too many agents that nobody lists.
+    pub(super) fn speaker(&mut self, id: MemberId, now: Instant) -> Option<&mut Peer> {
+        let known = self.peers.iter().position(|peer| peer.id == id);
+        let index = match known {
+            Some(index) => index,
+            None if self.peers.len() < 2 * MAX_ADDRESSES => {
+                self.peers.push(Peer::unlisted(id));
+                self.peers.len() - 1
+            }
+            None => {
+                let is_gone = |peer: &Peer| {
+                    let silent =
+                        peer.accepted_at.is_none_or(|at| now.saturating_duration_since(at) > STRANGER_LASTS);
+                    peer.name.is_empty() && silent
+                };
+                let index = self.peers.iter().position(is_gone)?;
+                self.peers[index] = Peer::unlisted(id);
+                index
+            }
+        };
         self.peers.get_mut(index)
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = String> {
-        self.peers.iter().map(|peer| peer.name.clone())
+    /// The way to `to`: a handle, or a listed address.
+    pub(super) fn route(&mut self, to: SocketAddr, newest: KeyNumber, now: Instant) -> Option<Route> {
+        let ip = to.ip().to_canonical();
+        let index = match id_of_handle(ip) {
+            Some(id) => self.peers.iter().position(|peer| peer.id == id),
+            None => self.by_address.get(&ip).copied(),
+        };
+        if let Some(index) = index {
+            return self.peers.get_mut(index)?.route(newest, now);
+        }
+        let sought = self.sought.iter().find(|sought| sought.ip() == ip)?;
+        // Nobody knows its key. It has either, and both are tried.
+        let id = MemberId::of(&ip.to_string());
+        Some(Route { id, address: *sought, key: KeyNumber::default(), try_newest: true })
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.iter()
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.listed().map(|peer| peer.name.clone())
+    }
+
+    pub(super) fn listed(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| !peer.name.is_empty())
+    }
+
+    pub(super) fn sought(&self) -> &[SocketAddr] {
+        &self.sought
+    }
+
+    /// The time of the last datagram that was accepted from the agent.
+    pub(super) fn heard_at(&self, id: MemberId) -> Option<Instant> {
+        self.peers.iter().find(|peer| peer.id == id)?.accepted_at
+    }
+
+    /// Whether each controller was heard under the key `newest`; if `lately` is given, each that was heard so lately.
+    pub(super) fn all_have(&self, newest: KeyNumber, now: Instant, lately: Option<Duration>) -> bool {
+        let Some(lately) = lately else {
+            return self.sought.is_empty() && self.lacking(newest).next().is_none();
+        };
+        let is_heard = |at: Instant| now.saturating_duration_since(at) <= lately;
+        self.listed().filter(|peer| peer.accepted_at.is_some_and(is_heard)).all(|peer| peer.key == newest)
+    }
+
+    /// The controllers that were not heard under the key `newest`.
+    pub(super) fn lacking(&self, newest: KeyNumber) -> impl Iterator<Item = &str> {
+        self.listed().filter(move |peer| peer.key != newest).map(|peer| peer.name.as_str())
     }
 }
 
 impl Peer {
-    fn new(member: &Member, listen: SocketAddr) -> Result<Self> {
+    fn new(member: &Member, listen: SocketAddr, open: bool) -> Result<Self> {
         let usable = member.addresses.iter().map(IpAddr::to_canonical).filter(|a| hears(listen.ip(), *a));
         let addresses: Vec<_> = usable.map(|ip| SocketAddr::new(ip, listen.port())).collect();
         let name = member.name.clone();
-        ensure!(!addresses.is_empty(), "controller {name} has no address to which {} can send", listen.ip());
-        Ok(Self {
-            id: MemberId::of(&name),
-            name,
-            addresses,
+        ensure!(
+            open || !addresses.is_empty(),
+            "controller {name} has no address to which {} can send",
+            listen.ip()
+        );
+        Ok(Self { name, addresses, ..Self::unlisted(MemberId::of(&member.name)) })
+    }
+
+    fn unlisted(id: MemberId) -> Self {
+        Self {
+            id,
+            name: String::new(),
+            addresses: Vec::new(),
             turn: 0,
             heard: None,
             accepted_at: None,
+            key: KeyNumber::default(),
+            tried_at: None,
             replays: None,
             parts: Parts::default(),
-        })
-    }
-
-    /// The address by which the layers above name this peer; see [`Self::route`].
-    pub(super) fn address(&self) -> SocketAddr {
-        self.addresses[0]
+        }
     }
 
     /// The time of the last datagram that was accepted from it.
@@ -132,15 +280,22 @@ impl Peer {
         self.accepted_at
     }
 
-    /// The address to send to: the source of its last datagram, or else each of its addresses in turn.
-    pub(super) fn route(&mut self, now: Instant) -> SocketAddr {
-        match self.heard {
+    /// The way to it: the source of its last datagram, or else each of its addresses in turn.
+    fn route(&mut self, newest: KeyNumber, now: Instant) -> Option<Route> {
+        let address = match self.heard {
             Some((source, at)) if now.saturating_duration_since(at) < ROUTE_LASTS => source,
-            Some(_) | None => {
+            heard => {
                 self.turn = self.turn.wrapping_add(1);
-                self.addresses[self.turn.wrapping_sub(1) % self.addresses.len()]
+                let next = self.turn.wrapping_sub(1).checked_rem(self.addresses.len());
+                next.map(|next| self.addresses[next]).or(heard.map(|(source, _)| source))?
             }
+        };
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= TRY_EVERY;
+        let try_newest = self.key != newest && self.tried_at.is_none_or(is_due);
+        if try_newest {
+            self.tried_at = Some(now);
         }
+        Some(Route { id: self.id, address, key: self.key, try_newest })
     }
 
     /// Whether an authentic datagram has not been accepted before. After a silence of `forget`, the bound on the clock
@@ -153,95 +308,15 @@ impl Peer {
         self.replays.as_ref().is_none_or(|window| window.is_fresh(header.boot, header.sequence))
     }
 
-    /// Records a datagram that is authentic, fresh, and within the bound on the clock.
-    pub(super) fn accept(&mut self, header: &Header, source: SocketAddr, now: Instant) {
+    /// Records a datagram that is authentic under `key`, fresh, and within the bound on the clock.
+    pub(super) fn accept(&mut self, header: &Header, source: SocketAddr, key: KeyNumber, now: Instant) {
         self.heard = Some((source, now));
         self.accepted_at = Some(now);
+        // A host that was started again has the key of its file alone, whatever it had before.
+        let restarted = self.replays.as_ref().is_none_or(|window| header.boot > window.boot());
+        self.key = if restarted { key } else { self.key.max(key) };
         self.replays
             .get_or_insert_with(|| ReplayWindow::new(header.boot))
             .accept(header.boot, header.sequence);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(name: &str, addresses: &[&str]) -> Member {
-        Member { name: name.to_owned(), addresses: addresses.iter().map(|a| a.parse().unwrap()).collect() }
-    }
-
-    fn roster(listen: &str, members: &[Member]) -> Result<Roster> {
-        Roster::new("a", listen.parse().unwrap(), members)
-    }
-
-    fn header(sequence: u64, part: u8, parts: u8) -> Header {
-        Header { from: MemberId::of("b"), to: MemberId::of("a"), boot: 1, sequence, sent_ms: 0, part, parts }
-    }
-
-    #[test]
-    fn peers_are_found_by_any_of_their_addresses() {
-        let members = [member("a", &["10.0.0.1"]), member("b", &["10.0.0.2", "fd00::2"])];
-        let mut roster = roster("10.0.0.1:17078", &members).unwrap();
-        for address in ["10.0.0.2", "::ffff:10.0.0.2", "fd00::2"] {
-            assert_eq!(roster.at(address.parse().unwrap()).unwrap().name, "b");
-        }
-        assert!(roster.at("10.0.0.1".parse().unwrap()).is_none(), "this controller is not its own peer");
-        assert!(roster.at("10.0.0.3".parse().unwrap()).is_none());
-    }
-
-    #[test]
-    fn impossible_rosters_are_refused() {
-        let rows = [
-            (vec![member("b", &["10.0.0.2"]), member("b", &["10.0.0.3"])], "used twice"),
-            (vec![member("b", &["10.0.0.2"]), member("c", &["10.0.0.2"])], "listed twice"),
-            (vec![member("b", &["fd00::2"])], "no address to which 10.0.0.1 can send"),
-            (
-                (0..=MAX_ADDRESSES)
-                    .map(|i| member(&format!("n{i}"), &[&format!("10.1.{}.{}", i / 256, i % 256)]))
-                    .collect(),
-                "at most 1024",
-            ),
-        ];
-        for (members, expected) in rows {
-            let error = roster("10.0.0.1:17078", &members).err().unwrap().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn addresses_are_tried_in_turn_until_one_is_heard() {
-        let now = Instant::now();
-        let members = [member("b", &["10.0.0.2", "fd00::2", "10.0.0.3"])];
-        let mut roster = roster("10.0.0.1:17078", &members).unwrap();
-        let peer = roster.at("10.0.0.2".parse().unwrap()).unwrap();
-        let turns: Vec<_> = (0..3).map(|_| peer.route(now).to_string()).collect();
-        assert_eq!(turns, ["10.0.0.2:17078", "10.0.0.3:17078", "10.0.0.2:17078"]);
-        peer.accept(&header(1, 0, 1), "10.0.0.2:17078".parse().unwrap(), now);
-        assert_eq!(peer.route(now).to_string(), "10.0.0.2:17078");
-        assert_eq!(peer.route(now + ROUTE_LASTS).to_string(), "10.0.0.3:17078");
-    }
-
-    #[test]
-    fn a_changed_roster_keeps_the_windows() {
-        let (now, forget) = (Instant::now(), Duration::from_mins(1));
-        let mut before = roster("10.0.0.1:17078", &[member("b", &["10.0.0.2"])]).unwrap();
-        let peer = before.at("10.0.0.2".parse().unwrap()).unwrap();
-        peer.accept(&header(1, 0, 1), "10.0.0.2:17078".parse().unwrap(), now);
-        let mut after =
-            roster("10.0.0.1:17078", &[member("c", &["10.0.0.2"]), member("b", &["10.0.0.3"])]).unwrap();
-        after.inherit(before);
-        assert!(
-            after.at("10.0.0.2".parse().unwrap()).unwrap().is_fresh(&header(1, 0, 1), now, forget),
-            "c's own window"
-        );
-        let peer = after.at("10.0.0.3".parse().unwrap()).unwrap();
-        assert!(!peer.is_fresh(&header(1, 0, 1), now, forget));
-        assert_eq!(
-            peer.route(now).to_string(),
-            "10.0.0.3:17078",
-            "never to an address that is no longer its own"
-        );
-        assert!(peer.is_fresh(&header(1, 0, 1), now + forget + Duration::from_secs(1), forget));
     }
 }

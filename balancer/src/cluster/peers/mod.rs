@@ -1,8 +1,8 @@
 //! Peer sync: each controller publishes a [`Report`], and sees the others' reports and whether they are alive.
 //!
 //! chitchat spreads the reports (`gossip`: a round every 100 ms, and a push when something changed) over a link of our
-//! own: `seal` makes and opens datagrams, `link` sends and judges them, `members` knows the controllers and their
-//! addresses. `report` checks a report, `heartbeat` decides which peers are alive, and `views` holds the
+//! own: `seal` makes and opens datagrams, `keys` chooses the key, `link` sends and judges them, `members` knows the
+//! controllers and their addresses. `report` checks a report, `heartbeat` decides which peers are alive, and `views` holds the
 //! result. Peers have the cluster's key. They are trusted to speak for themselves and to pass on reports of others, but
 //! not to be free of faults: every number is checked.
 
@@ -10,6 +10,7 @@ mod counters;
 mod gossip;
 mod heartbeat;
 mod host;
+mod keys;
 mod link;
 mod members;
 mod newest;
@@ -29,7 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use chitchat::ChitchatId;
 use log::{error, info, warn};
 use tokio::{
@@ -40,18 +41,19 @@ use tokio::{
 pub use self::{
     counters::{SyncCounters, SyncCounts, SyncDrop},
     host::Host,
-    members::Member,
+    members::{Member, Members},
     newest::Newest,
     offline::{Datagram, Receiver},
-    report::{MAX_REPORTED, Report},
+    report::{MAX_HOST, MAX_REPORTED, Report},
     views::PeerView,
 };
 use self::{
     gossip::{Driver, SOUGHT_AFTER},
     host::ThisHost,
+    keys::Keys,
     link::Link,
-    members::Roster,
-    seal::Seal,
+    members::{Roster, handle},
+    seal::MemberId,
     views::{Arrival, Views},
 };
 use crate::juju::key::ClusterKey;
@@ -61,8 +63,7 @@ pub struct PeersConfig {
     pub name: String,
     /// UDP address to listen on. The other controllers listen on the same port.
     pub listen: SocketAddr,
-    /// Every controller, this one included.
-    pub members: Vec<Member>,
+    pub members: Members,
     pub key: ClusterKey,
     /// The name of the protocol, the same on all controllers.
     pub cluster_id: String,
@@ -80,6 +81,7 @@ pub struct Peers {
 struct Shared {
     name: String,
     listen: SocketAddr,
+    cluster_id: String,
     link: Arc<Link>,
     views: Mutex<Views>,
     changed: watch::Sender<u64>,
@@ -95,22 +97,46 @@ impl Peers {
     /// Begins to gossip on `host`, which listens already; must run inside the tokio runtime.
     pub fn start_on(config: PeersConfig, host: Box<dyn Host>) -> Result<Self> {
         let PeersConfig { name, listen, members, key, cluster_id } = config;
-        let advertised = advertised(&name, listen, &members)?;
         let roster = Roster::new(&name, listen, &members)?;
-        let views = Views::new(&name, roster.names());
+        let views = Views::new(&name, roster.names(), members.open);
         let boot = host::since_epoch(&*host).as_nanos() as u64;
-        let link = Link::new(host, &name, boot, Seal::new(&key.sync_key()), roster);
-        let shared = Arc::new(Shared {
-            name,
-            listen,
-            link: Arc::new(link),
-            views: Mutex::new(views),
-            changed: watch::Sender::new(0),
-        });
+        let link = Link::new(host, &name, boot, Keys::new(&key.sync_key()), roster);
+        Ok(Self::spawn(name, listen, cluster_id, link, views, watch::Sender::new(0)))
+    }
+
+    fn spawn(
+        name: String,
+        listen: SocketAddr,
+        cluster_id: String,
+        link: Link,
+        views: Views,
+        changed: watch::Sender<u64>,
+    ) -> Self {
+        let (link, views) = (Arc::new(link), Mutex::new(views));
+        let shared = Arc::new(Shared { name, listen, cluster_id, link, views, changed });
         let (outgoing, to_publish) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
-        let driver = Driver::new(Arc::clone(&shared), advertised, cluster_id, to_publish, stopped);
-        Ok(Self { shared, outgoing, stop, driver: tokio::spawn(driver.run()) })
+        let driver = Driver::new(Arc::clone(&shared), to_publish, stopped);
+        Self { shared, outgoing, stop, driver: tokio::spawn(driver.run()) }
+    }
+
+    /// Goes on as the controller `name` at `listen`, and keeps all that it knows of the others. If it fails, all is as
+    /// before.
+    pub async fn restart(&mut self, name: &str, listen: SocketAddr, members: &Members) -> Result<()> {
+        let mut roster = Roster::new(name, listen, members)?;
+        let before = Arc::clone(&self.shared);
+        let host: Box<dyn Host> = Box::new(before.link.bind_beside(listen)?);
+        let views = std::mem::replace(&mut *lock(&before.views), Views::new(name, [].into_iter(), false));
+        let views = views.moved(name, roster.names(), members.open);
+        let nothing = Roster::new(&before.name, before.listen, &Members::default())?;
+        roster.inherit(std::mem::replace(&mut *before.link.roster(), nothing));
+        let boot = host::since_epoch(&*host).as_nanos() as u64;
+        let link = Link::new(host, name, boot, before.link.keys().clone(), roster);
+        let (cluster_id, changed) = (before.cluster_id.clone(), before.changed.clone());
+        let after = Self::spawn(name.to_owned(), listen, cluster_id, link, views, changed);
+        std::mem::replace(self, after).shutdown().await;
+        before.wake();
+        Ok(())
     }
 
     /// Makes `report` the one that the others see. Returns at once: a change is pushed within 10 ms, and each call renews
@@ -134,7 +160,7 @@ impl Peers {
     }
 
     /// Replaces the controllers, this one included, and keeps the views of those that stay. If it fails, all stay.
-    pub fn set_members(&self, members: &[Member]) -> Result<()> {
+    pub fn set_members(&self, members: &Members) -> Result<()> {
         let mut roster = Roster::new(&self.shared.name, self.shared.listen, members)?;
         let names: Vec<String> = roster.names().collect();
         {
@@ -145,6 +171,16 @@ impl Peers {
         lock(&self.shared.views).set_names(names.into_iter());
         self.shared.wake();
         Ok(())
+    }
+
+    /// Speaks under `key` from now on, to those that have it. Older keys are taken until every controller has it.
+    pub fn replace_key(&self, key: &ClusterKey) {
+        self.shared.link.replace_key(&key.sync_key());
+    }
+
+    /// Whether each controller that is heard has this one's newest key.
+    pub fn keys_agree(&self) -> bool {
+        self.shared.link.settle_keys(host::now())
     }
 
     /// Ends gossip and frees the address.
@@ -160,18 +196,6 @@ impl Peers {
 /// The value behind `mutex`. No code panics halfway through a change of it, so a poisoned lock is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The address to which the others send.
-fn advertised(name: &str, listen: SocketAddr, members: &[Member]) -> Result<SocketAddr> {
-    let own = members.iter().find(|member| member.name == name);
-    let own = own.with_context(|| format!("controller {name} is not one of the configured controllers"))?;
-    if !listen.ip().is_unspecified() {
-        return Ok(listen);
-    }
-    let first = own.addresses.first().with_context(|| format!("controller {name} has no address"))?;
-    ensure!(listen.port() != 0, "cluster.listen: port 0 is no port to which the others can send; choose one");
-    Ok(SocketAddr::new(first.to_canonical(), listen.port()))
 }
 
 impl Shared {
@@ -196,23 +220,25 @@ impl Shared {
     fn judge(&self, heartbeats: &[(ChitchatId, u64)], pause: Option<Duration>, now: Instant) {
         let heartbeats =
             heartbeats.iter().map(|(node, number)| (&*node.node_id, node.generation_id, *number));
-        let changed = lock(&self.views).judge(heartbeats, pause, now);
+        let heard = |name: &str| self.link.roster().heard_at(MemberId::of(name));
+        let changed = lock(&self.views).judge(heartbeats, heard, pause, now);
         for (name, alive) in &changed {
-            info!("controller {name} {}", if *alive { "is alive" } else { "sends no heartbeat" });
+            info!("controller {name} {}", if *alive { "is alive" } else { "is not heard" });
         }
         if !changed.is_empty() {
             self.wake();
         }
     }
 
-    /// The addresses of the peers that have sent nothing for [`SOUGHT_AFTER`], or of the others. Juju may list hundreds of
-    /// addresses that nobody sends from.
+    /// The addresses of the peers that have sent nothing for [`SOUGHT_AFTER`], and those of which no agent is known; or the
+    /// addresses of the others. Juju may list hundreds of addresses that nobody sends from.
     fn addresses(&self, silent: bool) -> Vec<SocketAddr> {
         let now = host::now();
         let is_silent =
             |at: Option<Instant>| at.is_none_or(|at| now.saturating_duration_since(at) > SOUGHT_AFTER);
         let roster = self.link.roster();
-        let wanted = roster.iter().filter(|peer| is_silent(peer.heard_at()) == silent);
-        wanted.map(members::Peer::address).collect()
+        let wanted = roster.listed().filter(|peer| is_silent(peer.heard_at()) == silent);
+        let sought = roster.sought().iter().copied().filter(|_| silent);
+        wanted.map(|peer| handle(peer.id)).chain(sought).collect()
     }
 }

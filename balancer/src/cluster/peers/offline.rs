@@ -7,15 +7,16 @@ use anyhow::{Context as _, Result};
 use super::{
     counters::SyncDrop,
     host::{self, ThisHost},
+    keys::Keys,
     link::{Clock, Link},
-    members::{Member, Roster},
+    members::{Member, Members, Roster},
     seal::{Header, MemberId, Seal},
 };
 
 /// A controller that receives datagrams by hand. Its monotonic clock stands still.
 pub struct Receiver {
     name: String,
-    members: Vec<Member>,
+    members: Members,
     link: Link,
     now: Instant,
 }
@@ -42,10 +43,11 @@ impl Receiver {
             let address = address.parse().with_context(|| format!("{address} is not an IP address"))?;
             Ok(Member { name: (*name).to_owned(), addresses: vec![address] })
         };
-        let members = peers.iter().map(member).collect::<Result<Vec<_>>>()?;
+        let named = peers.iter().map(member).collect::<Result<Vec<_>>>()?;
+        let members = Members::from(named);
         let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
         let roster = Roster::new(name, listen, &members)?;
-        let link = Link::new(Box::new(ThisHost::bind(listen)?), name, 1, Seal::new(&key), roster);
+        let link = Link::new(Box::new(ThisHost::bind(listen)?), name, 1, Keys::new(&key), roster);
         Ok(Self { name: name.to_owned(), members, link, now: host::now() })
     }
 

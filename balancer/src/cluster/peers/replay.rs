@@ -18,6 +18,11 @@ impl ReplayWindow {
         Self { boot, newest: 0, seen: [0; WORDS] }
     }
 
+    /// The newest start of the sender's agent.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
+    }
+
     /// Whether a datagram has not been accepted before. Datagrams behind the window count as accepted.
     pub(super) fn is_fresh(&self, boot: u64, sequence: u64) -> bool {
         if boot != self.boot {

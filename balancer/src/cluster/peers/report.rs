@@ -16,6 +16,10 @@ const MAX_BYTES: usize = 8192;
 const MAX_REASON: usize = 512;
 /// Most of its addresses that a controller reports.
 pub const MAX_REPORTED: usize = 64;
+/// Further addresses of a host that a report has room for.
+pub const MAX_HOST: usize = 24;
+/// Bytes of the name of a key.
+const MAX_TAG: usize = 16;
 const MAX_CONNECTIONS: u64 = u32::MAX as u64;
 const MAX_ARRIVALS_PER_S: f64 = 1e7;
 
@@ -41,8 +45,16 @@ pub struct Report {
     pub received: BTreeMap<String, u64>,
     /// The relay port that it gave each entry.
     pub relay_ports: BTreeMap<String, u16>,
+    /// The listed addresses that its host holds.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// Further addresses of its host.
+    #[serde(default)]
+    pub host: Vec<IpAddr>,
+    /// The key of the tags that it accepts on relayed SYNs, as `ClusterKey::tag_name` names it. Empty: as before, one that
+    /// all share.
+    #[serde(default)]
+    pub tag: String,
     /// Connections that it closed for the balance within the last [`balancer_common::policy::shed::RETURN_MS`].
     #[serde(default)]
     pub closing: u64,
@@ -87,6 +99,8 @@ impl Report {
             received: BTreeMap::new(),
             relay_ports: BTreeMap::new(),
             addresses: Vec::new(),
+            host: Vec::new(),
+            tag: String::new(),
             closing: 0,
             sheds: false,
             off: BTreeMap::new(),
@@ -126,8 +140,10 @@ impl Report {
         length("received", self.received.len(), MAX_CONTROLLERS)?;
         length("relay_ports", self.relay_ports.len(), MAX_CONTROLLERS)?;
         length("addresses", self.addresses.len(), MAX_REPORTED)?;
+        length("host", self.host.len(), MAX_HOST)?;
         length("off", self.off.len(), 2)?;
         length("farewells", self.farewells.len(), MAX_CONTROLLERS)?;
+        ensure!(self.tag.len() <= MAX_TAG, "tag is {} bytes long, more than {MAX_TAG}", self.tag.len());
         for why in self.off.values() {
             ensure!(
                 why.len() <= MAX_REASON,
@@ -182,6 +198,8 @@ pub(super) mod tests {
             received: BTreeMap::from([("a".to_owned(), u64::MAX)]),
             relay_ports: BTreeMap::from([("a".to_owned(), 17080), ("c".to_owned(), 17081)]),
             addresses: vec!["10.0.0.12".parse().unwrap()],
+            host: vec!["fd00::12".parse().unwrap()],
+            tag: "0123".to_owned(),
             closing: 2,
             sheds: true,
             off: BTreeMap::new(),

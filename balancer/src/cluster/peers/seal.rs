@@ -7,7 +7,7 @@
 //! | 5, 6 | part, parts | a message longer than a datagram travels in several |
 //! | 7 | zero | |
 //! | 8..16 | from | the sender: the first bytes of the SHA-256 of its name |
-//! | 16..24 | to | the receiver, so that nobody can replay the datagram to another |
+//! | 16..24 | to | the receiver, so that nobody can replay the datagram to another: its name, or the address that it is sent to |
 //! | 24..32 | boot | the start of the sender's agent, in ns since 1970 |
 //! | 32..40 | sequence | grows by one with each datagram of a boot |
 //! | 40..48 | sent | the sender's wall clock, in ms since 1970 |
@@ -44,6 +44,26 @@ impl MemberId {
     pub(super) fn of(name: &str) -> Self {
         let digest: [u8; 32] = Sha256::digest(name.as_bytes()).into();
         Self(u64::from_be_bytes(digest.as_chunks().0[0]))
+    }
+
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The order in which this controller got its keys; the default is none of them.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct KeyNumber(u32);
+
+impl KeyNumber {
+    pub(super) const FIRST: Self = Self(1);
+
+    pub(super) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -96,7 +116,8 @@ impl Header {
     }
 }
 
-/// The cluster's cipher.
+/// The cluster's cipher, under one key.
+#[derive(Clone)]
 pub(super) struct Seal(XChaCha20Poly1305);
 
 impl Seal {

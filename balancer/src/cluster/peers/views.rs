@@ -8,6 +8,7 @@ use std::{
 use anyhow::Error;
 
 use super::{heartbeat::Heartbeat, newest::Newest, report::Report};
+use crate::{config::is_name, juju::agent_conf::MAX_ADDRESSES};
 
 #[derive(Clone, Debug)]
 pub struct PeerView {
@@ -16,7 +17,7 @@ pub struct PeerView {
     pub report: Option<Report>,
     /// The arrival of that report. Each publication renews it, even if nothing else changed.
     pub received_at: Option<Instant>,
-    /// Whether its heartbeat moved within the last 1.3 s.
+    /// Whether its heartbeat moved within the last 1.3 s, and a datagram of its own arrived within 2 s.
     pub alive: bool,
     /// The start of the agent that sent the report. It grows with each restart, unless the host's clock was set back.
     pub generation: u64,
@@ -25,7 +26,12 @@ pub struct PeerView {
 pub(super) struct Views {
     own_name: String,
     by_name: BTreeMap<String, View>,
+    /// Reports of any agent are taken, up to [`MOST`]: all who pass them on have the key.
+    open: bool,
 }
+
+/// Views at a time.
+const MOST: usize = 2 * MAX_ADDRESSES;
 
 #[derive(Default)]
 struct View {
@@ -35,6 +41,8 @@ struct View {
     /// The last report was bad, and the caller knows.
     warned: bool,
     heartbeat: Heartbeat,
+    /// Nobody lists it.
+    unlisted: bool,
 }
 
 #[derive(Debug)]
@@ -52,8 +60,15 @@ pub(super) enum Arrival {
 }
 
 impl Views {
-    pub(super) fn new(own_name: &str, names: impl Iterator<Item = String>) -> Self {
-        let mut views = Self { own_name: own_name.to_owned(), by_name: BTreeMap::new() };
+    pub(super) fn new(own_name: &str, names: impl Iterator<Item = String>, open: bool) -> Self {
+        let mut views = Self { own_name: own_name.to_owned(), by_name: BTreeMap::new(), open };
+        views.set_names(names);
+        views
+    }
+
+    /// The same views at a controller that may have another name now.
+    pub(super) fn moved(self, own_name: &str, names: impl Iterator<Item = String>, open: bool) -> Self {
+        let mut views = Self { own_name: own_name.to_owned(), open, ..self };
         views.set_names(names);
         views
     }
@@ -64,9 +79,13 @@ impl Views {
         self.by_name = names
             .map(|name| {
                 let view = before.remove(&name).unwrap_or_default();
-                (name, view)
+                (name, View { unlisted: false, ..view })
             })
             .collect();
+        if self.open {
+            let others = before.into_iter().filter(|(name, _)| *name != self.own_name);
+            self.by_name.extend(others.map(|(name, view)| (name, View { unlisted: true, ..view })));
+        }
     }
 
     pub(super) fn list(&self) -> Vec<PeerView> {
@@ -84,6 +103,15 @@ impl Views {
     pub(super) fn take_report(&mut self, name: &str, generation: u64, text: &str, now: Instant) -> Arrival {
         let is_member = |name: &str| name == self.own_name || self.by_name.contains_key(name);
         let decoded = Report::decode(text, is_member);
+        if self.open
+            && name != self.own_name
+            && is_name(name)
+            && decoded.is_ok()
+            && self.by_name.len() < MOST
+            && !self.by_name.contains_key(name)
+        {
+            self.by_name.insert(name.to_owned(), View { unlisted: true, ..View::default() });
+        }
         let Some(view) = self.by_name.get_mut(name) else { return Arrival::Ignored };
         if view.newest.is_past(generation) {
             return Arrival::Ignored;
@@ -105,11 +133,12 @@ impl Views {
         if restarted || before != view.report { Arrival::News } else { Arrival::Renewed }
     }
 
-    /// Takes in `heartbeats` (name, start, number) and decides anew about each controller. `pause`: this host did not
-    /// listen for this long. Returns the controllers that have died (`false`) or come to life (`true`).
+    /// Takes in `heartbeats` (name, start, number) and decides anew about each controller. `heard`: the time of the last
+    /// datagram that a controller sent itself. `pause`: this host did not listen for this long. Returns the controllers that have died (`false`) or come to life (`true`).
     pub(super) fn judge<'a>(
         &mut self,
         heartbeats: impl IntoIterator<Item = (&'a str, u64, u64)>,
+        heard: impl Fn(&str) -> Option<Instant>,
         pause: Option<Duration>,
         now: Instant,
     ) -> Vec<(String, bool)> {
@@ -119,17 +148,23 @@ impl Views {
             }
         }
         let mut changed = Vec::new();
+        let mut gone = Vec::new();
         for (name, view) in &mut self.by_name {
+            view.heartbeat.hear(heard(name));
             if let Some(pause) = pause {
                 view.heartbeat.forgive(pause);
             }
             if view.heartbeat.forget(now) {
                 view.newest = Newest::default();
+                if view.unlisted {
+                    gone.push(name.clone());
+                }
             }
             if view.heartbeat.judge(now) {
                 changed.push((name.clone(), view.heartbeat.is_alive()));
             }
         }
+        self.by_name.retain(|name, _| !gone.contains(name));
         changed
     }
 }
@@ -172,10 +207,12 @@ mod tests {
             Bad(generation) => views.take_report("b", generation, "{}", now),
             Stranger => views.take_report("z", 9, &report(1).encode(1).unwrap(), now),
             Beat(generation, number) => {
-                return format!("{:?}", views.judge([("b", generation, number)], None, now));
+                return format!("{:?}", views.judge([("b", generation, number)], |_| Some(now), None, now));
             }
-            Silence => return format!("{:?}", views.judge([("z", 1, 1)], None, now)),
-            Pause(ms) => return format!("{:?}", views.judge([], Some(Duration::from_millis(ms)), now)),
+            Silence => return format!("{:?}", views.judge([("z", 1, 1)], |_| None, None, now)),
+            Pause(ms) => {
+                return format!("{:?}", views.judge([], |_| None, Some(Duration::from_millis(ms)), now));
+            }
             Members(with) => {
                 views.set_names(with.then(|| "b".to_owned()).into_iter());
                 return String::new();
@@ -274,7 +311,7 @@ mod tests {
     fn views_follow_reports_and_heartbeats() {
         for (what, steps) in ROWS {
             let start = Instant::now();
-            let mut views = Views::new("a", ["b".to_owned()].into_iter());
+            let mut views = Views::new("a", ["b".to_owned()].into_iter(), false);
             for (number, (ms, event, expected, shown)) in steps.iter().enumerate() {
                 let now = start + Duration::from_millis(*ms);
                 assert_eq!(outcome(&mut views, event, now), *expected, "{what}, step {number}");
@@ -289,5 +326,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_agent_that_nobody_lists_is_seen_where_that_is_asked_for() {
+        let now = Instant::now();
+        let text = report(1).encode(1).unwrap();
+        let mut closed = Views::new("a", [].into_iter(), false);
+        assert!(matches!(closed.take_report("b", 1, &text, now), Arrival::Ignored));
+        let mut open = Views::new("a", [].into_iter(), true);
+        for (name, seen) in [("b", 1), ("a", 1), ("no name\n", 1), ("c", 2), ("b", 2)] {
+            open.take_report(name, 1, &text, now);
+            assert_eq!(open.list().len(), seen, "{name:?}");
+        }
+        open.set_names(["c".to_owned()].into_iter());
+        assert_eq!(open.list().len(), 2, "the others stay");
+        let beats = |views: &mut Views, at: Duration| {
+            views.judge([("b", 1, 1), ("c", 1, 1)], |_| None, None, now + at);
+        };
+        beats(&mut open, Duration::ZERO);
+        beats(&mut open, Duration::from_millis(FORGOTTEN));
+        assert_eq!(open.list().len(), 1, "one that is listed stays even when it is forgotten");
+        for number in 0..MOST {
+            open.take_report(&format!("n{number}"), 1, &text, now);
+        }
+        assert_eq!(open.list().len(), MOST);
     }
 }

@@ -12,6 +12,7 @@ fn host(juju: &Path, addresses: &[&str]) -> Host {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         cgroup2: Some(PathBuf::from("/sys/fs/cgroup")),
         juju: juju.to_owned(),
+        ..Host::default()
     }
 }
 
@@ -36,19 +37,19 @@ type Taken =
 fn an_empty_file_takes_everything_from_juju() {
     #[rustfmt::skip] // a row a line
     let rows: [Taken; 5] = [
-        (JUJU_2_9, &["10.0.0.12"], 17070, "0.0.0.0:17078", "10.0.0.12",
-         "10.0.0.12=10.0.0.12 10.0.0.11=10.0.0.11 10.0.0.13=10.0.0.13", SecretField::SharedSecret),
-        (JUJU_3, &["192.168.9.12", "127.0.0.1", "fd00::12", "10.0.0.12", "10.1.1.1"], 17070, "[::]:17078", "10.0.0.12",
-         "10.0.0.12=10.0.0.12,192.168.9.12,fd00::12 10.0.0.11=10.0.0.11 192.168.9.11=192.168.9.11 fd00::11=fd00::11",
+        (JUJU_2_9, &["10.0.0.12"], 17070, "0.0.0.0:17078", "machine-0",
+         "machine-0=10.0.0.12 10.0.0.11=10.0.0.11 10.0.0.13=10.0.0.13", SecretField::SharedSecret),
+        (JUJU_3, &["192.168.9.12", "127.0.0.1", "fd00::12", "10.0.0.12", "10.1.1.1"], 17070, "[::]:17078", "machine-1",
+         "machine-1=10.0.0.12,192.168.9.12,fd00::12 10.0.0.11=10.0.0.11 192.168.9.11=192.168.9.11 fd00::11=fd00::11",
          SecretField::SharedSecret),
-        (JUJU_3, &["fd00::11"], 17070, "[::]:17078", "fd00::11",
-         "fd00::11=fd00::11 10.0.0.11=10.0.0.11 10.0.0.12=10.0.0.12 192.168.9.11=192.168.9.11 \
+        (JUJU_3, &["fd00::11"], 17070, "[::]:17078", "machine-1",
+         "machine-1=fd00::11 10.0.0.11=10.0.0.11 10.0.0.12=10.0.0.12 192.168.9.11=192.168.9.11 \
           192.168.9.12=192.168.9.12 fd00::12=fd00::12", SecretField::SharedSecret),
-        (JUJU_3, &["10.0.0.11"], 17070, "0.0.0.0:17078", "10.0.0.11", // IPv6 is switched off
-         "10.0.0.11=10.0.0.11 10.0.0.12=10.0.0.12 192.168.9.11=192.168.9.11 192.168.9.12=192.168.9.12",
+        (JUJU_3, &["10.0.0.11"], 17070, "0.0.0.0:17078", "machine-1", // IPv6 is switched off
+         "machine-1=10.0.0.11 10.0.0.12=10.0.0.12 192.168.9.11=192.168.9.11 192.168.9.12=192.168.9.12",
          SecretField::SharedSecret),
-        (JUJU_4, &["::ffff:10.0.0.11"], 17071, "0.0.0.0:17078", "10.0.0.11",
-         "10.0.0.11=10.0.0.11 10.0.0.13=10.0.0.13", SecretField::CaPrivateKey),
+        (JUJU_4, &["::ffff:10.0.0.11"], 17071, "0.0.0.0:17078", "controller-2",
+         "controller-2=10.0.0.11 10.0.0.13=10.0.0.13", SecretField::CaPrivateKey),
     ];
     for (text, addresses, port, listen, name, controllers, field) in rows {
         let juju = tempfile::tempdir().unwrap();
@@ -62,7 +63,7 @@ fn an_empty_file_takes_everything_from_juju() {
             config.cluster.this().addresses.len() + config.cluster.others().count(),
             config_ips(&config)
         );
-        assert!(config.cluster.controllers.iter().all(|controller| super::super::is_name(&controller.name)));
+        assert!(config.cluster.controllers.iter().all(|controller| is_name(&controller.name)));
         let shown = format!("from {field} in {}", path.display());
         assert_eq!(config.cluster.key.to_string(), shown);
         assert!(format!("{config:?}").contains(&format!("key: KeySource({shown})")), "{config:?}");
@@ -81,11 +82,12 @@ fn keys_in_the_file_come_first() {
     let host = host(Path::new("/nonexistent"), &["10.0.0.12", "fd00::12"]);
     let paths = format!("[paths]\njuju = \"{}\"\n", juju.path().display());
     let text = format!(
-        "[api]\nport = 17171\nhard_limit = 5\n[cluster]\nname = \"10.0.0.12\"\nlisten = \"[::]:17179\"\n\
+        "[api]\nport = 17171\nhard_limit = 5\n[cluster]\nname = \"juju-b\"\nlisten = \"[::]:17179\"\n\
          relay_ports = \"18000-18001\"\nkey_file = \"/k\"\n{paths}"
     );
     let config = parse(&text, &host).unwrap();
     assert_eq!((config.api.port, config.api.hard_limit), (17171, Some(5)));
+    assert_eq!((config.cluster.name.as_str(), config.cluster.this().addresses.len()), ("juju-b", 2));
     assert_eq!(config.cluster.listen, "[::]:17179".parse().unwrap());
     assert_eq!(config.cluster.relay_ports.to_string(), "18000-18001");
     assert_eq!(config.cluster.key, KeySource::File(PathBuf::from("/k")));
@@ -109,10 +111,9 @@ fn errors_name_both_files() {
         ("", "# format 2.0\nsharedsecret: s\n", &["/agent.conf lists no address of this host, only an empty list"]),
         ("", "# format 2.0\nsharedsecret: s\napiaddresses: ['10.0.0.12:1', 'localhost:1']\n",
          &["f.toml: cluster.controllers: missing, and /", "lists no address of this host, only 10.0.0.12; if this is a Juju"]),
-        ("[cluster]\nname = \"a\"\n", JUJU_2_9,
-         &["f.toml:2:8: cluster.name: /", "/agent.conf calls this controller 10.0.0.11, not \"a\"; remove the key, or"]),
+        ("[cluster]\nname = \"a b\"\n", JUJU_2_9, &["f.toml:2:8: cluster.name: invalid name \"a b\"; use 1 to 63 letters"]),
         ("[cluster]\nlisten = \"10.0.0.12:17078\"\n", JUJU_2_9,
-         &["f.toml:2:10: cluster.listen: 10.0.0.12 is not an address of controller 10.0.0.11"]),
+         &["f.toml:2:10: cluster.listen: 10.0.0.12 is not an address of controller machine-0"]),
         ("", "# format 2.0\ncontrollercert: c\napiaddresses: ['10.0.0.11:1']\n",
          &["f.toml: cluster.key_file: missing, and /", "has neither sharedsecret nor caprivatekey; run `balancer keygen`"]),
         ("", "# format 2.0\nsharedsecret: hush\napiaddresses: ['10.0.0.11:1']\n",
@@ -129,6 +130,21 @@ fn errors_name_both_files() {
         }
         assert!(!error.contains("hush"), "the message shows the secret: {error}");
     }
+}
+
+#[test]
+fn a_name_counts_for_the_addresses_that_it_has() {
+    let juju = tempfile::tempdir().unwrap();
+    write(juju.path(), "machine-1", JUJU_3);
+    let mut host = host(juju.path(), &["10.0.0.12", "fd00::12"]);
+    let before = parse("", &host).unwrap();
+    assert_eq!(before.cluster.names, ["juju.example.com"], "localhost is nobody's");
+    let addresses = ["10.0.0.11", "10.0.0.99"].map(|address| address.parse().unwrap());
+    host.names = [("juju.example.com".to_owned(), addresses.to_vec()), ("other".to_owned(), vec![])].into();
+    let after = parse("", &host).unwrap();
+    let expected =
+        described(&before).replace("10.0.0.11=10.0.0.11", "10.0.0.11=10.0.0.11 10.0.0.99=10.0.0.99");
+    assert_eq!(described(&after), expected);
 }
 
 /// Each address counts as a controller until peers report which ones belong together.
@@ -160,7 +176,7 @@ fn no_file_is_needed_at_the_default_path_only() {
     assert!(error.contains("there is no controller's agent.conf below "), "{error}");
 
     write(juju.path(), "machine-0", JUJU_2_9);
-    assert_eq!(load(&default).unwrap().cluster.name, "10.0.0.11");
+    assert_eq!(load(&default).unwrap().cluster.name, "machine-0");
     assert!(load(&other).unwrap_err().contains("other.toml: cannot read the configuration"));
     fs::write(&default, "[api]\nport = 17999\n").unwrap();
     assert_eq!(load(&default).unwrap().api.port, 17999);

@@ -1,8 +1,13 @@
 //! Notices when Juju has rewritten the file.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
-/// Watches one file by `stat`: Juju writes a new `agent.conf` and renames it over the old one.
+/// Watches one file by `stat`: Juju writes a new `agent.conf` and renames it over the old one. It watches a key file just as
+/// well.
 #[derive(Clone, Debug)]
 pub struct Follow {
     path: PathBuf,
@@ -25,6 +30,10 @@ impl Follow {
         Self { path: path.into(), seen: None }
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether the file has changed since the last call. The first call says yes, so that the caller reads the file. A
     /// file that is missing or out of reach has not changed; one that is back has.
     pub fn changed(&mut self) -> bool {
@@ -41,7 +50,7 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, path::Path, time::Duration};
+    use std::{fs::File, time::Duration};
 
     use super::*;
 

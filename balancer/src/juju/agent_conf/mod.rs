@@ -31,6 +31,8 @@ pub const MAX_ADDRESSES: usize = 1_024;
 pub const INTROSPECTION: &str = "introspection.socket";
 
 const NAME: &str = "agent.conf";
+const PEM_BEGINS: &str = "-----BEGIN";
+const PEM_ENDS: &str = "-----END";
 const FORMAT: &str = "# format 2.0";
 const MAX_BYTES: u64 = 1 << 20; // certificates and keys take some 20 kB
 
@@ -44,9 +46,10 @@ pub struct AgentConf {
     pub api_port: Option<u16>,
     /// `apiaddresses`: every address of every controller, in the file's order. IPv4-mapped ones are IPv4.
     pub addresses: Vec<SocketAddr>,
-    /// The entries of `apiaddresses` that nothing uses: those that are not an IP address with a port, such as host names,
-    /// and those beyond [`MAX_ADDRESSES`].
+    /// The entries of `apiaddresses` that are not an IP address with a port, such as host names.
     pub skipped: Vec<String>,
+    /// How many entries there are beyond [`MAX_ADDRESSES`]; nothing uses them.
+    pub beyond: usize,
     /// The secret that every controller has in its `agent.conf`.
     pub secret: Option<Secret>,
 }
@@ -166,8 +169,15 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
     if !is_controller {
         return Ok(None);
     }
+    let is_cut = |text: &Text| text.0.contains(PEM_BEGINS) && !text.0.contains(PEM_ENDS);
+    ensure!(
+        text.ends_with('\n') && !raw.caprivatekey.as_ref().is_some_and(is_cut),
+        "it ends in the middle: it is being written, or was cut off"
+    );
     let mut listed = raw.apiaddresses.unwrap_or_default();
-    let (mut addresses, mut skipped) = (Vec::new(), listed.split_off(listed.len().min(MAX_ADDRESSES)));
+    let beyond = listed.len().saturating_sub(MAX_ADDRESSES);
+    listed.truncate(MAX_ADDRESSES);
+    let (mut addresses, mut skipped) = (Vec::new(), Vec::new());
     for text in listed {
         match text.parse::<SocketAddr>() {
             Ok(address) => {
@@ -195,6 +205,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
         api_port: port,
         addresses,
         skipped,
+        beyond,
         secret: secret(SecretField::SharedSecret, raw.sharedsecret)
             .or_else(|| secret(SecretField::CaPrivateKey, raw.caprivatekey)),
     }))

@@ -211,6 +211,23 @@ fn files_of_every_version_are_read() {
     assert_eq!(ips, "10.0.0.11 10.0.0.12 192.168.9.11 192.168.9.12 fd00::11 fd00::12");
 }
 
+/// Whatever a file is cut down to, it gives another secret only where it has lost whole fields.
+#[test]
+fn half_a_file_gives_no_half_secret() {
+    for whole in [JUJU_2_9, JUJU_3, JUJU_4] {
+        let path = Path::new("/j/agents/machine-0/agent.conf");
+        let secrets: Vec<String> = [whole.to_owned(), whole.replace("sharedsecret", "later-secret")]
+            .iter()
+            .map(|text| parsed(text).secret.unwrap().expose().to_owned())
+            .collect();
+        for length in 0..whole.len() {
+            let Ok(Some(conf)) = parse(path, &whole[..length]) else { continue };
+            let secret = conf.secret.map(|secret| secret.expose().to_owned());
+            assert!(secret.is_none_or(|secret| secrets.contains(&secret)), "{length} bytes");
+        }
+    }
+}
+
 #[test]
 fn missing_fields_are_none() {
     let bare = parsed("# format 2.0\ncontrollercert: c\n");
@@ -227,7 +244,7 @@ fn addresses_beyond_the_bound_are_left_out() {
         let many = (0..count).map(|i| format!("- 10.0.{}.{}:17070\n", i / 256, i % 256));
         let text = format!("# format 2.0\ncontrollercert: c\napiaddresses:\n{}", many.collect::<String>());
         let conf = parse(Path::new("x"), &text).unwrap().unwrap();
-        assert_eq!((conf.addresses.len(), conf.skipped.len()), (used, count - used));
+        assert_eq!((conf.addresses.len(), conf.beyond), (used, count - used));
     }
 }
 
@@ -245,6 +262,11 @@ fn unusable_files_are_refused_without_a_quotation() {
         ("# format 2.0\nsharedsecret: hush\nsharedsecret: hush\n", "it is not the YAML that Juju writes"),
         ("# format 2.0\nhush: *hush\n", "it is not the YAML that Juju writes"),
         ("# format 2.0\nhush", "it is not the YAML that Juju writes"),
+        ("# format 2.0\ncontrollercert: c\nsharedsecret: hu", "it ends in the middle: it is being written"),
+        (
+            "# format 2.0\ncaprivatekey: |\n  -----BEGIN PRIVATE KEY-----\n  hush\n",
+            "it ends in the middle: it is being written",
+        ),
         ("# format 2.0\ncontrollercert: c\napiport: 0\n", "apiport is 0, which is not a port: set api.port"),
         ("# format 2.0\ncontrollercert: c\napiport: 70000\n", "apiport is 70000, which is not a port"),
     ];

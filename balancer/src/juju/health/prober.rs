@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -39,16 +40,26 @@ const QUIET: Duration = Duration::from_millis(300);
 
 pub struct Prober {
     mode: Mode,
-    addresses: Vec<SocketAddr>,
+    port: u16,
+    own: Mutex<Vec<IpAddr>>,
     tls: TlsConnector,
 }
 
 impl Prober {
     /// A prober of `port` on loopback; where nothing listens there, on the controller's `own` addresses.
     pub fn new(mode: Mode, port: u16, own: &[IpAddr]) -> Self {
+        Self { mode, port, own: Mutex::new(own.to_vec()), tls: tls::connector() }
+    }
+
+    /// The controller has other addresses now.
+    pub fn set_own(&self, own: &[IpAddr]) {
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own.to_vec();
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let addresses = loopback.iter().chain(own).map(|address| SocketAddr::new(*address, port)).collect();
-        Self { mode, addresses, tls: tls::connector() }
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        loopback.iter().chain(own.iter()).map(|address| SocketAddr::new(*address, self.port)).collect()
     }
 
     /// One check, which takes a second at most.
@@ -75,7 +86,7 @@ impl Prober {
 
     /// `None`: nothing listens on any of the addresses.
     async fn connect(&self) -> Result<Option<TcpStream>, String> {
-        for address in &self.addresses {
+        for address in self.addresses() {
             match TcpStream::connect(address).await {
                 Ok(stream) => return Ok(Some(stream)),
                 Err(error) if is_absent(&error) => {}
@@ -137,7 +148,7 @@ impl Prober {
     }
 
     /// Checks until the last receiver is dropped; logs and publishes changes only.
-    pub async fn watch(self, publish: watch::Sender<Health>) {
+    pub async fn watch(self: Arc<Self>, publish: watch::Sender<Health>) {
         let mut readiness = Readiness::new();
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

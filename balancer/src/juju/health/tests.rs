@@ -202,7 +202,7 @@ fn changes_are_published_and_the_watch_ends_with_its_reader() {
         let server = Server::start("127.0.0.1:17070", 200).await;
         let (publish, mut health) = channel();
         assert!(!health.borrow().ready);
-        let watcher = tokio::spawn(Prober::new(Mode::Https, 17070, &[]).watch(publish));
+        let watcher = tokio::spawn(Arc::new(Prober::new(Mode::Https, 17070, &[])).watch(publish));
         let limit = Duration::from_secs(3);
         timeout(limit, health.wait_for(|health| health.ready)).await.unwrap().unwrap();
         server.status.store(503, Ordering::Relaxed);

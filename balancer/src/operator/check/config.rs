@@ -53,14 +53,17 @@ fn taken_from(conf: &AgentConf, config: &Config) -> String {
         list(config.cluster.others().flat_map(|controller| &controller.addresses).copied().collect());
     let skipped = match conf.skipped.as_slice() {
         [] => String::new(),
-        names => format!(
-            "; ignored, as they are not IP addresses or more than {}: {}",
-            agent_conf::MAX_ADDRESSES,
-            names.join(", ")
+        names => format!("; host names, which the agent looks up: {}", names.join(", ")),
+    };
+    let beyond = match conf.beyond {
+        0 => String::new(),
+        beyond => format!(
+            "; {beyond} more entries than the {} that are read are left out",
+            agent_conf::MAX_ADDRESSES
         ),
     };
     format!(
-        "{}: {port}; this controller's addresses {own}; the others' {others}{skipped}",
+        "{}: {port}; this controller's addresses {own}; the others' {others}{skipped}{beyond}",
         conf.path.display()
     )
 }

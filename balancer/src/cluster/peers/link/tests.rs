@@ -1,7 +1,7 @@
 use chitchat::Serializable;
 
 use super::super::host::ThisHost;
-use super::super::members::Member;
+use super::super::members::{Member, Members};
 use super::super::seal::DATAGRAM;
 use super::*;
 
@@ -15,9 +15,10 @@ fn member(name: &str, address: &str) -> Member {
 /// Controller `name`'s link on a port that no datagram reaches: the tests hand them over.
 fn link(name: &str, boot: u64, key: &[u8; 32]) -> Link {
     let listen = "127.0.0.1:0".parse().unwrap();
-    let members = [member("a", "10.0.0.1"), member("b", "10.0.0.2"), member("c", "10.0.0.3")];
+    let named = vec![member("a", "10.0.0.1"), member("b", "10.0.0.2"), member("c", "10.0.0.3")];
+    let members = Members { named, ..Members::default() };
     let roster = Roster::new(name, listen, &members).unwrap();
-    Link::new(Box::new(ThisHost::bind(listen).unwrap()), name, boot, Seal::new(key), roster)
+    Link::new(Box::new(ThisHost::bind(listen).unwrap()), name, boot, Keys::new(key), roster)
 }
 
 fn clock(wall_ms: u64) -> Clock {
@@ -49,9 +50,22 @@ async fn datagrams_are_judged() {
     let rows = [
         ("good", "10.0.0.2", good.clone(), Ok(true)),
         ("again", "10.0.0.2", good.clone(), Err(SyncDrop::Replayed)),
-        ("from a stranger", "10.0.0.9", from_b(1_000_000), Err(SyncDrop::UnknownSender)),
-        ("from itself", "10.0.0.1", from_b(1_000_000), Err(SyncDrop::UnknownSender)),
-        ("in another's name", "10.0.0.3", from_b(1_000_000), Err(SyncDrop::UnknownSender)),
+        ("from an address that is not listed", "10.0.0.9", from_b(1_000_000), Ok(true)),
+        ("again, from another address", "10.0.0.2", good.clone(), Err(SyncDrop::Replayed)),
+        ("from another's address", "10.0.0.3", from_b(1_000_000), Ok(true)),
+        (
+            "in its own name",
+            "10.0.0.2",
+            packed(&a, "10.0.0.2", &message(3), time).remove(0),
+            Err(SyncDrop::UnknownSender),
+        ),
+        (
+            "from a stranger",
+            "10.0.0.9",
+            packed(&stranger, "10.0.0.1", &message(3), time).remove(0),
+            Err(SyncDrop::UnknownSender),
+        ),
+        ("a stranger's noise", "10.0.0.9", vec![0; 100], Err(SyncDrop::UnknownSender)),
         ("noise", "10.0.0.2", vec![0; 100], Err(SyncDrop::Malformed)),
         ("nothing", "10.0.0.2", vec![], Err(SyncDrop::Malformed)),
         (
@@ -106,7 +120,7 @@ async fn a_long_message_travels_in_parts() {
     for datagram in datagrams.iter().rev() {
         assert_eq!(a.accept(source("10.0.0.2"), datagram, time), Ok(None));
     }
-    assert_eq!(a.accept(source("10.0.0.2"), &last, time), Ok(Some(message(5000))));
+    assert_eq!(a.accept(source("10.0.0.2"), &last, time), Ok(Some((MemberId::of("b"), message(5000)))));
     assert!(b.pack(source("10.0.0.1"), &vec![0; 64 * PART + 1], time).is_err());
     assert_eq!(packed(&b, "10.0.0.1", &message(60_000), time).len(), 46);
 }
@@ -124,4 +138,85 @@ async fn an_authentic_datagram_without_a_message_is_malformed() {
 #[tokio::test]
 async fn nothing_is_sent_to_an_unknown_address() {
     assert!(link("a", BOOT, &KEY).pack(source("10.0.0.9"), b"x", clock(0)).unwrap().is_none());
+}
+
+/// Each of three controllers gets the new key in any order, and some of them a second time. At every moment each hears
+/// each other one, within a second of messages to and fro.
+#[tokio::test]
+async fn no_order_of_a_new_key_isolates_a_controller() {
+    const NEW: [u8; 32] = [9; 32];
+    let addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let links = ["a", "b", "c"].map(|name| link(name, BOOT, &KEY));
+        let start = clock(1_000_000);
+        let mut ms = 0;
+        // One message a direction and 100 ms; whether all were heard within a second.
+        let talk = |ms: &mut u64| {
+            let mut heard = [[false; 3]; 3];
+            for _ in 0..10 {
+                *ms += 100;
+                let now = Clock { now: start.now + Duration::from_millis(*ms), wall_ms: 1_000_000 + *ms };
+                for (from, to) in (0..3).flat_map(|from| (0..3).map(move |to| (from, to))) {
+                    if from == to {
+                        continue;
+                    }
+                    for datagram in packed(&links[from], addresses[to], &message(3), now) {
+                        heard[from][to] |= links[to].accept(source(addresses[from]), &datagram, now).is_ok();
+                    }
+                }
+            }
+            (0..3).all(|from| (0..3).all(|to| from == to || heard[from][to]))
+        };
+        assert!(talk(&mut ms));
+        for (done, &index) in order.iter().enumerate() {
+            let now = start.now + Duration::from_millis(ms);
+            links[index].keys().replace(&NEW, now);
+            for _ in 0..3 {
+                assert!(talk(&mut ms), "{order:?}: {done} had it before {index}");
+            }
+            let now = start.now + Duration::from_millis(ms);
+            let agree: Vec<bool> = links.iter().map(|link| link.settle_keys(now)).collect();
+            let all = done == 2;
+            for (other, agree) in agree.into_iter().enumerate() {
+                let has_it = order[..=done].contains(&other);
+                assert_eq!(agree, all || !has_it, "{order:?}: {other} after {index}");
+            }
+        }
+        // The old key is worth nothing now.
+        let old = link("b", BOOT + 1, &KEY);
+        let now = Clock { now: start.now + Duration::from_millis(ms), wall_ms: 1_000_000 + ms };
+        let datagram = packed(&old, addresses[0], &message(3), now).remove(0);
+        assert_eq!(links[0].accept(source(addresses[1]), &datagram, now), Err(SyncDrop::WrongKey));
+    }
+}
+
+#[tokio::test]
+async fn a_controller_that_lacks_the_new_key_is_heard_for_an_hour() {
+    let (a, b) = (link("a", BOOT, &KEY), link("b", BOOT, &KEY));
+    let start = clock(1_000_000);
+    a.keys().replace(&[9; 32], start.now);
+    for (seconds, heard) in [(0, true), (3_599, true), (3_600, false)] {
+        let age = Duration::from_secs(seconds);
+        let now = Clock { now: start.now + age, wall_ms: 1_000_000 + seconds * 1_000 };
+        a.settle_keys(now.now);
+        let datagram = packed(&b, "10.0.0.1", &message(3), now).remove(0);
+        assert_eq!(a.accept(source("10.0.0.2"), &datagram, now).is_ok(), heard, "{seconds} s");
+    }
+}
+
+/// An agent that starts again in the middle has the key of its file alone.
+#[tokio::test]
+async fn a_controller_that_starts_again_is_heard_under_its_only_key() {
+    const NEW: [u8; 32] = [9; 32];
+    let a = link("a", BOOT, &KEY);
+    let time = clock(1_000_000);
+    a.keys().replace(&NEW, time.now);
+    for (boot, key) in [(BOOT, KEY), (BOOT + 1, NEW), (BOOT + 2, KEY)] {
+        let b = link("b", boot, &key);
+        let datagram = packed(&b, "10.0.0.1", &message(3), time).remove(0);
+        assert!(a.accept(source("10.0.0.2"), &datagram, time).is_ok(), "{boot}");
+        let answers = packed(&a, "10.0.0.2", &message(3), time);
+        let read = answers.iter().any(|answer| b.accept(source("10.0.0.1"), answer, time).is_ok());
+        assert!(read, "{boot}: b reads an answer");
+    }
 }
