@@ -59,7 +59,11 @@ impl Agent {
                 }
                 count::Effect::Untrack(cookie) => drop(self.programs.data_path.maps.untrack(cookie)),
                 count::Effect::Reclass(cookie, note) => {
-                    if !self.programs.data_path.maps.retrack(cookie, note)? {
+                    let done = self.programs.data_path.maps.retrack(cookie, note).unwrap_or_else(|error| {
+                        warn_repeated!("sockets", "{error:#}: it counts as before");
+                        false
+                    });
+                    if !done {
                         self.count.not_reclassed(&note);
                     }
                 }

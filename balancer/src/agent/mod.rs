@@ -90,7 +90,8 @@ pub fn main(config: &Path) -> Result<()> {
     // Before the runtime starts its threads: capabilities belong to a thread, and each new one inherits them.
     privileges::restrict().context("failed to give up the privileges that only the start needs")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("failed to start the runtime")?.block_on(async {
+    let runtime = runtime.context("failed to start the runtime")?;
+    let done = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
         let shutdown = async move {
@@ -98,7 +99,10 @@ pub fn main(config: &Path) -> Result<()> {
         };
         // On the heap: it is large.
         Box::pin(run(started, shutdown)).await
-    })
+    });
+    // A look-up of a host name may hang in a thread of its own.
+    runtime.shutdown_background();
+    done
 }
 
 /// Runs until `shutdown`; leaves the data path at work. After an error a data path that was not there before is

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cluster::membership::{address_classes, relay_addresses},
-    config::{Config, Hook},
+    config::{Config, Hook, unreachable_kind},
     datapath::{DataPath, Place},
     host::{
         interfaces::{self, Interface, Interfaces},
@@ -241,7 +241,8 @@ impl Agent {
         let failed = match self.programs.interfaces.list().await {
             Ok(devices) => {
                 let held = |devices: &[Interface]| -> BTreeSet<IpAddr> {
-                    devices.iter().flat_map(|device| device.addresses.iter().copied()).collect()
+                    let held = devices.iter().flat_map(|device| device.addresses.iter().copied());
+                    held.filter(|address| unreachable_kind(*address).is_none()).collect()
                 };
                 let moved = held(&devices) != held(&self.programs.devices);
                 self.programs.devices = devices;

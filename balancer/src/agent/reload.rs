@@ -30,8 +30,11 @@ pub(super) struct Rereading {
 }
 
 impl Rereading {
+    /// A file that cannot be read is tried again in its own time.
     fn ask(&mut self, now: Instant) {
-        self.due = Some(now);
+        if self.failed.is_none() || self.due.is_none() {
+            self.due = Some(now);
+        }
     }
 
     fn take_due(&mut self, now: Instant) -> bool {
@@ -86,7 +89,8 @@ impl Agent {
             config.rereading.ask(now);
         }
         if config.rereading.take_due(now) {
-            match self.read_members(regroup).await {
+            let only_regroup = regroup && !changed && !resolved && self.config.rereading.failed.is_none();
+            match self.read_members(regroup, only_regroup).await {
                 Ok(()) => match self.config.rereading.worked() {
                     0 => {}
                     times => info!("the controllers could be read again, after {times} failures"),
@@ -109,11 +113,13 @@ impl Agent {
     }
 
     /// Reads Juju's file again, if the controllers come from there, and the key.
-    async fn read_members(&mut self, regroup: bool) -> Result<()> {
-        let config = if self.config.follow.is_some() {
+    async fn read_members(&mut self, regroup: bool, only_regroup: bool) -> Result<()> {
+        let config = if self.config.follow.is_some() && !only_regroup {
             self.read_again().await?
         } else {
-            Config { cluster: self.cluster.listed().clone(), ..self.config.running.clone() }
+            let mut cluster = self.cluster.listed().clone();
+            cluster.key = cluster.key.again()?;
+            Config { cluster, ..self.config.running.clone() }
         };
         let is_listed = config.cluster == *self.cluster.listed();
         let is_pending = regroup || self.config.rereading.failed.is_some();
@@ -228,10 +234,11 @@ impl Agent {
         let without =
             wanted.iter().zip(&indices).filter(|(_, slot)| slot.is_none()).map(|((name, _), _)| *name);
         let without = without.collect::<Vec<_>>().join(", ");
-        self.bounds.note(Table::Controllers, wanted.len(), slots.len(), |_| {
+        let room = indices.iter().flatten().count();
+        self.bounds.note(Table::Controllers, wanted.len(), room, |_| {
             format!(
-                "nothing is relayed to or from {without}: the balancer takes {MAX_CONTROLLERS} controllers, and their \
-                 clients are served where they dial"
+                "nothing is relayed to or from {without}: the balancer takes {MAX_CONTROLLERS} controllers, and each but \
+                 this one needs a port of cluster.relay_ports; their clients are served where they dial"
             )
         });
         Ok(())

@@ -21,7 +21,7 @@ use crate::{
     balance::{Balance, Limit, limits},
     cluster::{
         Cluster,
-        membership::{Reported, Told, members},
+        membership::{Reported, Told, keep_leaving, left_over, members},
         peers::{Peers, PeersConfig},
         rotation::Tag,
     },
@@ -208,6 +208,9 @@ impl Agent {
         };
         let listed = agent.config.running.cluster.clone();
         agent.config.running.cluster = agent.cluster.grouped(now, &listed);
+        let slots = agent.programs.data_path.maps.controllers()?;
+        let left = left_over(&slots, &agent.config.running.cluster);
+        keep_leaving(&mut agent.config.running.cluster, left.into_iter());
         agent.adopt_controllers(now, listed)?;
         Box::pin(agent.begin_firewall(legacy, questions, tell)).await;
         agent.install(&listeners)?;

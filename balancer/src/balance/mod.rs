@@ -249,14 +249,16 @@ impl Balance {
 
     /// Once a second: decides how many connections to close, and why not more.
     pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Vec<Effect> {
-        let own = self.own_load(now, inputs);
-        let input = self.shed_input(now, &own, inputs);
-        let draining = input.drain.is_some();
-        let over_limit = own.load.saturating_sub(own.limit);
+        let mut own = self.own_load(now, inputs);
         let starved = self.memory.starves();
         // A limit that nobody set refuses new clients, and closes nothing.
-        let is_set = self.limit.is_set || self.orders.limit != 0;
-        let may = inputs.policy.rebalance == Rebalance::On || draining || (is_set && over_limit > 0);
+        if !(starved || self.limit.is_set || self.orders.limit != 0) {
+            own.limit = u64::MAX;
+        }
+        let over_limit = own.load.saturating_sub(own.limit);
+        let input = self.shed_input(now, &own, inputs);
+        let draining = input.drain.is_some();
+        let may = inputs.policy.rebalance == Rebalance::On || draining || over_limit > 0;
         if draining && self.drained_from.is_none() {
             self.drained_from = input.drain.map(|drain| drain.from_load);
         }

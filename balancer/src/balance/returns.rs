@@ -107,6 +107,8 @@ impl Returns {
             self.claimed.extend(back.map(|one| one.cookie));
             self.judged.push_back((closed.at, back.is_some()));
         }
+        // Relays may have been mended since.
+        self.judged.retain(|(at, _)| now.duration_since(*at) < FIRST);
         let (Some((first, _)), Some((last, _))) = (self.judged.front(), self.judged.back()) else {
             return None;
         };
@@ -190,6 +192,18 @@ mod tests {
         // Now the clients find other controllers: no bound any more.
         assert!(bench.run(5_600..14_000, |_| false) > 4_000);
         assert_eq!(bench.returns.pause, FIRST);
+    }
+
+    #[test]
+    fn returns_of_long_ago_say_nothing() {
+        let mut bench = Bench::new();
+        bench.returns.note_closed(bench.at(0), 0, &[CLIENT; JUDGED - 1]);
+        (0..JUDGED).for_each(|_| bench.open(3));
+        assert_eq!(bench.returns.look(bench.at(10), &bench.here), None);
+        bench.returns.note_closed(bench.at(700), 700, &[CLIENT]);
+        bench.open(703);
+        assert_eq!(bench.returns.look(bench.at(710), &bench.here), None);
+        assert_eq!(bench.returns.judged.len(), 1);
     }
 
     #[test]

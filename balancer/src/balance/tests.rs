@@ -262,15 +262,16 @@ fn a_limit_closes_the_excess_only_where_somebody_set_it() {
         (10_000, false, Some(800), true, 800),
         (800, true, Some(10_000), false, 10_000),
     ];
-    for (connections, is_set, order, closes, admit) in rows {
+    let rows = rows.into_iter().flat_map(|row| [(row, Rebalance::Off), (row, Rebalance::On)]);
+    for ((connections, is_set, order, closes, admit), rebalance) in rows {
         let mut bench = Bench::new(900, [850, 850]);
-        bench.policy.rebalance = Rebalance::Off;
+        bench.policy.rebalance = rebalance;
         bench.balance.set_limit(Limit { connections, is_set });
         let said = bench.act(0, |balance, now, inputs| balance.order_limit(now, order, true, inputs));
         assert!(matches!(said, Limited::Set(_)), "{said:?}");
         assert_eq!(bench.balance.admit(), admit);
         let closed = bench.steps(60..120);
-        assert_eq!(closed > 0, closes, "{connections} {is_set} {order:?}: {closed}");
+        assert_eq!(closed > 0, closes, "{connections} {is_set} {order:?} {rebalance:?}: {closed}");
         assert!(bench.load >= 800.min(admit));
     }
 }

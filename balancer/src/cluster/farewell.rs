@@ -20,6 +20,8 @@ use crate::config::Config;
 const NOTICED: Duration = Duration::from_secs(5);
 /// The longest wait for their word.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// A controller of which only the slot is known.
+const UNHEARD: &str = "a controller that is not heard";
 
 /// The controllers that may still relay to this one, by the hashes of their names. `slots`: as the last agent left them,
 /// this controller's at `own`; `now_ns`: the boot clock.
@@ -36,11 +38,16 @@ pub fn to_tell(slots: &[Controller], own: usize, now_ns: u64) -> BTreeSet<u64> {
     others.filter(|(_, slot)| hears(slot)).map(|(_, slot)| slot.name_hash).collect()
 }
 
-/// The names among `views` that are to be told and have not said that they know that `own` is leaving.
+/// The controllers to tell that have not said in `views` that they know that `own` is leaving. With Juju's `agent.conf` a
+/// controller has a name only once it is heard.
 fn without_word(views: &[PeerView], own: &str, to_tell: &BTreeSet<u64>) -> Vec<String> {
     let knows = |view: &PeerView| view.report.as_ref().is_some_and(|report| report.farewells.contains(own));
-    let silent = views.iter().filter(|view| to_tell.contains(&name_hash(&view.name)) && !knows(view));
-    silent.map(|view| view.name.clone()).collect()
+    let view = |hash: &u64| views.iter().find(|view| name_hash(&view.name) == *hash);
+    let silent = to_tell.iter().map(view).filter(|view| !view.is_some_and(knows));
+    let mut names: Vec<String> =
+        silent.map(|view| view.map_or_else(|| UNHEARD.to_owned(), |view| view.name.clone())).collect();
+    names.sort_unstable();
+    names
 }
 
 /// Tells the controllers `to_tell` that this one is leaving, and waits for their word. Returns the names of those that have
@@ -110,12 +117,14 @@ mod tests {
             generation: 1,
         };
         let told = ["b", "c"].map(name_hash).into_iter().collect();
-        let rows: [(&[PeerView], &[&str]); 5] = [
+        let rows: [(&[PeerView], &[&str]); 6] = [
             (&[view("b", None), view("c", None), view("d", None)], &["b", "c"]),
             (&[view("b", Some(&["a"])), view("c", Some(&[]))], &["c"]),
             (&[view("b", Some(&["d"])), view("c", Some(&["a", "d"]))], &["b"]),
             (&[view("b", Some(&["a"])), view("c", Some(&["a"])), view("d", None)], &[]),
-            (&[], &[]),
+            (&[], &[UNHEARD, UNHEARD]),
+            // Named by their addresses: nobody has been heard yet.
+            (&[view("10.0.0.2", None), view("10.0.0.3", None)], &[UNHEARD, UNHEARD]),
         ];
         for (views, expected) in rows {
             assert_eq!(without_word(views, "a", &told), expected, "{views:?}");

@@ -9,11 +9,14 @@ use std::{
 };
 
 use balancer_common::{
-    records::{AddressClass, Class, MAX_CONTROLLERS},
+    records::{AddressClass, Class, Controller as Slot, MAX_CONTROLLERS},
     wire::Address,
 };
 
-use super::peers::{Member, Members};
+use super::{
+    peers::{Member, Members},
+    slots::name_hash,
+};
 use crate::config::{Cluster, Config, Controller, Source};
 
 /// What the agents have told of their hosts, by the controller's name.
@@ -52,7 +55,11 @@ fn holder<'a>(own: &'a Controller, reported: &'a Reported, address: &IpAddr) -> 
     match (is_own, alive.next(), alive.next()) {
         (true, None, _) => Holder::One(&own.name),
         (false, Some(name), None) => Holder::One(name),
-        (false, None, _) => others.map(|(name, _)| Holder::One(name)).next().unwrap_or(Holder::Nobody),
+        (false, None, _) => {
+            // The name of old is an address, from the slot or from an agent of an earlier version.
+            let last = others.map(|(name, _)| name).min_by_key(|name| name.parse::<IpAddr>().is_ok());
+            last.map_or(Holder::Nobody, |name| Holder::One(name))
+        }
         (true, Some(_), _) | (false, Some(_), Some(_)) => Holder::Several,
     }
 }
@@ -119,6 +126,19 @@ pub fn keep_leaving(grouped: &mut Cluster, leaving: impl Iterator<Item = Control
             grouped.controllers.push(one);
         }
     }
+}
+
+/// The controllers that have `slots` of an earlier agent and are not in `cluster`, named by their addresses: Juju's list may
+/// lack them for a moment, or name them by host names that have no addresses yet.
+pub fn left_over(slots: &[Slot], cluster: &Cluster) -> Vec<Controller> {
+    let is_known = |hash| cluster.controllers.iter().any(|one| name_hash(&one.name) == hash);
+    let left = slots.iter().filter(|slot| slot.name_hash != 0 && !is_known(slot.name_hash));
+    let named = |slot: &Slot| {
+        let has = [slot.v4, slot.v6].into_iter().filter(|address| *address != Address::UNSPECIFIED);
+        let addresses: Vec<IpAddr> = has.map(IpAddr::from).collect();
+        Some(Controller { name: addresses.first()?.to_string(), addresses, weight: 1.0 })
+    };
+    left.filter_map(named).collect()
 }
 
 /// Whether connections from `address` are a client's: counted, limited, balanced.

@@ -272,6 +272,8 @@ impl Cluster {
                 ..peer
             });
         }
+        // An own address that has left the list is this controller's still.
+        self.regroup |= self.own_before.iter().any(|address| !grouped.has(address));
     }
 
     /// Brings every controller's record up to date.

@@ -97,7 +97,13 @@ impl Peer {
             controller.limit = u32::try_from(report.limit).unwrap_or(u32::MAX);
             controller.weight = fixed_weight(report.weight);
             controller.arrivals_milli = fixed_rate(report.arrivals_per_s);
-            self.relay_port = report.relay_ports.get(own_name).copied();
+            // A new agent knows the others by their addresses at first, until it has heard them.
+            let is_new = report.relay_ports.keys().any(|name| name.parse::<IpAddr>().is_ok());
+            if let Some(port) = report.relay_ports.get(own_name) {
+                self.relay_port = Some(*port);
+            } else if report.leaving || !is_new {
+                self.relay_port = None;
+            }
             controller.relay_out = Port::new(self.relay_port.unwrap_or(0));
             self.note_off(report, effects);
             self.report = Some(report.clone());

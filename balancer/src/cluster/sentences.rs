@@ -35,8 +35,8 @@ pub fn off_there(name: &str, family: Family, why: &str) -> String {
 
 pub fn not_heard(name: &str, udp: u16) -> String {
     format!(
-        "no client is relayed to {name}: no report arrives from it; is its host or its agent down, or does a firewall \
-         block UDP {udp}?"
+        "no client is relayed to {name}: no report arrives from it; is its host or its agent down, does a firewall block \
+         UDP {udp}, or does it run an earlier version of the balancer?"
     )
 }
 

@@ -613,6 +613,13 @@ const STORIES: &[Story] = &[
         (200, Silent("10.0.0.2"), "a=10.0.0.1 10.0.0.2=10.0.0.2", None),
         (300, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
     ]),
+    ("an agent that has got its tag falls silent", &[
+        (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
+        (100, Says("10.0.0.2", &["10.0.0.2"]), "a=10.0.0.1 10.0.0.2=10.0.0.2", None),
+        (200, Silent("10.0.0.2"), "a=10.0.0.1 10.0.0.2=10.0.0.2", None),
+        (300, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+        (400, Silent("machine-1"), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
+    ]),
     ("another host gets its address", &[
         (0, Lists(&["10.0.0.2"]), "a=10.0.0.1", None),
         (100, Says("machine-1", &["10.0.0.2"]), "a=10.0.0.1 machine-1=10.0.0.2", Some(1)),
@@ -673,7 +680,9 @@ fn this_controller_s_address_may_change_and_come_back() {
         [("10.0.0.1", ""), ("10.0.0.9", "10.0.0.1"), ("10.0.0.1", "10.0.0.9"), ("10.0.0.1", "10.0.0.9")]
     {
         regroup(&mut cluster, start, &mut slots, named(own));
+        let asks = cluster.take_regroup();
         let grouped = cluster.grouped(start, cluster.listed());
+        assert_eq!(asks, cluster.grouped != grouped, "the agent takes the further address: {own}");
         let beside: Vec<_> = grouped
             .beside
             .iter()
@@ -686,6 +695,28 @@ fn this_controller_s_address_may_change_and_come_back() {
             (grouped.this().addresses[0].to_string().as_str(), beside.join(" ").as_str()),
             (own, before)
         );
+    }
+}
+
+#[test]
+fn a_new_agent_that_does_not_know_this_controller_yet_keeps_its_relay_port() {
+    let mut bench = Bench::new(State::Absent);
+    // The names to which b gives ports, whether it leaves, and the port in use.
+    let rows: [(&[&str], bool, u16); 6] = [
+        (&["a", "c"], false, RELAY_PORT),
+        (&["10.0.0.1", "10.0.0.3"], false, RELAY_PORT),
+        (&["a", "10.0.0.3"], false, RELAY_PORT),
+        (&["c"], false, 0),
+        (&["a"], false, RELAY_PORT),
+        (&[], true, 0),
+    ];
+    for (ms, (names, leaving, port)) in (0..).step_by(100).zip(rows) {
+        bench.hear(ms, Load(1));
+        let report = bench.view.as_mut().and_then(|view| view.report.as_mut()).unwrap();
+        report.relay_ports = names.iter().map(|name| ((*name).to_owned(), RELAY_PORT)).collect();
+        report.leaving = leaving;
+        bench.step(ms);
+        assert_eq!(bench.record.controller.relay_out.host(), port, "{names:?} {leaving}");
     }
 }
 

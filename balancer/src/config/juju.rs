@@ -19,7 +19,7 @@ use crate::juju::{
     agent_conf::{self, AgentConf, SecretField},
     key::ClusterKey,
 };
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 
 /// Where a cluster's controllers were named.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,6 +48,14 @@ pub enum KeySource {
 }
 
 impl KeySource {
+    /// The same as its file is now: Juju may have changed the secret.
+    pub fn again(&self) -> Result<Self> {
+        let Self::AgentConf { file, .. } = self else { return Ok(self.clone()) };
+        let conf =
+            agent_conf::read(file)?.with_context(|| format!("{} is no controller's", file.display()))?;
+        key_from(&conf).map_err(|message| anyhow!("cluster.key_file: {message}"))
+    }
+
     /// The key. Errors name the file and the remedy.
     pub fn load(&self) -> Result<ClusterKey> {
         match self {
@@ -127,7 +135,7 @@ fn has_ipv6(host: &Host) -> bool {
 }
 
 /// The host names in `conf`, without their ports.
-fn names(conf: &AgentConf) -> Vec<String> {
+pub(super) fn names(conf: &AgentConf) -> Vec<String> {
     let name = |text: &String| Some(text.rsplit_once(':')?.0.to_owned()).filter(|name| name != "localhost");
     let mut names: Vec<String> = conf.skipped.iter().filter_map(name).filter(|name| is_name(name)).collect();
     names.sort_unstable();

@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::ErrorKind,
-    net::IpAddr,
+    net::{IpAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
 };
 
@@ -76,7 +76,23 @@ impl Config {
     /// Reads the file at `path` on a host that has `host_addresses`. A Juju controller needs no file at the default
     /// path.
     pub fn load(path: &Path, host_addresses: &[IpAddr]) -> Result<Self, ConfigError> {
-        Self::load_on(path, &Host::here(host_addresses))
+        let host = Host::here(host_addresses);
+        let error = match Self::load_on(path, &host) {
+            Ok(config) => return Ok(config),
+            Err(error) => error,
+        };
+        // Juju may list this host by a name alone. This waits as long as the resolver does.
+        let juju = Self::load_paths(path).map_or_else(|_| host.juju.clone(), |paths| paths.juju);
+        let names = agent_conf::find(&juju).ok().flatten().map_or_else(Vec::new, |conf| juju::names(&conf));
+        if names.is_empty() {
+            return Err(error);
+        }
+        let look_up = |name: String| {
+            let found = (name.as_str(), 0).to_socket_addrs().into_iter().flatten();
+            let addresses = found.map(|address| address.ip().to_canonical()).collect();
+            (name, addresses)
+        };
+        Self::load_on(path, &Host { names: names.into_iter().map(look_up).collect(), ..host })
     }
 
     /// The same, with all that is known of the host.

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use bytemuck::Zeroable as _;
+
 use super::*;
 use crate::config::{Host, KeySource, RelayPorts};
 
@@ -228,4 +230,20 @@ fn controllers_and_candidates_are_heard() {
         [("10.0.0.1", 2), ("10.0.0.2", 1)].map(|(name, addresses)| (name.to_owned(), addresses))
     );
     assert_eq!((members.sought, members.open), (cluster.candidates, true));
+}
+
+#[test]
+fn a_slot_of_nobody_listed_is_kept_by_its_address() {
+    let slot = |name: &str, address: &str| Slot {
+        name_hash: name_hash(name),
+        v4: address.parse::<IpAddr>().map_or(Address::UNSPECIFIED, Address::from),
+        ..Slot::zeroed()
+    };
+    let cluster = listed(&["10.0.0.1", "10.0.0.2"]);
+    // One is known by its name, one has no address, one is free, one is left.
+    let slots =
+        [slot("10.0.0.2", "10.0.0.7"), slot("machine-3", ""), Slot::zeroed(), slot("machine-4", "10.0.0.9")];
+    let left = left_over(&slots, &cluster);
+    let shown: Vec<_> = left.iter().map(|one| (one.name.as_str(), one.addresses.len())).collect();
+    assert_eq!(shown, [("10.0.0.9", 1)]);
 }

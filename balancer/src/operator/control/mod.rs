@@ -35,7 +35,7 @@ pub enum Request {
         /// Most client connections, or `None` for the configured limit.
         limit: Option<u32>,
         /// Set it even if that closes connections.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         sure: bool,
     },
     /// Explain how many connections are closed to keep the balance.
