@@ -216,6 +216,25 @@ fn no_change_of_jujus_file_costs_a_connection() -> Result<()> {
     await_all("a restart with the bridge", &cluster, &lists)?;
     none_is_lost("after a restart", &mut cluster, 60)?;
 
+    // The bridge on b alone. It is b's address now, and leads nowhere from the others.
+    for index in [0, 2] {
+        cluster.net.controllers[index].namespace.exec("ip link del lxdbr0")?;
+    }
+    lists[1].push(bridge);
+    for (what, restarts) in [("a bridge on b alone", false), ("a restart of b with it", true)] {
+        if restarts {
+            cluster.daemons[1].restart()?;
+        }
+        await_all(what, &cluster, &lists)?;
+        let before = cluster.counts()?;
+        none_is_lost(what, &mut cluster, 60)?;
+        let after = cluster.counts()?;
+        ensure!(after[1] > before[1], "{what}: b gets clients: {before:?}, then {after:?}");
+    }
+    lists[1].pop();
+    write(&confs, &lists, &[])?;
+    await_all("the bridge is no longer listed", &cluster, &lists)?;
+
     // Half a file, then the whole.
     let from = cluster.daemons[0].log_lines().len();
     confs[0].write_half(&lists.concat())?;

@@ -228,7 +228,10 @@ fn known_controllers(data_path: &DataPath, cluster: &config::Cluster) -> Result<
     let is_listed = |address: &IpAddr| cluster.others().any(|other| other.addresses.contains(address));
     let known = slots.iter().filter(|slot| slot.name_hash != 0).filter_map(|slot| {
         let listed: Vec<IpAddr> = vec![slot.v4.into(), slot.v6.into()];
-        let name = listed.iter().find(|address| is_listed(address))?.to_string();
+        // This controller's relays go on from where they went.
+        let is_own = slot.name_hash == crate::cluster::slots::name_hash(&cluster.name);
+        let name = || listed.iter().find(|address| is_listed(address)).map(ToString::to_string);
+        let name = if is_own { cluster.name.clone() } else { name()? };
         Some((name, Told { listed, ..Told::default() }))
     });
     Ok(known.collect())

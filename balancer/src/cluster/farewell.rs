@@ -115,6 +115,7 @@ mod tests {
             received_at: None,
             alive: true,
             generation: 1,
+            ends: None,
         };
         let told = ["b", "c"].map(name_hash).into_iter().collect();
         let rows: [(&[PeerView], &[&str]); 6] = [

@@ -4,8 +4,10 @@
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
 };
 
 use balancer_common::{
@@ -14,10 +16,13 @@ use balancer_common::{
 };
 
 use super::{
-    peers::{Member, Members},
+    peers::{Ends, Member, Members, PeerView, Report},
     slots::name_hash,
 };
 use crate::config::{Cluster, Config, Controller, Source};
+
+/// An address that several controllers had stays nobody's until one of them has been silent for so long.
+const GONE: Duration = Duration::from_mins(1);
 
 /// What the agents have told of their hosts, by the controller's name.
 pub type Reported = BTreeMap<String, Told>;
@@ -30,9 +35,30 @@ pub struct Told {
     pub host: Vec<IpAddr>,
     /// Its agent is heard now.
     pub alive: bool,
+    /// The addresses between which it and this host last heard each other.
+    pub ends: Option<Ends>,
+    /// Addresses of it that others had too when it was last heard.
+    pub shared: BTreeSet<IpAddr>,
+    pub silent_since: Option<Instant>,
 }
 
 impl Told {
+    /// The same agent as `before`, with what it tells in `report`.
+    pub fn anew(before: Option<&Self>, view: &PeerView, report: &Report) -> Self {
+        let known = before.cloned().unwrap_or_default();
+        let (listed, host) = (report.addresses.clone(), report.host.clone());
+        Self { listed, host, alive: view.alive, ends: view.ends.or(known.ends), ..known }
+    }
+
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.listed.iter().chain(&self.host).copied().collect()
+    }
+
+    /// Whether it keeps others from `address`: silence alone gives no shared address back.
+    fn claims(&self, address: &IpAddr) -> bool {
+        self.has(address) && (self.alive || self.shared.contains(address))
+    }
+
     fn has(&self, address: &IpAddr) -> bool {
         self.listed.contains(address) || self.host.contains(address)
     }
@@ -51,8 +77,8 @@ enum Holder<'a> {
 fn holder<'a>(own: &'a Controller, reported: &'a Reported, address: &IpAddr) -> Holder<'a> {
     let others = reported.iter().filter(|(name, told)| **name != own.name && told.has(address));
     let is_own = own.addresses.contains(address);
-    let mut alive = others.clone().filter(|(_, told)| told.alive).map(|(name, _)| name.as_str());
-    match (is_own, alive.next(), alive.next()) {
+    let mut claims = others.clone().filter(|(_, told)| told.claims(address)).map(|(name, _)| name.as_str());
+    match (is_own, claims.next(), claims.next()) {
         (true, None, _) => Holder::One(&own.name),
         (false, Some(name), None) => Holder::One(name),
         (false, None, _) => {
@@ -64,9 +90,48 @@ fn holder<'a>(own: &'a Controller, reported: &'a Reported, address: &IpAddr) -> 
     }
 }
 
+/// Notes which addresses several controllers have at a time, and forgets it of agents that are gone. Returns whether
+/// anything has changed.
+pub fn note_shared(own: &Controller, reported: &mut Reported, now: Instant) -> bool {
+    let mut claims: BTreeMap<IpAddr, usize> = own.addresses.iter().map(|address| (*address, 1)).collect();
+    for (_, told) in reported.iter().filter(|(name, _)| **name != own.name) {
+        for address in told.addresses().into_iter().filter(|address| told.claims(address)) {
+            *claims.entry(address).or_default() += 1;
+        }
+    }
+    let is_shared = |address: &IpAddr| claims.get(address).is_some_and(|count| *count > 1);
+    let mut changed = false;
+    for told in reported.values_mut() {
+        told.silent_since = if told.alive { None } else { told.silent_since.or(Some(now)) };
+        let shared = match told.silent_since {
+            None => told.addresses().into_iter().filter(is_shared).collect(),
+            Some(since) if now.saturating_duration_since(since) < GONE => continue,
+            Some(_) => BTreeSet::new(),
+        };
+        changed |= told.shared != shared;
+        told.shared = shared;
+    }
+    changed
+}
+
+/// Puts the addresses of the controller `name` first between which it is heard: the others may lead nowhere. For this
+/// controller these are the ones from which it reaches the most others, and then those of its last agent.
+fn proved_first(own: &str, name: &str, reported: &Reported, addresses: &mut [IpAddr]) {
+    let told = reported.get(name);
+    if name == own {
+        let others = || reported.iter().filter(|(other, _)| *other != own).filter_map(|(_, told)| told.ends);
+        addresses.sort_by_cached_key(|address| {
+            let uses = others().filter(|ends| ends.ours == Some(*address)).count();
+            Reverse((uses, told.is_some_and(|told| told.listed.contains(address))))
+        });
+    } else if let Some(ends) = told.and_then(|told| told.ends) {
+        addresses.sort_by_key(|address| *address != ends.theirs);
+    }
+}
+
 /// The controllers of `listed` with the addresses that `reported` gives them. From `agent.conf`: an address that one agent
 /// has is that controller's, one that several have is nobody's, and one that nobody has told of stays a candidate. An agent
-/// that has no listed address is no controller. Where the configuration names the controllers, only the other addresses of
+/// that has no listed address is no controller. Each controller's proved addresses come first. Where the configuration names the controllers, only the other addresses of
 /// their hosts are to be found out.
 pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
     let own = listed.this();
@@ -87,9 +152,10 @@ pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
             this.addresses = mine;
             grouped.beside.extend(shared.into_iter().map(|address| (address, Some(own.name.clone()))));
         }
-        let others = theirs.into_iter().map(|(name, addresses)| {
-            let name = name.to_owned();
-            Controller { name, addresses, weight: 1.0 }
+        proved_first(&own.name, &own.name, reported, &mut this.addresses);
+        let others = theirs.into_iter().map(|(name, mut addresses)| {
+            proved_first(&own.name, name, reported, &mut addresses);
+            Controller { name: name.to_owned(), addresses, weight: 1.0 }
         });
         grouped.controllers = std::iter::once(this).chain(others).collect();
         grouped.candidates = free;
@@ -144,8 +210,13 @@ pub fn left_over(slots: &[Slot], cluster: &Cluster) -> Vec<Controller> {
 /// Whether connections from `address` are a client's: counted, limited, balanced.
 pub fn is_client(config: &Config, address: IpAddr) -> bool {
     !(address.is_loopback()
-        || config.cluster.has(&address)
+        || (config.cluster.has(&address) && !is_denied(config, &address))
         || config.api.exempt.iter().any(|network| network.contains(&address)))
+}
+
+/// Whether the operator denies `address`. No listed address is denied, but a further one of a controller's host may be.
+fn is_denied(config: &Config, address: &IpAddr) -> bool {
+    config.api.deny.iter().any(|network| network.contains(address))
 }
 
 /// The class of every prefix that is not clients'; `slots` holds the slot of each of the controllers in
@@ -167,7 +238,8 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
         let mut all = config.cluster.controllers.iter().zip(slots);
         all.find(|(one, _)| one.name == *name).map(|(_, slot)| *slot)
     };
-    classes.extend(config.cluster.beside.iter().map(|(address, name)| {
+    let beside = config.cluster.beside.iter().filter(|(address, _)| !is_denied(config, address));
+    classes.extend(beside.map(|(address, name)| {
         let class = if name.as_ref() == Some(&config.cluster.name) { Class::Own } else { Class::Controller };
         let class = name.as_ref().and_then(slot_of).map(|slot| AddressClass::new(class, slot as u8));
         (*address, bits(*address), class.unwrap_or(exempt))
@@ -186,6 +258,12 @@ pub fn address_classes(config: &Config, slots: &[usize]) -> Vec<(IpAddr, u8, Add
 /// The address of a controller for relays of one family: the first.
 pub fn relay_address(addresses: &[IpAddr], is_v4: bool) -> Option<IpAddr> {
     addresses.iter().copied().find(|address| address.is_ipv4() == is_v4)
+}
+
+/// Whether relays of one family go to or from another address than before.
+pub fn relay_moved(before: &[IpAddr], after: &[IpAddr], is_v4: bool) -> bool {
+    let before = relay_address(before, is_v4);
+    before.is_some() && before != relay_address(after, is_v4)
 }
 
 /// The first address of each family, IPv4 first: relays go there.

@@ -34,7 +34,7 @@ use log::Level;
 
 pub use self::peer::{Peer, describe};
 use self::{
-    membership::{Reported, Told, group, keep_leaving, relay_address},
+    membership::{Reported, Told, group, keep_leaving, note_shared, relay_moved},
     networks::{Ask, Barred, Networks},
     paths::{FAMILIES, News, Path, brief, family_name},
     peers::PeerView,
@@ -229,6 +229,7 @@ impl Cluster {
         indices: &[Option<usize>],
         slots: &[Controller],
     ) {
+        let sent_from = self.own_addresses.clone();
         let staying = group(&listed, &self.reported);
         let before = std::mem::replace(&mut self.listed, listed).this().addresses.clone();
         let own = &self.listed.this().addresses;
@@ -255,10 +256,11 @@ impl Cluster {
             let mut peer =
                 index.map_or_else(|| Peer::new(now, slots.get(slot)), |index| known.swap_remove(index));
             for (path, family) in peer.paths.iter_mut().zip(FAMILIES) {
-                let [before, after] = [&peer.addresses, &controller.addresses]
-                    .map(|addresses| relay_address(addresses, family == Family::V4));
-                if before.is_some() && before != after {
-                    // Nobody has proved the way to the other address.
+                let is_v4 = family == Family::V4;
+                if relay_moved(&peer.addresses, &controller.addresses, is_v4)
+                    || relay_moved(&sent_from, &grouped.this().addresses, is_v4)
+                {
+                    // Nobody has proved the way between the other addresses.
                     *path = Path::new(now, false);
                 }
             }
@@ -428,8 +430,7 @@ impl Cluster {
             .any(|peer| peer.leaving.is_some_and(|at| now.saturating_duration_since(at) >= LEAVING));
         for (name, view) in views {
             let Some(report) = &view.report else { continue };
-            let (listed, host) = (report.addresses.clone(), report.host.clone());
-            let told = Told { listed, host, alive: view.alive };
+            let told = Told::anew(self.reported.get(name), view, report);
             if self.reported.get(name) != Some(&told) {
                 self.reported.insert(name.clone(), told);
                 changed = true;
@@ -438,6 +439,7 @@ impl Cluster {
         for (_, told) in self.reported.iter_mut().filter(|(name, _)| !views.contains_key(*name)) {
             changed |= std::mem::take(&mut told.alive);
         }
+        changed |= note_shared(self.listed.this(), &mut self.reported, now);
         if self.reported.len() > TOLD {
             self.reported.retain(|_, told| told.alive);
         }

@@ -120,6 +120,7 @@ impl Bench {
             received_at: Some(now),
             alive: true,
             generation: 1,
+            ends: None,
         };
         match heard {
             Load(connections) => self.view = Some(fresh(report(connections))),
@@ -647,8 +648,14 @@ fn controllers_come_change_and_leave() {
                     let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
                     let report = Some(Report { addresses, ..report(0) });
                     let (name, received_at) = ((*name).to_owned(), Some(now));
-                    let view =
-                        PeerView { name: name.clone(), report, received_at, alive: true, generation: 1 };
+                    let view = PeerView {
+                        name: name.clone(),
+                        report,
+                        received_at,
+                        alive: true,
+                        generation: 1,
+                        ends: None,
+                    };
                     views.insert(name, view);
                 }
                 Silent(name) => {

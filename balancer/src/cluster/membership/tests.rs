@@ -38,13 +38,17 @@ fn shown(cluster: &Cluster) -> String {
     format!("{} | {} | {}", groups.join(", "), addresses(&cluster.candidates), beside.join(" "))
 }
 
-/// `name: listed addresses / further ones`, a name that ends in `!` being silent.
+/// `name: listed addresses / further ones`, a name that ends in `!` being silent. `name@theirs<ours`: the addresses between
+/// which it is heard.
 fn told(text: &str) -> (String, Told) {
     let (name, rest) = text.split_once(": ").unwrap();
     let (listed, host) = rest.split_once('/').unwrap_or((rest, ""));
     let addresses = |text: &str| text.split_whitespace().map(|one| one.parse().unwrap()).collect();
-    let told = Told { listed: addresses(listed), host: addresses(host), alive: !name.ends_with('!') };
-    (name.trim_end_matches('!').to_owned(), told)
+    let (listed, host, alive) = (addresses(listed), addresses(host), !name.ends_with('!'));
+    let (name, ends) = name.trim_end_matches('!').split_once('@').unwrap_or((name.trim_end_matches('!'), ""));
+    let (theirs, ours) = ends.split_once('<').unwrap_or((ends, ""));
+    let ends = theirs.parse().ok().map(|theirs| Ends { theirs, ours: ours.parse().ok() });
+    (name.to_owned(), Told { listed, host, alive, ends, ..Told::default() })
 }
 
 /// A name, the addresses of this controller and of the others, the reports, and the result.
@@ -82,6 +86,27 @@ const GROUPS: &[Row] = &[
      "a=10.0.0.1, b=10.0.0.7 |  | 10.0.0.2@b"),
     ("another has this one's address", "10.0.0.1 10.0.0.4", &["10.0.0.2"], &["b: 10.0.0.2 10.0.0.4"],
      "a=10.0.0.1, b=10.0.0.2 |  | 10.0.0.4@a"),
+    ("another's bridge below its real address", "10.77.0.11", &["10.0.3.1", "10.77.0.12"],
+     &["b@10.77.0.12<10.77.0.11: 10.0.3.1 10.77.0.12"],
+     "a=10.77.0.11, b=10.77.0.12 10.0.3.1 |  | "),
+    ("this one's bridge below its real address", "10.0.3.1 10.77.0.11", &["10.77.0.12"],
+     &["b@10.77.0.12<10.77.0.11: 10.77.0.12"],
+     "a=10.77.0.11 10.0.3.1, b=10.77.0.12 |  | "),
+    ("a silent one's address stays proved", "10.0.0.1", &["10.0.0.2", "10.0.0.3"], &["b@10.0.0.3!: 10.0.0.2 10.0.0.3"],
+     "a=10.0.0.1, b=10.0.0.3 10.0.0.2 |  | "),
+    ("one family is proved", "10.0.0.1", &["10.0.3.1", "10.77.0.12", "fd00::1", "fd00::2"],
+     &["b@fd00::2: 10.0.3.1 10.77.0.12 fd00::1 fd00::2"],
+     "a=10.0.0.1, b=fd00::2 10.0.3.1 10.77.0.12 fd00::1 |  | "),
+    ("an address that is not listed is not proved by datagrams", "10.0.0.1", &["10.0.0.2"], &["b@10.9.9.9<10.9.9.8: 10.0.0.2"],
+     "a=10.0.0.1, b=10.0.0.2 |  | "),
+    ("nor is one that several have", "10.0.0.1", &["10.0.0.2", "10.0.0.3", "10.0.3.1"],
+     &["b@10.0.3.1: 10.0.0.2 10.0.3.1", "c: 10.0.0.3 10.0.3.1"],
+     "a=10.0.0.1, b=10.0.0.2, c=10.0.0.3 |  | 10.0.3.1@-"),
+    ("most others are reached from one", "10.0.0.1 10.0.0.9", &["10.0.0.2", "10.0.0.3", "10.0.0.4"],
+     &["b@10.0.0.2<10.0.0.9: 10.0.0.2", "c@10.0.0.3<10.0.0.1: 10.0.0.3", "d@10.0.0.4<10.0.0.9: 10.0.0.4"],
+     "a=10.0.0.9 10.0.0.1, b=10.0.0.2, c=10.0.0.3, d=10.0.0.4 |  | "),
+    ("nobody is heard yet, and the last agent used another", "10.0.3.1 10.77.0.11", &["10.77.0.12"], &["a!: 10.77.0.11"],
+     "a=10.77.0.11 10.0.3.1 | 10.77.0.12 | "),
     ("a report in this one's name says nothing", "10.0.0.1", &["10.0.0.2"], &["a: 10.0.0.2"],
      "a=10.0.0.1 | 10.0.0.2 | "),
 ];
@@ -96,6 +121,50 @@ fn addresses_go_to_those_who_report_them() {
         listed.name = "a".into();
         let reported: Reported = reported.iter().copied().map(told).collect();
         assert_eq!(shown(&group(&listed, &reported)), *expected, "{what}");
+    }
+}
+
+#[test]
+fn an_address_that_several_had_is_not_given_back_by_silence() {
+    let own = listed(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.3.1"]);
+    let start = Instant::now();
+    let mut reported = Reported::new();
+    // The second, the reports by then, and the result.
+    let (b, c) = ("b: 10.0.0.2 10.0.3.1", "c: 10.0.0.3 10.0.3.1");
+    let (shared, of_b) = ("b=10.0.0.2, c=10.0.0.3 |  | 10.0.3.1@-", "b=10.0.0.2 10.0.3.1, c=10.0.0.3 |  | ");
+    let rows: [(u64, &[&str], &str); 7] = [
+        (0, &[b], "b=10.0.0.2 10.0.3.1 | 10.0.0.3 | "),
+        (1, &[b, c], shared),
+        (2, &[b, "c!: 10.0.0.3 10.0.3.1"], shared),
+        (61, &[b, "c!: 10.0.0.3 10.0.3.1"], shared),
+        (62, &[b, "c!: 10.0.0.3 10.0.3.1"], of_b),
+        (63, &[b, c], shared),
+        (64, &[b, "c: 10.0.0.3"], of_b),
+    ];
+    for (second, reports, expected) in rows {
+        for (name, told) in reports.iter().copied().map(told) {
+            let known = reported.get(&name).cloned().unwrap_or_default();
+            reported.insert(name, Told { listed: told.listed, alive: told.alive, ..known });
+        }
+        note_shared(own.this(), &mut reported, start + Duration::from_secs(second));
+        assert_eq!(shown(&group(&own, &reported)), format!("10.0.0.1=10.0.0.1, {expected}"), "{second}");
+    }
+}
+
+#[test]
+fn relays_move_with_the_first_address_of_their_family() {
+    let rows: [(&[&str], &[&str], [bool; 2]); 5] = [
+        (&["10.0.0.2", "fd00::2"], &["fd00::2", "10.0.0.2"], [false, false]),
+        (&["10.0.0.2", "10.0.0.3"], &["10.0.0.3", "10.0.0.2"], [true, false]),
+        (&["10.0.0.2", "fd00::2"], &["10.0.0.2"], [false, true]),
+        (&["10.0.0.2"], &["10.0.0.2", "fd00::2"], [false, false]),
+        (&[], &["10.0.0.2", "fd00::2"], [false, false]),
+    ];
+    for (before, after, expected) in rows {
+        let [before, after] =
+            [before, after].map(|all| all.iter().map(|one| one.parse().unwrap()).collect::<Vec<IpAddr>>());
+        let moved = [true, false].map(|is_v4| relay_moved(&before, &after, is_v4));
+        assert_eq!(moved, expected, "{before:?} {after:?}");
     }
 }
 
@@ -142,6 +211,8 @@ fn an_address_is_a_client_s_unless_somebody_else_has_it() {
             ("10.0.3.1".parse().unwrap(), None),
             ("10.1.0.2".parse().unwrap(), Some("10.0.0.2".into())),
             ("10.1.0.1".parse().unwrap(), Some("10.0.0.1".into())),
+            ("198.51.100.7".parse().unwrap(), Some("10.0.0.2".into())),
+            ("198.51.100.8".parse().unwrap(), None),
         ],
         ..listed(&["10.0.0.1 fd00::1", "10.0.0.2"])
     };
@@ -160,6 +231,8 @@ fn an_address_is_a_client_s_unless_somebody_else_has_it() {
         ("10.1.0.1", false),
         ("10.8.3.4", false),
         ("203.0.113.9", true),
+        ("198.51.100.7", true),
+        ("198.51.100.8", true),
     ];
     for (address, client) in rows {
         assert_eq!(is_client(&config, address.parse().unwrap()), client, "{address}");
@@ -188,6 +261,10 @@ fn an_address_is_a_client_s_unless_somebody_else_has_it() {
     for (address, expected) in rows {
         assert_eq!(class(address).map(|(.., class)| class), Some(expected), "{address}");
     }
+    // A longer prefix would win over the denied network that holds it.
+    for address in ["198.51.100.7", "198.51.100.8"] {
+        assert_eq!(class(address), None, "{address}");
+    }
 }
 
 fn config(cluster: Cluster, exempt: &[&str]) -> Config {
@@ -196,7 +273,7 @@ fn config(cluster: Cluster, exempt: &[&str]) -> Config {
     let host = Host { cgroup2: Some("/cgroup".into()), ..Host::default() };
     let mut config = Config::parse(Path::new("balancer.toml"), text, &host).unwrap();
     config.api.exempt = exempt.iter().map(|network| network.parse().unwrap()).collect();
-    config.api.deny = vec!["203.0.113.9/32".parse().unwrap()];
+    config.api.deny = vec!["203.0.113.9/32".parse().unwrap(), "198.51.100.0/24".parse().unwrap()];
     Config { cluster, ..config }
 }
 

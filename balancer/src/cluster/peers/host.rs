@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -23,6 +23,11 @@ pub trait Host: Send + Sync {
 
     /// Lets a second socket have the same address, for the change from this one to that one.
     fn share_address(&self) {}
+
+    /// The address from which a datagram to `to` would go; `None`: it is not known.
+    fn source_towards(&self, _to: SocketAddr) -> Option<IpAddr> {
+        None
+    }
 
     /// The time of day, which may be set back or forward at any moment.
     fn wall_clock(&self) -> SystemTime;
@@ -116,6 +121,18 @@ impl Host for ThisHost {
         }
     }
 
+    fn source_towards(&self, to: SocketAddr) -> Option<IpAddr> {
+        let bound = self.socket.local_addr().ok()?.ip();
+        if !bound.is_unspecified() {
+            return Some(bound.to_canonical());
+        }
+        // The kernel looks the route up, and nothing is sent.
+        let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(to).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    }
+
     fn wall_clock(&self) -> SystemTime {
         SystemTime::now()
     }
@@ -140,6 +157,7 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(5), host.recv_from(&mut buffer)).await.unwrap();
         assert_eq!(received.unwrap(), (4, peer_address));
         assert_eq!(&buffer[..4], b"back");
+        assert_eq!(host.source_towards(peer_address), Some("127.0.0.1".parse().unwrap()));
     }
 
     #[tokio::test]

@@ -174,6 +174,7 @@ impl Link {
             return Err(SyncDrop::ClockSkew);
         }
         peer.accept(&header, source, key, clock.now);
+        peer.note_source(source, clock.now, |source| self.host.source_towards(source));
         let Some(message) = peer.parts.assemble(&header, part) else { return Ok(None) };
         let mut rest = message.as_slice();
         match ChitchatMessage::deserialize(&mut rest) {

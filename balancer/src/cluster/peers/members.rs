@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use balancer_common::records::MAX_CONTROLLERS;
 
 use super::{
     parts::Parts,
@@ -23,10 +24,16 @@ use crate::{
     juju::agent_conf::MAX_ADDRESSES,
 };
 
+/// Members at a time: those that are listed, and those that are leaving.
+const MOST: usize = MAX_ADDRESSES + MAX_CONTROLLERS;
 /// The source of a peer's last datagram is the route to it for this long; then each address is tried in turn.
 const ROUTE_LASTS: Duration = Duration::from_secs(1);
 /// An agent that nobody lists makes room for another one after so long a silence.
 const STRANGER_LASTS: Duration = Duration::from_mins(1);
+/// A peer's source counts for so long after its last datagram from there, whatever others it sends from.
+const ENDS_LAST: Duration = Duration::from_secs(10);
+/// Between two looks for the address from which this host sends to a peer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A peer that may have the new key already hears it in one message of this time, until it has answered under it.
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Handles lie in the prefix that no host has (RFC 6666).
@@ -78,11 +85,23 @@ pub(super) struct Peer {
     /// The source of its last datagram.
     heard: Option<(SocketAddr, Instant)>,
     accepted_at: Option<Instant>,
+    /// The addresses that its datagrams go between, and the time of the last one from there.
+    ends: Option<(Ends, Instant)>,
+    /// The last look for this host's own end.
+    looked_at: Option<Instant>,
     /// The newest key under which it was heard.
     key: KeyNumber,
     tried_at: Option<Instant>,
     replays: Option<ReplayWindow>,
     pub(super) parts: Parts,
+}
+
+/// The addresses between which a peer and this host hear each other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ends {
+    pub theirs: IpAddr,
+    /// The source of what this host sends there; `None`: it cannot tell.
+    pub ours: Option<IpAddr>,
 }
 
 /// A datagram's receiver, and the way there.
@@ -110,8 +129,8 @@ impl Roster {
     pub(super) fn new(own_name: &str, listen: SocketAddr, members: &Members) -> Result<Self> {
         let count = members.named.len() + members.sought.len();
         ensure!(
-            count <= MAX_ADDRESSES,
-            "{count} controllers are configured, and at most {MAX_ADDRESSES} are supported"
+            count <= MOST,
+            "there are {count} controllers and addresses of controllers, and at most {MOST} are supported"
         );
         let mut names = BTreeSet::new();
         let mut roster = Self {
@@ -145,14 +164,15 @@ impl Roster {
         Ok(roster)
     }
 
-    /// Takes over the state of the peers that were in `before`, above all their windows against replays.
+    /// Takes over the state of the peers that were in `before`, above all their windows against replays. One that nobody lists
+    /// any more and that never spoke is gone: it was the name of an address.
     pub(super) fn inherit(&mut self, before: Self) {
         for old in before.peers {
             if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == old.id) {
                 let Peer { id, name, addresses, .. } = peer;
                 *peer =
                     Peer { id: *id, name: std::mem::take(name), addresses: std::mem::take(addresses), ..old };
-            } else if self.open {
+            } else if self.open && old.accepted_at.is_some() {
                 self.peers.push(Peer { name: String::new(), addresses: Vec::new(), ..old });
             }
         }
@@ -232,6 +252,11 @@ impl Roster {
         self.peers.iter().find(|peer| peer.id == id)?.accepted_at
     }
 
+    /// The addresses between which the agent and this host hear each other.
+    pub(super) fn ends(&self, id: MemberId) -> Option<Ends> {
+        self.peers.iter().find(|peer| peer.id == id)?.ends.map(|(ends, _)| ends)
+    }
+
     /// Whether each controller was heard under the key `newest`; if `lately` is given, each that was heard so lately.
     pub(super) fn all_have(&self, newest: KeyNumber, now: Instant, lately: Option<Duration>) -> bool {
         let Some(lately) = lately else {
@@ -268,6 +293,8 @@ impl Peer {
             turn: 0,
             heard: None,
             accepted_at: None,
+            ends: None,
+            looked_at: None,
             key: KeyNumber::default(),
             tried_at: None,
             replays: None,
@@ -306,6 +333,32 @@ impl Peer {
             self.replays = None;
         }
         self.replays.as_ref().is_none_or(|window| window.is_fresh(header.boot, header.sequence))
+    }
+
+    /// Notes that a datagram has come from `source`. Of several sources the first one counts as long as it is used at all:
+    /// relays would move to and fro. `ours` is asked seldom.
+    pub(super) fn note_source(
+        &mut self,
+        source: SocketAddr,
+        now: Instant,
+        ours: impl FnOnce(SocketAddr) -> Option<IpAddr>,
+    ) {
+        let lasts = |at: Instant| now.saturating_duration_since(at) < ENDS_LAST;
+        let theirs = source.ip().to_canonical();
+        match &mut self.ends {
+            Some((ends, at)) if ends.theirs == theirs => {
+                // A route may have changed, and a look each second is enough.
+                if now.saturating_duration_since(self.looked_at.unwrap_or(*at)) >= LOOK_EVERY {
+                    (ends.ours, self.looked_at) = (ours(source), Some(now));
+                }
+                *at = now;
+            }
+            Some((_, at)) if lasts(*at) => {}
+            ends => {
+                *ends = Some((Ends { theirs, ours: ours(source) }, now));
+                self.looked_at = Some(now);
+            }
+        }
     }
 
     /// Records a datagram that is authentic under `key`, fresh, and within the bound on the clock.

@@ -41,7 +41,7 @@ use tokio::{
 pub use self::{
     counters::{SyncCounters, SyncCounts, SyncDrop},
     host::Host,
-    members::{Member, Members},
+    members::{Ends, Member, Members},
     newest::Newest,
     offline::{Datagram, Receiver},
     report::{MAX_HOST, MAX_REPORTED, Report},
@@ -147,7 +147,8 @@ impl Peers {
 
     /// Every other controller, in the order of their names.
     pub fn views(&self) -> Vec<PeerView> {
-        lock(&self.shared.views).list()
+        let ends = |name: &str| self.shared.link.roster().ends(MemberId::of(name));
+        lock(&self.shared.views).list(ends)
     }
 
     /// Changes whenever a report says something else, or a controller dies or comes to life.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Error;
 
-use super::{heartbeat::Heartbeat, newest::Newest, report::Report};
+use super::{heartbeat::Heartbeat, members::Ends, newest::Newest, report::Report};
 use crate::{config::is_name, juju::agent_conf::MAX_ADDRESSES};
 
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct PeerView {
     pub alive: bool,
     /// The start of the agent that sent the report. It grows with each restart, unless the host's clock was set back.
     pub generation: u64,
+    /// The addresses between which it and this host hear each other; `None`: it was never heard directly.
+    pub ends: Option<Ends>,
 }
 
 pub(super) struct Views {
@@ -83,18 +85,21 @@ impl Views {
             })
             .collect();
         if self.open {
-            let others = before.into_iter().filter(|(name, _)| *name != self.own_name);
+            // One that never reported was the name of an address.
+            let others =
+                before.into_iter().filter(|(name, view)| *name != self.own_name && view.report.is_some());
             self.by_name.extend(others.map(|(name, view)| (name, View { unlisted: true, ..view })));
         }
     }
 
-    pub(super) fn list(&self) -> Vec<PeerView> {
+    pub(super) fn list(&self, ends: impl Fn(&str) -> Option<Ends>) -> Vec<PeerView> {
         let view = |(name, view): (&String, &View)| PeerView {
             name: name.clone(),
             report: view.report.clone(),
             received_at: view.received_at,
             alive: view.heartbeat.is_alive(),
             generation: view.newest.generation(),
+            ends: ends(name),
         };
         self.by_name.iter().map(view).collect()
     }
@@ -315,14 +320,14 @@ mod tests {
             for (number, (ms, event, expected, shown)) in steps.iter().enumerate() {
                 let now = start + Duration::from_millis(*ms);
                 assert_eq!(outcome(&mut views, event, now), *expected, "{what}, step {number}");
-                let view = views.list().pop().map_or_else(String::new, |view| {
+                let view = views.list(|_| None).pop().map_or_else(String::new, |view| {
                     let connections =
                         view.report.map_or_else(|| "-".to_owned(), |report| report.connections.to_string());
                     format!("{connections} {} {}", view.generation, view.alive)
                 });
                 assert_eq!(view, *shown, "{what}, step {number}");
                 if matches!(*expected, "News" | "Renewed") {
-                    assert_eq!(views.list()[0].received_at, Some(now), "{what}, step {number}");
+                    assert_eq!(views.list(|_| None)[0].received_at, Some(now), "{what}, step {number}");
                 }
             }
         }
@@ -337,19 +342,21 @@ mod tests {
         let mut open = Views::new("a", [].into_iter(), true);
         for (name, seen) in [("b", 1), ("a", 1), ("no name\n", 1), ("c", 2), ("b", 2)] {
             open.take_report(name, 1, &text, now);
-            assert_eq!(open.list().len(), seen, "{name:?}");
+            assert_eq!(open.list(|_| None).len(), seen, "{name:?}");
         }
+        open.set_names(["c".to_owned(), "10.0.0.4".to_owned()].into_iter());
+        assert_eq!(open.list(|_| None).len(), 3, "the others stay");
         open.set_names(["c".to_owned()].into_iter());
-        assert_eq!(open.list().len(), 2, "the others stay");
+        assert_eq!(open.list(|_| None).len(), 2, "one that never reported goes");
         let beats = |views: &mut Views, at: Duration| {
             views.judge([("b", 1, 1), ("c", 1, 1)], |_| None, None, now + at);
         };
         beats(&mut open, Duration::ZERO);
         beats(&mut open, Duration::from_millis(FORGOTTEN));
-        assert_eq!(open.list().len(), 1, "one that is listed stays even when it is forgotten");
+        assert_eq!(open.list(|_| None).len(), 1, "one that is listed stays even when it is forgotten");
         for number in 0..MOST {
             open.take_report(&format!("n{number}"), 1, &text, now);
         }
-        assert_eq!(open.list().len(), MOST);
+        assert_eq!(open.list(|_| None).len(), MOST);
     }
 }

@@ -70,10 +70,10 @@ fn impossible_rosters_are_refused() {
         (vec![member("b", &["10.0.0.2"]), member("c", &["10.0.0.2"])], "listed twice"),
         (vec![member("b", &["fd00::2"])], "no address to which 10.0.0.1 can send"),
         (
-            (0..=MAX_ADDRESSES)
+            (0..=MOST)
                 .map(|i| member(&format!("n{i}"), &[&format!("10.1.{}.{}", i / 256, i % 256)]))
                 .collect(),
-            "at most 1024",
+            "at most 1040",
         ),
     ];
     for (members, expected) in rows {
@@ -137,4 +137,48 @@ fn a_changed_roster_keeps_the_windows() {
     assert!(fresh(&mut after, "c", now), "c's own window");
     assert!(!fresh(&mut after, "b", now));
     assert!(fresh(&mut after, "b", now + forget + Duration::from_secs(1)));
+}
+
+#[test]
+fn an_agent_that_nobody_lists_any_more_is_kept_if_it_ever_spoke() {
+    let now = Instant::now();
+    let addresses: Vec<_> = (2..=4).map(|i| format!("10.0.0.{i}")).collect();
+    let named: Vec<_> = addresses.iter().map(|address| member(address, &[address])).collect();
+    let mut roster =
+        Roster::new("a", "[::]:17078".parse().unwrap(), &Members { named, sought: vec![], open: true })
+            .unwrap();
+    accept(&mut roster, "b", 1, "10.0.0.2:17078", now);
+    assert_eq!(roster.peers.len(), 4);
+    let mut after = open();
+    after.inherit(roster);
+    assert_eq!(after.peers.len(), 1, "the addresses are gone, and b is heard");
+    let mut later =
+        Roster::new("a", "[::]:17078".parse().unwrap(), &Members { open: true, ..Members::default() })
+            .unwrap();
+    later.inherit(after);
+    assert_eq!(by_name(&mut later, "b", now).as_deref(), Some("10.0.0.2:17078"));
+}
+
+#[test]
+fn a_source_counts_as_long_as_it_is_used() {
+    let start = Instant::now();
+    let mut peer = Peer::unlisted(MemberId::of("b"));
+    // The second, the source, this host's own end at that time, and the ends that count.
+    let rows = [
+        (0, "10.0.0.2", "10.0.0.1", ("10.0.0.2", "10.0.0.1")),
+        (0, "10.0.0.2", "10.0.0.9", ("10.0.0.2", "10.0.0.1")),
+        (1, "::ffff:10.0.0.2", "10.0.0.9", ("10.0.0.2", "10.0.0.9")),
+        (2, "10.0.0.3", "10.0.0.8", ("10.0.0.2", "10.0.0.9")),
+        (10, "10.0.0.2", "10.0.0.9", ("10.0.0.2", "10.0.0.9")),
+        (19, "10.0.0.3", "10.0.0.8", ("10.0.0.2", "10.0.0.9")),
+        (20, "10.0.0.3", "10.0.0.8", ("10.0.0.3", "10.0.0.8")),
+        (21, "10.0.0.2", "10.0.0.9", ("10.0.0.3", "10.0.0.8")),
+    ];
+    for (second, source, ours, (theirs, expected)) in rows {
+        let now = start + Duration::from_secs(second);
+        let source = SocketAddr::new(source.parse().unwrap(), 17_078);
+        peer.note_source(source, now, |_| ours.parse().ok());
+        let ends = Ends { theirs: theirs.parse().unwrap(), ours: expected.parse().ok() };
+        assert_eq!(peer.ends.map(|(ends, _)| ends), Some(ends), "{second}: {source}");
+    }
 }
