@@ -84,26 +84,22 @@ impl Agent {
         let changed = config.follow.as_mut().is_some_and(Follow::changed)
             | config.follow_key.as_mut().is_some_and(Follow::changed);
         let resolved = config.names.follow(now, &config.running.cluster.names).await;
-        let regroup = self.cluster.take_regroup();
-        if changed || resolved || regroup {
+        if changed || resolved {
             config.rereading.ask(now);
         }
         if config.rereading.take_due(now) {
-            let only_regroup = regroup && !changed && !resolved && self.config.rereading.failed.is_none();
-            match self.read_members(regroup, only_regroup).await {
+            match self.read_members().await {
                 Ok(()) => match self.config.rereading.worked() {
                     0 => {}
                     times => info!("the controllers could be read again, after {times} failures"),
                 },
-                Err(error) => {
-                    let reason = format!("{error:#}");
-                    if self.config.rereading.failed(now, reason.clone()) {
-                        error!(
-                            "the controllers stay as they were, and are read again every second: {reason}"
-                        );
-                    }
-                }
+                Err(error) => self.not_read(now, &error),
             }
+        }
+        if self.cluster.take_regroup()
+            && let Err(error) = self.regroup().await
+        {
+            self.not_read(now, &error);
         }
         let agreed = self.gossip.keys_agree();
         if self.cluster.follow_keys(now, agreed) {
@@ -112,30 +108,47 @@ impl Agent {
         }
     }
 
+    fn not_read(&mut self, now: Instant, error: &anyhow::Error) {
+        let reason = format!("{error:#}");
+        if self.config.rereading.failed(now, reason.clone()) {
+            error!("the controllers stay as they were, and are read again every second: {reason}");
+        }
+    }
+
     /// Reads Juju's file again, if the controllers come from there, and the key.
-    async fn read_members(&mut self, regroup: bool, only_regroup: bool) -> Result<()> {
-        let config = if self.config.follow.is_some() && !only_regroup {
+    async fn read_members(&mut self) -> Result<()> {
+        let config = if self.config.follow.is_some() {
             self.read_again().await?
         } else {
             let mut cluster = self.cluster.listed().clone();
             cluster.key = cluster.key.again()?;
             Config { cluster, ..self.config.running.clone() }
         };
-        let is_listed = config.cluster == *self.cluster.listed();
-        let is_pending = regroup || self.config.rereading.failed.is_some();
-        if is_listed && !is_pending {
+        if config.cluster == *self.cluster.listed() && self.config.rereading.failed.is_none() {
             let key = config.cluster.key.load()?;
             self.take_key(Instant::now(), key);
             return Ok(());
         }
         self.reconfigure(config).await?;
+        self.tell_members();
+        Ok(())
+    }
+
+    /// Takes in the addresses that the agents report, whether or not Juju's file can be read now.
+    async fn regroup(&mut self) -> Result<()> {
+        let config = Config { cluster: self.cluster.listed().clone(), ..self.config.running.clone() };
+        self.reconfigure(config).await?;
+        self.tell_members();
+        Ok(())
+    }
+
+    fn tell_members(&mut self) {
         let controllers: Vec<_> = self.config.running.cluster.controllers.iter().map(describe).collect();
         let said = controllers.join("; ");
         if self.config.told != said {
             info!("controllers: {said}");
             self.config.told = said;
         }
-        Ok(())
     }
 
     /// jujud may have started, or started again with other limits.
