@@ -7,6 +7,7 @@ use tests::cluster::config::Config;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions};
 use tests::network::firewall::{filter_input, strict_ipv6};
 use tests::network::net::{Host, filter_bridges};
+use tests::network::tunnel::TunnelKind;
 
 /// From where clients dial: the index of their host, and the controllers' interface that has the address.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +52,7 @@ pub enum Layout {
     /// Clients on two networks, strict reverse path filters at every controller.
     StrictReversePath,
     /// A tunnel between the owner and the clients.
-    Tunnel,
+    Tunnel(TunnelKind),
     /// MTUs of the clients' network and of the one that relays take; every packet has the length that it has on a wire.
     Mtus { clients: u32, relays: u32 },
     /// Packets inside hosts of up to 200,000 bytes.
@@ -92,7 +93,7 @@ impl Layout {
             Self::Fragments => ClusterOptions { router_mtu: Some(1300), ..options },
             Self::Plain
             | Self::RelayPorts { .. }
-            | Self::Tunnel
+            | Self::Tunnel(_)
             | Self::BigTcp
             | Self::FilteringSwitch
             | Self::FilteringHosts
@@ -115,7 +116,7 @@ impl Layout {
             | Self::FilterAhead
             | Self::TwoNetworks
             | Self::OtherCardBack { .. }
-            | Self::Tunnel
+            | Self::Tunnel(_)
             | Self::BigTcp
             | Self::FilteringSwitch
             | Self::FilteringHosts
@@ -179,7 +180,7 @@ impl Layout {
                 }
                 Ok(())
             }
-            Self::Tunnel => net.tunnel(OWNER, 0),
+            Self::Tunnel(kind) => net.tunnel(OWNER, 0, kind),
             Self::Mtus { clients, relays } => {
                 net.set_mtu(0, relays)?;
                 net.set_mtu(1, clients)?;
@@ -200,21 +201,14 @@ impl Layout {
             }
             Self::Vlans => {
                 for host in net.controllers.iter().chain(&net.clients) {
-                    move_addresses(
-                        host,
-                        "link add link eth0 name on-top type vlan id 5
-",
-                    )?;
+                    move_addresses(host, "link add link eth0 name on-top type vlan id 5\n")?;
                 }
                 net.await_addresses()
             }
             Self::Bonds => {
                 for controller in &net.controllers {
-                    let bond = "link add on-top type bond mode active-backup miimon 10
-\
-                                link set eth0 down
-link set eth0 master on-top
-";
+                    let bond = "link add on-top type bond mode active-backup miimon 10\n\
+                                link set eth0 down\nlink set eth0 master on-top\n";
                     move_addresses(controller, bond)?;
                 }
                 net.await_addresses()

@@ -13,6 +13,7 @@ mod told;
 use std::time::Duration;
 
 use anyhow::Result;
+use tests::network::tunnel::TunnelKind;
 
 use crate::contract::Row;
 use crate::event::{Event, What};
@@ -136,7 +137,7 @@ rows! {
     programs_detached_at_an_owner: "h2d", Layout::Plain, event = Some(once(What::Detached(OWNER)));
     clients_routed_back_by_another_card: "h3b", Layout::OtherCardBack { listed: true };
     strict_reverse_paths: "h4", Layout::StrictReversePath, told = &[NETWORKS];
-    a_tunnel_between_owner_and_clients: "h5", Layout::Tunnel, told = &[NETWORKS];
+    a_tunnel_between_owner_and_clients: "h5", Layout::Tunnel(TunnelKind::Tun), told = &[NETWORKS];
     a_narrower_network_for_relays: "h6", Layout::Mtus { clients: 1500, relays: 1400 };
     packets_above_64_kib: "h9", Layout::BigTcp, told = &[BIG_IPV4, BIG_IPV6];
     bridges_of_hosts_that_drop_invalid_packets: "h10h", Layout::FilteringHosts, relays = true;

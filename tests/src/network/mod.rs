@@ -11,3 +11,4 @@ pub mod sockets;
 pub mod sockopt;
 pub mod switch;
 pub mod tunnel;
+pub mod wireguard;

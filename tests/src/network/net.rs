@@ -23,7 +23,8 @@ use crate::network::firewall;
 use crate::network::namespace::{NETNS, Namespace, command_in};
 use crate::network::neighbour::end_chain;
 use crate::network::sizes::set_largest;
-use crate::network::tunnel::Tunnel;
+use crate::network::tunnel::{Tunnel, TunnelKind};
+use crate::network::wireguard;
 use crate::packet::kernel::load;
 use crate::support::eventually::eventually;
 use crate::support::process::{Process, run};
@@ -214,10 +215,15 @@ impl Net {
         Ok(())
     }
 
-    /// Joins a controller and a client by the device `tun0`, and has each send to the other's first addresses that way.
-    pub fn tunnel(&mut self, controller: usize, client: usize) -> Result<()> {
+    /// Joins a controller and a client by a device `tun0`, and has each send to the other's first addresses that way.
+    pub fn tunnel(&mut self, controller: usize, client: usize, kind: TunnelKind) -> Result<()> {
         let (one, other) = (&self.controllers[controller], &self.clients[client]);
-        self.tunnels.push(Tunnel::join(&one.namespace, &other.namespace, "tun0")?);
+        match kind {
+            TunnelKind::Tun => {
+                self.tunnels.push(Tunnel::join(&one.namespace, &other.namespace, "tun0")?);
+            }
+            TunnelKind::WireGuard => wireguard::join(&one.namespace, &other.namespace, "tun0")?,
+        }
         for (from, to) in [(one, other), (other, one)] {
             let (v4, v6) = (to.address(false), to.address(true));
             from.namespace.ip(&format!("route add {v4}/32 dev tun0\nroute add {v6}/128 dev tun0\n"))?;

@@ -18,6 +18,15 @@ const MTU: usize = 1420;
 /// How soon the end of a tunnel is noticed, in milliseconds.
 const LOOK: u16 = 50;
 
+/// The device at either end of a tunnel.
+#[derive(Clone, Copy, Debug)]
+pub enum TunnelKind {
+    /// A TUN device, by [`Tunnel`].
+    Tun,
+    /// The kernel's own, which some kernels have as a module.
+    WireGuard,
+}
+
 /// A working tunnel; its devices are gone on drop.
 #[derive(Debug)]
 pub struct Tunnel {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::command::{installed, run};
 
 /// Commands that the fixtures call, and their packages on Debian and Ubuntu.
-const COMMANDS: [(&str, &str); 7] = [
+const COMMANDS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nft", "nftables"),
@@ -15,6 +15,7 @@ const COMMANDS: [(&str, &str); 7] = [
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
     ("mount", "mount"),
+    ("wg", "wireguard-tools"),
 ];
 
 /// Installs the packages of [`COMMANDS`] that are missing.

@@ -14,7 +14,7 @@ use crate::builds::balancer;
 use crate::command::{output, search_path};
 
 /// Commands of the system that the fixtures call.
-const COMMANDS: [&str; 9] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping", "nsenter", "mount"];
+const COMMANDS: [&str; 10] = ["ip", "bridge", "ss", "nft", "tc", "ethtool", "ping", "nsenter", "mount", "wg"];
 /// Tables of names that commands read, where the system has them.
 const TABLES: [&str; 2] = ["/etc/protocols", "/etc/services"];
 /// Binaries that harnesses start. The balancer comes on top.
@@ -22,7 +22,7 @@ const FIXTURES: [&str; 3] = ["stand-in-server", "fleet", "delay"];
 const INIT: &str = "vm-init";
 const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/run", "/tmp", "/var/lib", "/root"];
 /// Modules that the runs need and that some kernels have not built in. Their dependencies are added by themselves.
-const MODULES: [&str; 27] = [
+const MODULES: [&str; 39] = [
     "virtio_pci",
     "virtio_net",
     "virtio_console",
@@ -47,7 +47,19 @@ const MODULES: [&str; 27] = [
     "nft_objref",
     "nft_chain_nat",
     "nft_nat",
+    "nft_fib_inet",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_meta_bridge",
+    "nft_reject_bridge",
+    "br_netfilter",
+    "cls_u32",
     "dummy",
+    "tun",
+    "8021q",
+    "bonding",
+    "vrf",
+    "wireguard",
     "ipv6",
     "af_packet",
 ];
@@ -91,7 +103,7 @@ pub fn with_modules(mut common: Archive, kernel: &Kernel) -> Result<Vec<u8>> {
     let table = fs::read_to_string(&table).with_context(|| format!("failed to read {}", table.display()))?;
     for (number, module) in load_order(&table, &MODULES).iter().enumerate() {
         let name = module.rsplit('/').next().unwrap_or(module);
-        common.copy(&format!("/modules/{number:02}-{name}"), &kernel.modules.join(module))?;
+        common.copy(&format!("/modules/{number:03}-{name}"), &kernel.modules.join(module))?;
     }
     Ok(common.finish())
 }

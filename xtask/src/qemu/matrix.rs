@@ -48,16 +48,25 @@ pub const RUNS: [Run; 5] = [
     },
     Run { harness: "xdp", options: &[], only: &["the_driver_relays", "the_driver_refuses"], limit_s: 300 },
 ];
+/// Every layout and event of hosts and networks. A row takes a minute on emulated processors, some take several.
+pub const HOSTS: [Run; 1] =
+    [Run { harness: "hosts", options: &["--include-ignored", "--nocapture"], only: &[], limit_s: 10_800 }];
 /// Time to boot, on top of the limits of the runs.
 const BOOT: Duration = Duration::from_mins(2);
 
-/// Boots each of `series`, `jobs` at the same time, and runs the plan in each.
-pub fn matrix(emulator: &Emulator, series: &[String], jobs: u8, filter: Option<&str>) -> Result<Counts> {
-    let common = step("build", || contents(filter))?;
-    let limit = BOOT + Duration::from_secs(RUNS.iter().map(|run| u64::from(run.limit_s)).sum());
+/// Boots each of `series`, `jobs` at the same time, and in each does the `runs`.
+pub fn matrix(
+    emulator: &Emulator,
+    runs: &[Run],
+    series: &[String],
+    jobs: u8,
+    filter: Option<&str>,
+) -> Result<Counts> {
+    let common = step("build", || contents(runs, filter))?;
+    let limit = BOOT + Duration::from_secs(runs.iter().map(|run| u64::from(run.limit_s)).sum());
     let one = |series: &String| {
         let kernel = emulator.kernels.get(series);
-        let report = kernel.and_then(|kernel| boot(emulator, &kernel, &common, limit));
+        let report = kernel.and_then(|kernel| boot(emulator, &kernel, &common, runs.len(), limit));
         let report = report.unwrap_or_else(|error| Report::fault(series, &format!("{error:#}")));
         println!("{report:#}");
         report
@@ -72,21 +81,27 @@ pub fn matrix(emulator: &Emulator, series: &[String], jobs: u8, filter: Option<&
     Ok(sum)
 }
 
-fn boot(emulator: &Emulator, kernel: &Kernel, common: &Archive, limit: Duration) -> Result<Report> {
+fn boot(
+    emulator: &Emulator,
+    kernel: &Kernel,
+    common: &Archive,
+    runs: usize,
+    limit: Duration,
+) -> Result<Report> {
     let initramfs = emulator.initramfs(kernel, common.clone())?;
     let log = emulator.cache().join(format!("{}.log", kernel.short()));
     let ended = machine::boot(kernel, &initramfs, &log, limit);
     // Every boot writes it anew; a file that stays only takes space.
     let _ = fs::remove_file(&initramfs);
     let ended = ended?;
-    Ok(Report::new(kernel.short(), &log, &ended, RUNS.len()))
+    Ok(Report::new(kernel.short(), &log, &ended, runs))
 }
 
-fn contents(filter: Option<&str>) -> Result<Archive> {
+fn contents(runs: &[Run], filter: Option<&str>) -> Result<Archive> {
     let built = build_tests(&RELEASED)?;
-    let runs = RUNS.iter().map(|run| Ok((path_of(run), harness(&built, run.harness)?)));
-    let runs = runs.collect::<Result<_>>()?;
-    initramfs::common(&built, runs, &plan(filter))
+    let harnesses = runs.iter().map(|run| Ok((path_of(run), harness(&built, run.harness)?)));
+    let harnesses = harnesses.collect::<Result<_>>()?;
+    initramfs::common(&built, harnesses, &plan(runs, filter))
 }
 
 fn path_of(run: &Run) -> String {
@@ -94,7 +109,7 @@ fn path_of(run: &Run) -> String {
 }
 
 /// The runs, one a line.
-fn plan(filter: Option<&str>) -> String {
+fn plan(runs: &[Run], filter: Option<&str>) -> String {
     let line = |run: &Run| {
         let only = filter.map_or_else(|| run.only.to_vec(), |filter| vec![filter]);
         let limit = run.limit_s.to_string();
@@ -102,5 +117,5 @@ fn plan(filter: Option<&str>) -> String {
         let words = [run.harness, &limit, &path, "--test-threads=1"];
         words.into_iter().chain(run.options.iter().copied()).chain(only).collect::<Vec<_>>().join("\t") + "\n"
     };
-    RUNS.iter().map(line).collect()
+    runs.iter().map(line).collect()
 }

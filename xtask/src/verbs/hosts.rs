@@ -12,14 +12,16 @@ use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Snapshot;
 use crate::host::packages;
 use crate::host::root::require_root;
+use crate::qemu::emulator::Emulator;
+use crate::qemu::matrix::{HOSTS, matrix};
 use crate::results::summary::Summary;
 use crate::step::step;
 
-/// The harness; `cargo xtask test` runs a third of its rows.
-const HARNESS: &str = "hosts";
-
 #[derive(Args)]
 pub struct Arguments {
+    /// In virtual machines with these kernel series, or `newest`, one after another; this host's kernel may lack devices
+    #[arg(long, value_name = "SERIES", value_delimiter = ',')]
+    kernel: Vec<String>,
     /// Run only rows with this in their names
     filter: Option<String>,
 }
@@ -28,8 +30,21 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     require_root("the rows make network namespaces and load programs into the kernel: run them as root")?;
     step("system packages", packages::ensure)?;
     step("tools", toolchain::ensure)?;
-    let harness = step("build", || harness(&build_tests(&RELEASED)?, HARNESS))?;
     let filter = arguments.filter.as_deref();
+    if arguments.kernel.is_empty() { here(filter) } else { in_machines(&arguments.kernel, filter) }
+}
+
+fn in_machines(series: &[String], filter: Option<&str>) -> Result<ExitCode> {
+    let emulator = step("QEMU and kernels", Emulator::prepare)?;
+    // One at a time: rows measure how long clients wait.
+    let counts = matrix(&emulator, &HOSTS, series, 1, filter)?;
+    println!("{counts}; the figures of all rows are in {}", emulator.cache().display());
+    Ok(counts.exit_code())
+}
+
+fn here(filter: Option<&str>) -> Result<ExitCode> {
+    let [run] = HOSTS;
+    let harness = step("build", || harness(&build_tests(&RELEASED)?, run.harness))?;
     let mut command = command(&harness, filter);
     command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
     let _bpffs = BpfFs::mount()?;

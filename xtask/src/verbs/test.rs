@@ -87,7 +87,9 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
         }
         let emulator = step("QEMU and kernels", Emulator::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
-        let counts = step("kernels in virtual machines", || matrix::matrix(&emulator, &kernels, 1, None))?;
+        let counts = step("kernels in virtual machines", || {
+            matrix::matrix(&emulator, &matrix::RUNS, &kernels, 1, None)
+        })?;
         session.summary.note("kernels in virtual machines", counts);
         let mut command = controllers::command(&emulator, MACHINES.0, Some(MACHINES.1))?;
         session.run_command("controllers as virtual machines", &mut command)?;
