@@ -236,7 +236,10 @@ impl Agent {
                 },
                 _ = hangup.recv() => self.reload().await,
                 Some(probed) = self.inbox.probed.recv() => self.probe_ended(probed),
-                Some(reasons) = self.inbox.firewall.recv() => self.firewall_read(reasons),
+                Some(reasons) = self.inbox.firewall.recv() => {
+                    self.firewall_read(reasons);
+                    self.write_views();
+                }
                 Some((request, answer)) = self.inbox.asked.recv() => {
                     let _: Result<(), _> = answer.send(self.answer(&request));
                 }

@@ -291,7 +291,7 @@ impl Cluster {
             if let Some(report) = view.and_then(|view| view.report.as_ref()) {
                 peer.takes_tag = tag.is_taken_by(&report.tag);
             }
-            peer.step(
+            let mut controller = peer.step(
                 now,
                 inputs.boot_ns,
                 (&self.own_name, self.listed.listen.port()),
@@ -301,6 +301,11 @@ impl Cluster {
             );
             let own = (self.own_addresses.as_slice(), &self.off);
             peer.step_paths(now, own, record, &mut effects);
+            // After the paths: no client may be relayed once `status` says that none is.
+            controller.paths = peer.open_paths();
+            if controller != record.controller {
+                effects.push(Effect::WriteController { slot: peer.slot, controller: Box::new(controller) });
+            }
         }
         effects
     }

@@ -74,6 +74,7 @@ impl Peer {
         }
     }
 
+    /// Returns its record, but for the paths: see [`Peer::open_paths`].
     pub(super) fn step(
         &mut self,
         now: Instant,
@@ -82,7 +83,7 @@ impl Peer {
         view: Option<&PeerView>,
         record: &Record,
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> Controller {
         let alive = view.filter(|view| view.alive).and_then(|view| view.report.as_ref());
         let mut controller = record.controller;
         self.sent.note(now, record.traffic.sent);
@@ -135,16 +136,18 @@ impl Peer {
             effects.push(Effect::Say(Level::Warn, text));
         }
         controller.state = state as u8;
-        controller.paths = if self.takes_tag { self.proved() } else { 0 };
-        if controller != record.controller {
-            effects.push(Effect::WriteController { slot: self.slot, controller: Box::new(controller) });
-        }
         if alive.is_some() {
             self.waiting = Waiting::default();
         } else if state == State::Silent && now >= self.look {
             self.look = now + LOOK;
             effects.push(Effect::LookForWaiting { slot: self.slot, name: self.name.clone() });
         }
+        controller
+    }
+
+    /// The bits of the families over which clients are relayed to it.
+    pub(super) fn open_paths(&self) -> u8 {
+        if self.takes_tag { self.proved() } else { 0 }
     }
 
     /// Probes the paths to it as they need it, and marks those that are off. `own`: this controller's addresses, and why

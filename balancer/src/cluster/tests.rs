@@ -329,6 +329,15 @@ fn nothing_is_probed_from_a_host_that_relays_nothing() {
     assert_eq!(short(&bench.cluster.set_off([None, None])), "info");
     bench.hear(10, Load(5));
     assert_eq!(short(&bench.step(10)), "probe");
+    // What is proved is closed at once, in the same step.
+    bench.hear(15, Works);
+    bench.step(15);
+    assert_ne!(bench.record.controller.paths, 0);
+    bench.cluster.set_off([Some("a firewall".into()), None]);
+    bench.step(16);
+    assert_eq!(bench.record.controller.paths, 0);
+    bench.cluster.set_off([None, None]);
+    bench.step(17);
     // Nor where the other one takes none.
     bench.hear(20, Load(5));
     let report = bench.view.as_mut().and_then(|view| view.report.as_mut()).unwrap();
