@@ -27,7 +27,7 @@ pub struct Run {
     limit_s: u32,
 }
 
-pub const RUNS: [Run; 5] = [
+pub const RUNS: [Run; 6] = [
     // That row fills 64,000 entries within one second, for which an emulated processor is too slow.
     Run { harness: "verdicts", options: &["--skip", "relay_source_ports_run_out"], only: &[], limit_s: 600 },
     Run { harness: "verifier", options: &["--nocapture"], only: &[], limit_s: 120 },
@@ -47,6 +47,16 @@ pub const RUNS: [Run; 5] = [
         limit_s: 300,
     },
     Run { harness: "xdp", options: &[], only: &["the_driver_relays", "the_driver_refuses"], limit_s: 300 },
+    // The memory controller is one of cgroup v2 there.
+    Run {
+        harness: "memory",
+        options: &[],
+        only: &[
+            "a_lone_controller_refuses_clients_before_memory_runs_out_and_recovers",
+            "without_the_balancer_a_growing_server_is_killed",
+        ],
+        limit_s: 300,
+    },
 ];
 /// Every layout and event of hosts and networks. A row takes a minute on emulated processors, some take several.
 pub const HOSTS: [Run; 1] =
