@@ -1,7 +1,7 @@
 //! Reading the inputs of the steps, and publishing this controller's report.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     time::Instant,
 };
@@ -58,19 +58,20 @@ impl Agent {
     pub(super) fn audit(&mut self, first: bool) -> Result<()> {
         let counted = self.counted_clients()?;
         let listed = self.api_sockets()?;
+        let present =
+            |socket: &Socket| Present { cookie: socket.cookie, client: self.is_client(socket.remote.ip()) };
+        let present: Vec<Present> = listed.iter().map(present).collect();
+        let clients = listed.iter().zip(&present).filter(|(_, present)| present.client);
+        let clients: Vec<IpAddr> = clients.map(|(socket, _)| socket.remote.ip()).collect();
         if let Some(before) = counted {
             let after = self.programs.data_path.maps.clients()?;
-            let real = count::by_client(&listed, |address| self.is_client(address));
+            let addresses: HashSet<IpAddr> = clients.iter().copied().collect();
+            let real = count::by_client(&listed, |address| addresses.contains(&address));
             for (address, count) in self.count.audit_clients(&real, &before, &after) {
                 self.programs.data_path.maps.set_client(address, count);
             }
         }
-        let present =
-            |socket: &Socket| Present { cookie: socket.cookie, client: self.is_client(socket.remote.ip()) };
-        let present: Vec<Present> = listed.iter().map(present).collect();
-        let clients = listed.iter().map(|socket| socket.remote.ip()).filter(|&client| self.is_client(client));
-        let used = paths::used(clients);
-        self.cluster.note_families(used);
+        self.cluster.note_families(paths::used(clients.into_iter()));
         let noted = self.programs.data_path.maps.tracked()?;
         let effects = self.count.audit(boot_s(), &present, &noted, first);
         self.carry_out_count(effects)
