@@ -159,8 +159,9 @@ impl Programs {
         }
     }
 
-    /// Takes `ingress` off ports, which hand their frames to another interface; off bridges whose ports have it; and off
-    /// interfaces that the configuration does not name. It stays on one that has lost its address: it may come back, and its connections with it.
+    /// Detaches `ingress` from ports, because they hand their frames to another interface. Detaches it from a bridge if it is
+    /// on the ports, and from interfaces that the configuration does not name. It stays on an interface that has lost its
+    /// address: the address may come back, and the connections with it.
     fn detach_unwanted(&mut self, api: &[Interface], is_named: bool) {
         let wanted = self.takers(api);
         let hooked = self.data_path.hooks.iter().map(|(name, attached)| (name.clone(), attached.index));
@@ -301,8 +302,8 @@ fn say_behind(program: &str, device: &Interface) {
     warn_repeated!(&format!("{program} behind {place}"), "{}", repair::behind(program, &place));
 }
 
-/// The record of each of `devices` that is `wanted`, those with `ingress` first; `hooked` are the indices of those that `ingress` is attached to. A kernel that does
-/// not tell `sk_lookup` the interface looks up index 0: a stray segment is told from a new client's SYN there only if
+/// The record of each of `devices` that is `wanted`, those with `ingress` first; `hooked` are the indices of those that
+/// `ingress` is attached to. A kernel that does not tell `sk_lookup` the interface looks up index 0: a stray segment is told from a new client's SYN there only if
 /// every interface but `lo` has `ingress`.
 fn devices(
     devices: &[Interface],

@@ -209,7 +209,7 @@ impl Balance {
         self.closed.iter().filter(|(at, _)| is_away(now, *at)).map(|(_, closed)| closed).sum()
     }
 
-    /// Takes in the clients whose connections were closed after [`Effect::Close`].
+    /// Notes the connections that the agent has closed after [`Effect::Close`], by client.
     pub fn note_closed(&mut self, now: Instant, boot_s: u32, close: &Close, clients: &[IpAddr]) {
         let closed = clients.len() as u64;
         self.closed.push_back((now, closed));

@@ -45,7 +45,7 @@ struct Closed {
 pub struct Returns {
     /// Closed, and not judged yet.
     closed: VecDeque<Closed>,
-    /// The latest closings whose clients had the time to come back, and whether they did.
+    /// The latest closings of at least [`BACK`] ago, and whether the client came back.
     judged: VecDeque<(Instant, bool)>,
     /// Connections that stand for a return already.
     claimed: HashSet<u64>,

@@ -176,8 +176,8 @@ pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
     grouped
 }
 
-/// Keeps those of `leaving` in `grouped` whose addresses nobody else has got, as long as there are slots and relay ports for
-/// them.
+/// Adds the controllers `leaving` to `grouped`, as long as there are slots and relay ports. A controller that leaves loses an
+/// address that another has got, and is left out without any.
 pub fn keep_leaving(grouped: &mut Cluster, leaving: impl Iterator<Item = Controller>) {
     let most = MAX_CONTROLLERS.min(grouped.relay_ports.count() + 1);
     for mut one in leaving {

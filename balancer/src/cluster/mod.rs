@@ -421,7 +421,8 @@ impl Cluster {
         stuck
     }
 
-    /// The connections among `pairs`, relayed to the controller in `slot`, whose clients have waited for too long.
+    /// The connections among `pairs` that are relayed to the controller in `slot` and have kept their clients waiting for too
+    /// long.
     pub fn waiting(&mut self, now_s: u32, slot: usize, pairs: Vec<FlowPair>) -> Vec<FlowPair> {
         let peer = self.peers.iter_mut().find(|peer| peer.slot == slot);
         peer.map_or_else(Vec::new, |peer| peer.waiting.step(now_s, pairs))

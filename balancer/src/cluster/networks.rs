@@ -40,7 +40,7 @@ struct Retry {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ask {
     pub barred: Barred,
-    /// The client in whose name to ask.
+    /// The client that the probe stands for.
     pub client: Address,
 }
 

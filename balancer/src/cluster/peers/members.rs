@@ -30,7 +30,7 @@ const MOST: usize = MAX_ADDRESSES + MAX_CONTROLLERS;
 const ROUTE_LASTS: Duration = Duration::from_secs(1);
 /// An agent that nobody lists makes room for another one after so long a silence.
 const STRANGER_LASTS: Duration = Duration::from_mins(1);
-/// A peer's source counts for so long after its last datagram from there, whatever others it sends from.
+/// A peer's source address counts for this long after the last datagram from it, even if datagrams come from others.
 const ENDS_LAST: Duration = Duration::from_secs(10);
 /// Between two looks for the address from which this host sends to a peer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -49,9 +49,9 @@ pub struct Member {
 /// All controllers, as the layers above name them.
 #[derive(Clone, Debug, Default)]
 pub struct Members {
-    /// Every controller whose name is known, this one included.
+    /// The controllers with known names, this one included.
     pub named: Vec<Member>,
-    /// Addresses at which a controller listens whose name nobody has told yet.
+    /// Addresses of controllers that have not told their names yet.
     pub sought: Vec<IpAddr>,
     /// Agents that have the key are heard even if they are not among `named`.
     pub open: bool,
