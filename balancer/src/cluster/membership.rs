@@ -131,8 +131,8 @@ fn proved_first(own: &str, name: &str, reported: &Reported, addresses: &mut [IpA
 
 /// The controllers of `listed` with the addresses that `reported` gives them. From `agent.conf`: an address that one agent
 /// has is that controller's, one that several have is nobody's, and one that nobody has told of stays a candidate. An agent
-/// that has no listed address is no controller. Each controller's proved addresses come first. Where the configuration names the controllers, only the other addresses of
-/// their hosts are to be found out.
+/// that has no listed address is no controller. Each controller's proved addresses come first. Where the configuration
+/// names the controllers, only the other addresses of their hosts are to be found out.
 pub fn group(listed: &Cluster, reported: &Reported) -> Cluster {
     let own = listed.this();
     let mut grouped = Cluster { beside: Vec::new(), ..listed.clone() };
