@@ -8,7 +8,9 @@ use anyhow::{Result, ensure};
 use balancer_common::records::{Flow, Kind as FlowKind};
 use balancer_common::wire::{Address, Port};
 use serde_json::Value;
-use tests::cluster::judge::{await_echoes, await_resets, await_state, exact, lost_only, no_drift, unbroken};
+use tests::cluster::judge::{
+    await_echoes, await_quiet, await_resets, await_state, exact, lost_only, no_drift, unbroken,
+};
 use tests::cluster::status::seen;
 use tests::cluster::{API_PORT, Cluster, ClusterOptions, is_even};
 use tests::juju::fleet::{Dial, Dialled, Kind};
@@ -24,12 +26,15 @@ fn a_silent_host_gets_no_new_clients_and_its_relayed_clients_a_reset_after_15_s(
     let relayed = first.at("c") as u64;
     ensure!(relayed > 180, "a third of them is relayed to c: {first:?}");
     std::thread::sleep(STARTED);
-    // Every client asks for an echo each second.
     cluster.fleet.traffic(Duration::from_secs(1))?;
     await_echoes(&mut cluster.fleet, 2)?;
+    // A host that falls silent between its acknowledgement of an echo and its answer owes its client nothing that TCP knows.
+    await_quiet(&mut cluster.fleet)?;
 
     let silenced = Instant::now();
     cluster.net.controllers[2].silence(true)?;
+    // Every client asks for an echo each second.
+    cluster.fleet.traffic(Duration::from_secs(1))?;
     await_state(&cluster, 0, "c", "absent")?;
     let noticed = silenced.elapsed();
     // An idle machine needs 1.4 s.
@@ -107,8 +112,8 @@ fn new_clients_replace_relays_that_only_a_returning_host_still_has() -> Result<(
     let old = restored(&cluster, 2)?;
     ensure!(old.len() == counts[2], "all of c's are relayed to it: {} {counts:?}", old.len());
 
-    cluster.fleet.traffic(Duration::from_secs(1))?;
     cluster.net.controllers[2].silence(true)?;
+    cluster.fleet.traffic(Duration::from_secs(1))?;
     let lost = old.len() as u64;
     await_resets(&mut cluster.fleet, Duration::from_secs(25), lost)?;
     cluster.net.controllers[2].silence(false)?;
@@ -150,9 +155,7 @@ fn new_clients_replace_relays_that_only_a_returning_host_still_has() -> Result<(
     let open = (2 * EACH + 200 + 600) as u64 - lost;
     cluster.fleet.traffic(Duration::from_secs(1))?;
     await_echoes(&mut cluster.fleet, 5)?;
-    // While clients send, some echo is always under way.
-    cluster.fleet.traffic(Duration::ZERO)?;
-    let stats = cluster.fleet.await_stats(Duration::from_secs(5), "all answers", |stats| stats.waiting == 0)?;
+    let stats = await_quiet(&mut cluster.fleet)?;
     lost_only(&stats, lost, open)?;
     no_drift(&cluster)
 }

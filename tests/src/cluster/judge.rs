@@ -102,6 +102,13 @@ pub fn await_echoes(fleet: &mut Fleet<impl Lines>, rounds: u64) -> Result<Stats>
     wait_for(Duration::from_secs(30), "echoes", || fleet.stats(), |stats| stats.echoes >= wanted)
 }
 
+/// Has the clients send no more echoes, and waits until the last ones are answered: while clients send, some echo is nearly
+/// always under way.
+pub fn await_quiet(fleet: &mut Fleet<impl Lines>) -> Result<Stats> {
+    fleet.traffic(Duration::ZERO)?;
+    fleet.await_stats(eventually::SOON, "answers to all echoes", |stats| stats.waiting == 0)
+}
+
 /// Waits until `relayed` connections are reset, which is all that a controller had of others; no other may be lost.
 pub fn await_resets(fleet: &mut Fleet<impl Lines>, deadline: Duration, relayed: u64) -> Result<Stats> {
     let started = Instant::now();
