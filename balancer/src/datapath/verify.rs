@@ -24,10 +24,10 @@ impl Kind {
     pub const SK_LOOKUP: Self = Self { program: 30, attach: 36 };
 }
 
-/// Gives a program of these instructions (`struct bpf_insn`, eight bytes each) to the verifier, which writes
-/// its statistics into `log` unless that is empty. `EACCES` or `EINVAL`: the verifier rejects it. Other
+/// Loads a program of these instructions (`struct bpf_insn`, eight bytes each). The verifier writes its statistics into
+/// `log` unless that is empty. `EACCES` or `EINVAL`: the verifier rejects it. Other
 /// errors: this process may not load programs.
-pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<()> {
+pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const STATISTICS: u32 = 4;
     /// The beginning of the kernel's `union bpf_attr` for this command.
@@ -69,8 +69,7 @@ pub fn verify<I>(kind: Kind, instructions: &[I], log: &mut [u8]) -> io::Result<(
     match i32::try_from(fd) {
         Ok(fd) if fd >= 0 => {
             // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            Ok(())
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
         }
         _ => Err(io::Error::last_os_error()),
     }

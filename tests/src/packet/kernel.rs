@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use crate::packet::host::{Hook, World, named, prefix_length};
-use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run};
+use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run, test_runs};
 use crate::support::eventually::{SOON, eventually};
 use crate::support::process::run;
 
@@ -164,11 +164,8 @@ impl Kernel {
 
     /// Like [`Kernel::run`], for a program by its name: a stage by itself.
     pub fn run_program(&self, name: &str, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
-        /// Offset of `ifindex` in `struct __sk_buff`.
-        const IFINDEX_AT: usize = 40;
         let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
-        let mut context = [0; IFINDEX_AT + 4];
-        context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
+        let context = of_interface(ifindex);
         let mut out = vec![0; 1 << 16];
         let program = program.fd()?.as_fd();
         let mut run = |flags| test_run(program, frame, &mut out, &context, flags);
@@ -187,6 +184,15 @@ impl Kernel {
         };
         out.truncate(returned.length as usize);
         Ok(Some(Ran { code: returned.code.cast_signed(), frame: out }))
+    }
+
+    /// The mean time of `times` runs of a program at the TC hook in a row, on a frame that comes in by, or leaves by,
+    /// `ifindex`. Each run gets the frame as the one before has left it.
+    pub fn time(&self, name: &str, times: u32, frame: &[u8], ifindex: u32) -> Result<Duration> {
+        let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
+        let program = program.fd()?.as_fd();
+        let mut out = vec![0; 1 << 16];
+        Ok(test_runs(program, times, frame, &mut out, &of_interface(ifindex), 0).context("test run")?.took)
     }
 
     /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such
@@ -247,6 +253,16 @@ impl Kernel {
         let map: BpfMap<&mut MapData, K, V> = BpfMap::try_from(self.map_mut(name)?)?;
         Ok(map.iter().collect::<Result<_, _>>()?)
     }
+}
+
+/// Offset of `ifindex` in `struct __sk_buff`.
+const IFINDEX_AT: usize = 40;
+
+/// The beginning of the context of a packet of this interface.
+fn of_interface(ifindex: u32) -> [u8; IFINDEX_AT + 4] {
+    let mut context = [0; IFINDEX_AT + 4];
+    context[IFINDEX_AT..].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 const fn program_name(hook: Hook) -> &'static str {

@@ -2,24 +2,39 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::Duration;
 
 /// The receiving device has computed the frame's checksum. If that sum does not fit the frame that the
 /// program leaves, the kernel fails the run with `EBADMSG` (Linux 6.17; before, `EINVAL`).
 pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-/// A program's return code, and the length of the frame that it left in `out`.
+/// A program's return code, the length of the frame that it left in `out`, and the time that a run took.
 #[derive(Clone, Copy, Debug)]
 pub struct Returned {
     /// The return code.
     pub code: u32,
     /// Length in bytes.
     pub length: u32,
+    /// Mean of all runs.
+    pub took: Duration,
 }
 
 /// Runs a program once on the frame `data`; `context` is the beginning of its context. On an error, except
 /// `EBADMSG`, nothing has run.
 pub fn test_run(
     program: BorrowedFd<'_>,
+    data: &[u8],
+    out: &mut [u8],
+    context: &[u8],
+    flags: u32,
+) -> io::Result<Returned> {
+    test_runs(program, 1, data, out, context, flags)
+}
+
+/// Like [`test_run`], `times` in a row on the same frame: each run gets the frame as the one before has left it.
+pub fn test_runs(
+    program: BorrowedFd<'_>,
+    times: u32,
     data: &[u8],
     out: &mut [u8],
     context: &[u8],
@@ -53,9 +68,10 @@ pub fn test_run(
         out_size: out.len() as u32,
         data: data.as_ptr() as u64,
         out: out.as_mut_ptr() as u64,
-        repeat: 1,
+        repeat: times,
         context_size: context.len() as u32,
-        context: context.as_ptr() as u64,
+        // The kernel wants no address where there is no context.
+        context: if context.is_empty() { 0 } else { context.as_ptr() as u64 },
         flags,
         ..Attributes::default()
     };
@@ -67,5 +83,6 @@ pub fn test_run(
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Returned { code: attributes.returned, length: attributes.out_size })
+    let took = Duration::from_nanos(attributes.duration.into());
+    Ok(Returned { code: attributes.returned, length: attributes.out_size, took })
 }
