@@ -120,6 +120,8 @@ pub trait Tables {
     fn budget<R>(&self, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
     /// Runs `change` on the budget of one client address under its lock, making one if there is none.
     fn client<R>(&self, address: &Address, change: impl FnOnce(&mut Budget) -> R) -> Option<R>;
+    /// Whether the programs may have final ACKs to check: asks for no time.
+    fn may_check_final_ack(&self) -> bool;
     /// Whether the programs check final ACKs (read without the lock).
     fn checks_final_ack(&self, now_s: u32) -> bool;
     /// The reservation of a handshake, or the note of one that has no reservation.

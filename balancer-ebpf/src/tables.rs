@@ -212,6 +212,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn may_check_final_ack(&self) -> bool {
+        maps::BUDGET.get(0).is_some_and(|budget| budget.check_final_ack_until_s != 0)
+    }
+
+    #[inline(always)]
     fn checks_final_ack(&self, now_s: u32) -> bool {
         maps::BUDGET.get(0).is_some_and(|budget| budget.checks_final_ack(now_s))
     }

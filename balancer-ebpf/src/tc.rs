@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use balancer_common::{
     for_each_stage,
+    hooks::Tables as _,
     stages::{self, Stage, egress, ingress},
     verdict::{PassReason, Verdict},
 };
@@ -18,8 +19,9 @@ use crate::{frame::tc::Frame, handover::Handover, maps, tables::Maps};
 #[classifier]
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    match Handover::take(&ctx) {
-        None => act(&ctx, ingress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx))),
+    let tables = Maps::new(&ctx);
+    match tables.settings().and_then(|settings| Handover::find(&ctx, settings.netns)) {
+        None => act(&ctx, ingress::decide(&Frame::to_read(&ctx), &tables)),
         Some(0) => TC_ACT_UNSPEC,
         Some(ifindex) => send(ifindex),
     }
@@ -44,7 +46,7 @@ for_each_stage!(programs);
 #[classifier]
 #[inline(always)]
 pub fn egress(ctx: TcContext) -> i32 {
-    act(&ctx, egress::decide(&mut Frame::with_headers(&ctx), &Maps::new(&ctx)))
+    act(&ctx, egress::decide(&Frame::to_read(&ctx), &Maps::new(&ctx)))
 }
 
 #[inline(always)]

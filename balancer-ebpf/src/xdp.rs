@@ -30,7 +30,7 @@ pub fn ingress_xdp(ctx: XdpContext) -> u32 {
     if !ingress::is_for_entry(&frame, &tables) || frame.make_room().is_none() {
         return XDP_PASS;
     }
-    let verdict = ingress::decide(&mut frame, &tables);
+    let verdict = ingress::decide(&frame, &tables);
     act(&ctx, verdict)
 }
 
@@ -58,7 +58,7 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
         }
         Verdict::Pass(why) => {
             maps::count(why.index());
-            up(&mut frame, &Handover::PASSED)
+            up(&mut frame, 0)
         }
         Verdict::Send(why, ifindex) => {
             maps::count(why.index());
@@ -66,7 +66,7 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
                 frame.take_room();
                 return XDP_TX;
             }
-            up(&mut frame, &Handover::to(ifindex))
+            up(&mut frame, ifindex)
         }
         Verdict::Drop(why) => {
             maps::count(why.index());
@@ -80,11 +80,12 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     }
 }
 
-/// Up to `ingress`, for the last step.
+/// Up to `ingress`, for the last step: out of an interface, or for 0 up the stack.
 #[inline(always)]
-fn up(frame: &mut Frame, handover: &Handover) -> u32 {
+fn up(frame: &mut Frame, ifindex: u32) -> u32 {
+    let netns = maps::SETTINGS.get(0).map_or(0, |settings| settings.netns);
     // There is room: `ingress_xdp` passes frames without it.
-    if frame.hand_over(handover).is_some() { XDP_PASS } else { XDP_DROP }
+    if frame.hand_over(&Handover::to(ifindex, netns)).is_some() { XDP_PASS } else { XDP_DROP }
 }
 
 #[inline(always)]

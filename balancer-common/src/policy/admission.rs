@@ -74,6 +74,9 @@ impl Budget {
         self.newest_s = now_s;
         if outlived != 0 {
             self.check_final_ack_until_s = now_s.wrapping_add(CHECK_FINAL_ACK_S);
+        } else if !self.checks_final_ack(now_s) {
+            // Packets need no clock then.
+            self.check_final_ack_until_s = 0;
         }
     }
 

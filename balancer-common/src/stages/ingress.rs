@@ -4,7 +4,7 @@ use crate::{
     hooks::{Packet, Socket, Tables},
     policy::admission,
     records::{Class, Kind, Reservation, Settings, Tuple},
-    stages::{Stage, flow},
+    stages::Stage,
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
         Ethernet, Family, Ipv4, Ipv6, Port, Tcp,
@@ -12,15 +12,16 @@ use crate::{
     },
 };
 
-/// Decides for a packet that arrived on an API-facing interface.
+/// Decides for a packet that arrived on an API-facing interface. It changes nothing of the packet: the kernel copies the head
+/// of every packet that it shares with a sender before a program that can write (`bpf_unclone_prologue`).
 #[inline(always)]
-pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     if settings.active == 0 {
         return Verdict::Pass(PassReason::Other);
     }
     match parse(packet) {
-        Parsed::Tcp(segment) => tcp(packet, tables, settings, &segment),
+        Parsed::Tcp(segment) => tcp(tables, settings, &segment),
         Parsed::Icmp(family) if is_error(packet, family) => Verdict::Next(Stage::Icmp),
         Parsed::Other if is_fragment(packet) => Verdict::Next(Stage::Fragment),
         Parsed::Icmp(_) | Parsed::Other => Verdict::Pass(PassReason::Other),
@@ -55,7 +56,7 @@ fn ports<P: Packet>(packet: &P) -> Option<[Port; 2]> {
 }
 
 #[inline(always)]
-fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
+fn tcp<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
     let to_api = segment.destination_port == settings.api_port;
     let to_relay = settings.is_relay_port(segment.destination_port);
     if !to_api && !to_relay && !settings.is_peer_port(segment.source_port) {
@@ -64,33 +65,17 @@ fn tcp<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
     if segment.opens() && (to_api || to_relay) {
         return Verdict::Next(if to_api { Stage::ClientSyn } else { Stage::OwnerSyn });
     }
+    if !to_api {
+        return Verdict::Next(Stage::Relayed);
+    }
     let key = arriving(segment);
-    let mut found = arriving_live(tables, &key);
-    if found.is_none() {
-        if tables.half_open(&key).is_some_and(|flow| !flow.is(Kind::Divert)) {
-            return Verdict::Next(Stage::Handshake);
-        }
-        // Another CPU may have completed the handshake between the two looks.
-        found = arriving_live(tables, &key);
-    }
-    if let Some(mut flow) = found {
-        return flow::live(packet, tables, settings, segment, &key, &mut flow);
-    }
-    if to_api {
-        return local(tables, settings, segment, &key);
-    }
-    if !tables.class_of(&segment.destination).is(Class::Own) {
-        return Verdict::Pass(PassReason::Other);
-    }
-    if to_relay {
-        homeless(tables, settings, segment, &key)
-    } else if tables.class_of(&segment.source).is(Class::Controller)
-        && tables.socket(&key, segment.family) == Socket::None
-    {
-        // An owner's answer, of a flow that this entry does not know.
-        refuse(tables, settings, segment)
+    // In this order: a flow whose handshake another CPU completes meanwhile is live before it is no longer half-open.
+    if tables.half_open(&key).is_some_and(|flow| !flow.is(Kind::Divert)) {
+        Verdict::Next(Stage::Handshake)
+    } else if arriving_live(tables, &key).is_some() {
+        Verdict::Next(Stage::Relayed)
     } else {
-        Verdict::Pass(PassReason::Socket)
+        local(tables, settings, segment, &key)
     }
 }
 
@@ -106,6 +91,9 @@ pub fn arriving_live<T: Tables>(tables: &T, key: &Tuple) -> Option<T::Flow> {
 pub fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
     if segment.has(Tcp::RST) {
         admission::abandon(tables, settings, key, segment.seq);
+        return Verdict::Pass(PassReason::Local);
+    }
+    if settings.grace_until_s == 0 && !tables.may_check_final_ack() {
         return Verdict::Pass(PassReason::Local);
     }
     let now_s = tables.now_s();
@@ -131,35 +119,6 @@ pub fn local<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key:
         }
     }
     Verdict::Pass(PassReason::Local)
-}
-
-/// A segment to one of our relay ports that belongs to no relay. It may belong to this host's own outgoing
-/// connection, if the ephemeral port range includes relay ports. The socket of a relayed connection has the client's
-/// address, from which nothing arrives here.
-#[inline(always)]
-fn homeless<T: Tables>(tables: &T, settings: &Settings, segment: &Segment, key: &Tuple) -> Verdict {
-    // A record of leaving packets is left only, and the socket of its connection would take the segment.
-    if tables.live(key).is_some() || tables.half_open(key).is_some() {
-        return Verdict::Drop(DropReason::Stranger);
-    }
-    if tables.socket(key, segment.family) == Socket::Connection {
-        Verdict::Pass(PassReason::Socket)
-    } else if tables.class_of(&segment.source).is(Class::Controller) {
-        refuse(tables, settings, segment)
-    } else {
-        Verdict::Drop(DropReason::Stranger)
-    }
-}
-
-#[inline(always)]
-fn refuse<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict {
-    if settings.upgrading(tables.now_s()) {
-        Verdict::Drop(DropReason::GracePeriod)
-    } else if segment.has(Tcp::RST) {
-        Verdict::Drop(DropReason::NoAnswer)
-    } else {
-        Verdict::Reset(SendReason::NoFlow)
-    }
 }
 
 /// The key of an arriving segment's connection.

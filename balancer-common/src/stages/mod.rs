@@ -4,18 +4,19 @@
 //! entry   ingress → client_syn → choose → commit → relay_syn → (wire)
 //!         egress → probe_syn → (wire)
 //! owner   ingress → owner_syn → restore → (stack)
-//! both    ingress → flow: a segment of a relayed connection; handshake: one before it is complete; fragment: a part of
+//!         egress → divert → (wire): the owner's stack answers
+//! both    ingress → relayed: a segment of a relayed connection; handshake: one before it is complete; fragment: a part of
 //!         one; icmp: an error about one; reset: the answer to a segment without a home.
-//!         egress: the owner's stack answers.
 //! sockets socket_lookup: may a connection begin?  socket_state: it has begun, or ended.
 //! ```
 //!
 //! `ingress` and `egress` are programs at a hook. The stages behind `ingress` are programs of their own, which it calls, so
-//! that each fits the verifier's stack: [`for_each_stage!`](crate::for_each_stage) lists them.
+//! that each fits the verifier's stack, and that the two at the hooks write nothing: [`for_each_stage!`](crate::for_each_stage) lists them.
 
 pub mod choose;
 pub mod client_syn;
 pub mod commit;
+pub mod divert;
 pub mod egress;
 pub mod flow;
 pub mod fragment;
@@ -25,6 +26,7 @@ pub mod ingress;
 pub mod owner_syn;
 pub mod probe_syn;
 pub mod relay_syn;
+pub mod relayed;
 pub mod reset;
 pub mod restore;
 pub mod socket_lookup;
@@ -63,6 +65,10 @@ macro_rules! for_each_stage {
             Fragment = 9, fragment, with_headers, tc_fragment;
             /// A relay's handshake after the SYN.
             Handshake = 10, handshake, with_headers, tc_handshake, xdp_handshake;
+            /// A segment of a live relay arrives.
+            Relayed = 11, relayed, with_headers, tc_relayed, xdp_relayed;
+            /// A segment of a relay leaves its owner's stack.
+            Divert = 12, divert, with_headers, tc_divert;
         }
     };
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use balancer_common::{
     hooks::Packet,
-    wire::{Family, checksum::Change},
+    wire::{Ethernet, Family, checksum::Change},
 };
 use bytemuck::Pod;
 
@@ -18,6 +18,8 @@ use bytemuck::Pod;
 const VLAN: u32 = 0xfff;
 /// Ethernet, IPv6 and TCP headers.
 const HEADERS: u32 = 74;
+/// Ethernet, IPv4 and TCP headers.
+const HEADERS_V4: u32 = 54;
 /// Ethernet, IPv6 and ICMPv6 headers, and the IPv6 header and ports that an error quotes.
 const QUOTE: u32 = 106;
 
@@ -26,6 +28,15 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The frame with its headers without TCP's options in reach, for a program that does not write: a pull would copy the
+    /// head of a packet that the kernel shares, and TCP sends such packets.
+    #[inline(always)]
+    pub fn to_read(ctx: &TcContext) -> Self {
+        // SAFETY: the context is valid for the program's whole run.
+        let is_v6 = unsafe { (*ctx.skb.skb).protocol } as u16 == u16::from_ne_bytes(Ethernet::IPV6);
+        Self::reaching(ctx, if is_v6 { HEADERS } else { HEADERS_V4 })
+    }
+
     /// The frame with its headers in reach.
     #[inline(always)]
     pub fn with_headers(ctx: &TcContext) -> Self {

@@ -9,7 +9,7 @@ use balancer_common::{
 };
 use bytemuck::Zeroable;
 
-use super::{Agent, TICK, boot_ns};
+use super::{Agent, TICK, boot_ns, boot_s};
 use crate::{
     balance::Orders,
     cluster::views::{fixed_rate, fixed_weight},
@@ -92,7 +92,10 @@ impl Agent {
             adjust: self.count.adjust(),
             tag_key: self.cluster.tag_key(),
             netns: self.programs.netns,
-            grace_until_s: self.programs.grace_until_s,
+            // Once it is over, packets need no clock for it.
+            grace_until_s: Some(self.programs.grace_until_s)
+                .filter(|&until_s| boot_s() < until_s)
+                .unwrap_or(0),
             upgraded: self.programs.upgraded,
             epoch: self.programs.network.epoch,
             only_way: self.programs.network.only_way,

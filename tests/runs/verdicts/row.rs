@@ -21,6 +21,8 @@ pub use self::prove::{ANY_TIME, prove};
 
 /// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;
+/// Bytes of the word of `ingress_xdp` to `ingress` in front of a frame: mark, interface, network namespace.
+const HANDOVER: usize = 16;
 
 /// A packet, the state before it, and everything that it must cause.
 #[derive(Clone)]
@@ -221,8 +223,8 @@ impl Row {
     fn by_xdp(&self, kernel: &mut Kernel) -> Result<Ran> {
         let (ran, found) = self.in_maps(kernel, |kernel, _| kernel.run_xdp(&self.frame, CAME_IN))?;
         let RanXdp { left, out } = ran;
-        let (handover, frame) = match out.get(..8) {
-            Some(front) if !found.counts.is_empty() => (Some(front), out.get(8..).unwrap_or_default()),
+        let (handover, frame) = match out.get(..HANDOVER) {
+            Some(front) if !found.counts.is_empty() => (Some(front), out.get(HANDOVER..).unwrap_or_default()),
             _ => (None, &*out),
         };
         let ifindex =
@@ -235,7 +237,7 @@ impl Row {
         };
         let magic = handover.map(|handover| [handover[0], handover[1], handover[2], handover[3]]);
         ensure!(
-            left != Left::Up || magic.is_none_or(|magic| magic == 0xba1a_d901_u32.to_ne_bytes()),
+            left != Left::Up || magic.is_none_or(|magic| magic == 0xba1a_d902_u32.to_ne_bytes()),
             "`ingress` is not told that this is decided"
         );
         Ok(Ran { action, frame: frame.to_vec(), found })

@@ -274,6 +274,10 @@ impl Tables for Host {
         Some(change(self.clients.borrow_mut().entry(*address).or_default()))
     }
 
+    fn may_check_final_ack(&self) -> bool {
+        self.budget.borrow().check_final_ack_until_s != 0
+    }
+
     fn checks_final_ack(&self, now_s: u32) -> bool {
         self.budget.borrow().checks_final_ack(now_s)
     }
