@@ -2,7 +2,6 @@
 
 use std::{future::pending, time::Duration};
 
-use log::warn;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -17,36 +16,21 @@ const LOOK: Duration = Duration::from_secs(30);
 /// The rules' reader.
 struct Reader {
     legacy: Legacy,
-    /// A failure is told once.
-    failed: bool,
 }
 
 impl Reader {
-    /// `None`: the rules cannot be read, so nothing is known against relays.
-    async fn look(&mut self, question: &Question) -> Option<Reasons> {
+    async fn look(&self, question: &Question) -> Reasons {
         if question.trusts {
-            return Some(Reasons::default());
+            return Reasons::default();
         }
-        match firewall::read::rules(&self.legacy).await {
-            Ok(texts) => {
-                self.failed = false;
-                let question = question.clone();
-                let judged = tokio::task::spawn_blocking(move || firewall::why_no_relays(&texts, &question));
-                judged.await.ok()
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.failed, true) {
-                    warn!(
-                        "{error:#}; clients are relayed although a rule may keep them from the API port alone"
-                    );
-                }
-                None
-            }
-        }
+        let texts = firewall::read::rules(&self.legacy).await;
+        let question = question.clone();
+        let judged = tokio::task::spawn_blocking(move || firewall::why_no_relays(texts, &question)).await;
+        judged.unwrap_or_else(|error| firewall::unknown(&error.into()))
     }
 
     /// Looks again and again, and at once when there is another question.
-    async fn watch(mut self, mut asked: watch::Receiver<Question>, found: mpsc::Sender<Reasons>) {
+    async fn watch(self, mut asked: watch::Receiver<Question>, found: mpsc::Sender<Reasons>) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -56,9 +40,7 @@ impl Reader {
                 },
             }
             let question = asked.borrow_and_update().clone();
-            if let Some(reasons) = self.look(&question).await
-                && found.send(reasons).await.is_err()
-            {
+            if found.send(self.look(&question).await).await.is_err() {
                 return;
             }
         }
@@ -73,11 +55,10 @@ impl Agent {
         mut questions: watch::Receiver<Question>,
         tell: mpsc::Sender<Reasons>,
     ) {
-        let mut reader = Reader { legacy, failed: false };
+        let reader = Reader { legacy };
         let question = self.firewall_question();
-        if let Some(reasons) = reader.look(&question).await {
-            self.firewall_read(reasons);
-        }
+        let reasons = reader.look(&question).await;
+        self.firewall_read(reasons);
         self.inbox.firewall_question.send_replace(question);
         questions.mark_unchanged();
         self.tasks.handles.push(tokio::spawn(reader.watch(questions, tell)));

@@ -16,6 +16,7 @@ mod words;
 
 use std::{collections::HashSet, ops::RangeInclusive};
 
+use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -67,9 +68,15 @@ pub struct Texts {
 }
 
 impl Rules {
-    pub fn read(texts: &Texts, question: &Question) -> Self {
+    /// Fails if a tool's answer is not what it should be.
+    pub fn read(texts: &Texts, question: &Question) -> Result<Self> {
         let mut rules = Self::default();
-        let json: Option<Value> = texts.nft.as_deref().and_then(|text| serde_json::from_str(text).ok());
+        let json: Option<Value> = texts
+            .nft
+            .as_deref()
+            .map(serde_json::from_str)
+            .transpose()
+            .context("nft printed no valid JSON")?;
         let opaque = json.as_ref().map(nft::opaque).unwrap_or_default();
         let mut known = HashSet::new();
         for (text, is_v4) in texts.iptables.iter().zip([true, false]) {
@@ -93,14 +100,24 @@ impl Rules {
         if let Some(json) = &json {
             nft::read(json, &known, question, &mut rules);
         }
-        rules
+        Ok(rules)
     }
 }
 
-/// Why no client may be relayed, by family, IPv4 first.
-pub fn why_no_relays(texts: &Texts, question: &Question) -> [Option<String>; 2] {
-    let rules = Rules::read(texts, question);
-    [true, false].map(|is_v4| judge::why_no_relays(&rules, question, is_v4))
+/// Why no client may be relayed, by family, IPv4 first. Rules that could not be read are a reason.
+pub fn why_no_relays(texts: Result<Texts>, question: &Question) -> [Option<String>; 2] {
+    match texts.and_then(|texts| Rules::read(&texts, question)) {
+        Ok(rules) => [true, false].map(|is_v4| judge::why_no_relays(&rules, question, is_v4)),
+        Err(error) => unknown(&error),
+    }
+}
+
+/// Rules that cannot be read may keep a client from the API port alone, so nobody is relayed.
+pub fn unknown(error: &anyhow::Error) -> [Option<String>; 2] {
+    let reason = format!(
+        "{error:#}; if no rule keeps a client from the API port that may reach the relay ports, set api.trust_firewall = true"
+    );
+    [Some(reason.clone()), Some(reason)]
 }
 
 /// Whether the tables that iptables has made hold rules that only iptables can show.

@@ -96,7 +96,7 @@ fn iptables(text: &str) -> Texts {
 
 /// The reasons for IPv4, and for IPv6.
 fn asked(texts: &Texts) -> [Option<String>; 2] {
-    why_no_relays(texts, &question())
+    why_no_relays(Ok(texts.clone()), &question())
 }
 
 #[test]
@@ -368,11 +368,29 @@ fn each_family_goes_by_its_own_rules() {
 }
 
 #[test]
+fn nobody_is_relayed_while_the_rules_cannot_be_read() {
+    let printed = |text: &str| Ok(Texts { nft: Some(text.to_owned()), ..Texts::default() });
+    let rows = [
+        ("no tool is there", Ok(Texts::default()), None),
+        ("no rules", printed(r#"{"nftables": []}"#), None),
+        ("a tool fails", Err(anyhow::anyhow!("nft failed (signal: 6)")), Some("nft failed (signal: 6)")),
+        ("a tool prints a part", printed(r#"{"nftables": ["#), Some("nft printed no valid JSON")),
+    ];
+    for (what, texts, reason) in rows {
+        for found in why_no_relays(texts, &question()) {
+            let (found, reason) = (found.unwrap_or_default(), reason.unwrap_or_default());
+            assert!(found.starts_with(reason), "{what}: {found}");
+            assert_eq!(found.contains("api.trust_firewall = true"), !reason.is_empty(), "{what}: {found}");
+        }
+    }
+}
+
+#[test]
 fn denied_networks_settle_a_rule_about_them() {
     let rule = |address| input("accept", &[&[saddr(address), dport(json!(17_070)), does("drop")]]);
     let denying = Question { not_relayed: vec!["1.2.3.0/24".parse().unwrap()], ..question() };
-    assert_eq!(why_no_relays(&rule(json!("1.2.3.4")), &denying), [None, None]);
-    let more = why_no_relays(&rule(net("1.2.0.0", 16)), &denying);
+    assert_eq!(why_no_relays(Ok(rule(json!("1.2.3.4"))), &denying), [None, None]);
+    let more = why_no_relays(Ok(rule(net("1.2.0.0", 16))), &denying);
     assert!(more[0].is_some(), "others are dropped as well");
 }
 
@@ -381,7 +399,7 @@ fn an_interface_that_rules_keep_out_forbids_relays_over_another() {
     let rule = input("drop", &[&[iif("eth1"), dport(both()), does("accept")]]);
     for (interfaces, forbidden) in [(&["eth1"][..], false), (&["eth0"], false), (&["eth0", "eth1"], true)] {
         let interfaces = interfaces.iter().map(|&name| name.to_owned()).collect();
-        let found = why_no_relays(&rule, &Question { interfaces, ..question() });
+        let found = why_no_relays(Ok(rule.clone()), &Question { interfaces, ..question() });
         assert_eq!(found.map(|found| found.is_some()), [forbidden; 2], "{rule:?}");
     }
 }
