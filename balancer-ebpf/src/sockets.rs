@@ -13,6 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::{info, warn};
 use balancer_common::{
     hooks::{SocketEvent, Tables},
+    records::LISTENER_MUTE,
     stages::{
         socket_lookup::{self, Answer, Lookup},
         socket_state::{self, Action, Operation},
@@ -73,6 +74,10 @@ pub fn admit(ctx: SkLookupContext) -> u32 {
     match socket_lookup::decide(&tables, &lookup) {
         Answer::Pass => SK_PASS,
         Answer::Drop => SK_DROP,
+        Answer::ToMute => match maps::LISTENERS.redirect_sk_lookup(&ctx, LISTENER_MUTE, 0) {
+            Ok(()) => SK_PASS,
+            Err(_) => SK_DROP,
+        },
         Answer::ToListener => {
             let [first, second] = socket_lookup::slots(lookup.family);
             if maps::LISTENERS.redirect_sk_lookup(&ctx, first, 0).is_ok()

@@ -32,9 +32,9 @@ macro_rules! for_each_map {
             /// Flows before the end of their handshake; the oldest give way, so that a flood pushes out no live flow.
             /// The programs write it, the agent removes those that are over.
             HALF_OPEN: LruHashMap<Tuple, Flow, 32_768>, Followed;
-            /// The API's listeners, in the slots `LISTENER_V4` and `LISTENER_V6`. `track` and the agent write it; `admit`
-            /// gives relayed connections to them.
-            LISTENERS: SockMap<2>, Rebuilt;
+            /// The API's listeners, in the slots `LISTENER_V4` and `LISTENER_V6`, and the agent's own, `LISTENER_MUTE`. `track`
+            /// and the agent write it; `admit` gives relayed connections to them.
+            LISTENERS: SockMap<3>, Rebuilt;
             /// Flows after their handshake: two records a relayed connection, at its entry and again at its owner. The programs write it, the agent removes those that are over.
             LIVE: HashMap<Tuple, Flow, MAX_FLOWS, ON_DEMAND>, Followed;
             /// The networks that clients were seen in; the oldest give way. The programs note clients and failures, the
@@ -102,6 +102,9 @@ const _: () = assert!(MAX_TRACKED >= 2 * 64_000);
 pub const LISTENER_V4: u32 = 0;
 /// Slot of LISTENERS for a listener of IPv6; a dual-stack one, which takes IPv4 as well, is here only.
 pub const LISTENER_V6: u32 = 1;
+
+/// Slot of LISTENERS for the agent's listener that hears nothing: it takes segments to which the stack must not answer.
+pub const LISTENER_MUTE: u32 = 2;
 
 /// How long a map lasts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -16,7 +16,7 @@ pub use budget::{Budget, CHECK_FINAL_ACK_S, HANDSHAKE_WINDOW_S, Lock, Reservatio
 pub use controller::{Controller, State, Traffic};
 pub use flow::{Flow, Kind, Tuple};
 pub use fragment::{Fragment, FragmentKey};
-pub use maps::{LISTENER_V4, LISTENER_V6, Lifetime, MAPS, Map, map};
+pub use maps::{LISTENER_MUTE, LISTENER_V4, LISTENER_V6, Lifetime, MAPS, Map, map};
 pub use network::Network;
 pub use probe::Probe;
 pub use settings::{AddressClass, Class, Device, Settings, Steer};

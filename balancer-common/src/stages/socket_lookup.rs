@@ -7,7 +7,7 @@
 use crate::{
     hooks::Tables,
     policy::admission,
-    records::{Class, LISTENER_V4, LISTENER_V6, Settings, Tuple},
+    records::{Class, Kind, LISTENER_V4, LISTENER_V6, Settings, Tuple},
     verdict::Event,
     wire::{Address, Family, Port, Tcp},
 };
@@ -52,6 +52,9 @@ pub enum Answer {
     Drop,
     /// The API's listener takes it: the first of [`slots`] that holds one. If neither does, it is dropped.
     ToListener,
+    /// The agent's mute listener takes it ([`LISTENER_MUTE`](crate::records::LISTENER_MUTE)): the kernel answers nothing, and the
+    /// sender repeats its segment. Without that listener it goes on as for [`Answer::Drop`].
+    ToMute,
 }
 
 /// Decides about a look-up.
@@ -62,11 +65,21 @@ pub fn decide<T: Tables>(tables: &T, lookup: &Lookup) -> Answer {
         return Answer::Pass;
     }
     let relayed = settings.is_relay_port(lookup.local_port);
-    if lookup.local_port != settings.api_port && !relayed {
+    let opens_here = relayed || lookup.local_port == settings.api_port;
+    if !opens_here && !settings.is_peer_port(lookup.remote_port) {
         return Answer::Pass;
     }
     let key = &lookup.key();
-    if tables.reservation(key).is_none() {
+    let noted = tables.reservation(key).is_some();
+    // `ingress` would have sent it on. Somebody has removed it, and the agent puts it back soon; until then a RST of the stack
+    // would end the relay.
+    if !noted && tables.live(key).is_some_and(|flow| !flow.is(Kind::Divert)) {
+        return Answer::ToMute;
+    }
+    if !opens_here {
+        return Answer::Pass;
+    }
+    if !noted {
         let class = tables.class_of(&key.remote);
         if !class.is_clients() {
             return Answer::Pass;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use balancer_common::records::{HANDSHAKE_WINDOW_S, Settings};
-use log::info;
+use log::{info, warn};
 
 use super::{Agent, boot_s};
 use crate::{balance::Orders, count::sock_diag::Listener, datapath::PreviousDataPath};
@@ -48,6 +48,10 @@ impl Beginning {
     }
 }
 
+/// The consequence where there is no mute listener.
+pub(super) const WITHOUT_MUTE: &str =
+    "if somebody removes the programs, some relayed connections are reset before the agent has put them back";
+
 impl Agent {
     pub(super) fn install(&mut self, listeners: &[Listener]) -> Result<()> {
         // Checked before anything is attached.
@@ -71,6 +75,11 @@ impl Agent {
             if let Err(error) = self.programs.data_path.maps.set_listener(listener) {
                 info!("{error:#}");
             }
+        }
+        if let Some(mute) = &self.mute
+            && let Err(error) = self.programs.data_path.maps.set_mute(mute)
+        {
+            warn!("{error:#}; {WITHOUT_MUTE}");
         }
         self.audit(first)?;
         self.programs.data_path.continue_upgrade()?;

@@ -57,6 +57,7 @@ use crate::{
         clock::boot_ns,
         firewall::Question,
         interfaces::{self, Changes},
+        mute::Mute,
         notify,
         pressure::Gauge,
         privileges,
@@ -134,6 +135,7 @@ struct Agent {
     gossip: Peers,
     sockets: SockDiag,
     resets: ResetSender,
+    mute: Option<Mute>,
     jujud: Jujud,
     inbox: Inbox,
     /// Why nothing is relayed.

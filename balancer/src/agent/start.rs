@@ -14,8 +14,9 @@ use log::{info, warn};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, names::Names,
-    network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair, requests,
+    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds,
+    install::WITHOUT_MUTE, names::Names, network::Network, off::Off, programs::Programs, reload::Rereading,
+    repair::Repair, requests,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -37,6 +38,7 @@ use crate::{
             read::{self, Legacy},
         },
         interfaces::{self, Interfaces},
+        mute::Mute,
         pressure::Gauge,
         privileges,
         rst::ResetSender,
@@ -58,6 +60,8 @@ pub struct Started {
     pub(super) config: Config,
     key: ClusterKey,
     resets: ResetSender,
+    /// `None`: relayed connections may be reset while somebody has removed the programs.
+    mute: Option<Mute>,
     sockets: SockDiag,
     listeners: Vec<Listener>,
     pub(super) data_path: DataPath,
@@ -87,12 +91,13 @@ impl Started {
             Vec::new()
         });
         let resets = ResetSender::open()?;
+        let mute = Mute::open().inspect_err(|error| warn!("{error:#}; {WITHOUT_MUTE}")).ok();
         let data_path = DataPath::load(&config.paths.pins, hook_here())?;
         let legacy = legacy_rules().unwrap_or_else(|error| {
             warn!("{error:#}; the agent goes on without these rules");
             Legacy::default()
         });
-        Ok(Self { path: path.to_owned(), config, key, resets, sockets, listeners, data_path, legacy })
+        Ok(Self { path: path.to_owned(), config, key, resets, mute, sockets, listeners, data_path, legacy })
     }
 }
 
@@ -120,7 +125,7 @@ pub(super) fn limit(config: &Config, open_files: Option<u64>) -> (Limit, Option<
 
 impl Agent {
     pub(super) async fn start(started: Started) -> Result<Self> {
-        let Started { path, config, key, resets, sockets, listeners, mut data_path, legacy } = started;
+        let Started { path, config, key, resets, mute, sockets, listeners, mut data_path, legacy } = started;
         let control = ControlSocket::bind(&config.paths.control)?;
         let interfaces = Interfaces::open()?;
         let devices = interfaces.list().await?;
@@ -193,6 +198,7 @@ impl Agent {
             gossip,
             sockets,
             resets,
+            mute,
             jujud: Jujud { health, connections, prober, memory },
             inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
             off: Off::default(),

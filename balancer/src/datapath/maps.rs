@@ -12,14 +12,17 @@ use aya::{
 };
 use balancer_common::{
     records::{
-        AddressClass, Budget, Controller, Device, LISTENER_V4, LISTENER_V6, Lifetime, MAPS, MAX_CONTROLLERS,
-        Map, Network, Probe, Settings, Tracked, Traffic, Tuple, map,
+        AddressClass, Budget, Controller, Device, LISTENER_MUTE, LISTENER_V4, LISTENER_V6, Lifetime, MAPS,
+        MAX_CONTROLLERS, Map, Network, Probe, Settings, Tracked, Traffic, Tuple, map,
     },
     verdict,
     wire::Address,
 };
 
-use crate::count::sock_diag::{Family, Listener};
+use crate::{
+    count::sock_diag::{Family, Listener},
+    host::mute::Mute,
+};
 
 use super::flows::Flows;
 
@@ -164,6 +167,11 @@ impl Maps {
             Family::V6 => LISTENER_V6,
         };
         self.listeners.set(slot, &listener.fd, 0).context("failed to note the API's listener")
+    }
+
+    /// Notes the listener that takes segments to which the stack must not answer.
+    pub fn set_mute(&mut self, listener: &Mute) -> Result<()> {
+        self.listeners.set(LISTENER_MUTE, listener, 0).context("failed to note the mute listener")
     }
 
     /// Counts connections by client address: `wanted` where there is a limit for each, else none.

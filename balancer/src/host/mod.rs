@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod firewall;
 pub mod interfaces;
+pub mod mute;
 pub mod netlink;
 pub mod notify;
 pub mod pressure;

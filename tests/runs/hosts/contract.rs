@@ -61,7 +61,8 @@ pub struct Row {
     pub held: usize,
     /// Of a transfer, each way.
     pub bytes: u64,
-    /// Nothing can keep a connection that speaks during the event; one that speaks some seconds later is to be kept.
+    /// Old hooks go both at once, and until they are back, an owner's stack speaks to its clients directly: nothing can keep a
+    /// connection that speaks in these milliseconds. One that speaks some seconds later is to be kept.
     pub busy_ends: bool,
     /// Most clients are to be relayed: there is no reason not to.
     pub relays: bool,

@@ -153,7 +153,7 @@ more_rows! {
     both_owners_reject_at_their_relay_ports: "h1d", relay_ports(&[1, 2], RESET), told = &[REFUSES_IPV4, REFUSES_IPV6];
     a_program_put_ahead_at_an_owner: "h2a", Layout::Plain, event = Some(once(What::ProgramAhead(OWNER)));
     programs_detached_at_an_entry: "h2e", Layout::Plain,
-        event = Some(once(What::Detached(ENTRY))), busy_ends = true;
+        event = Some(once(What::Detached(ENTRY)));
     a_qdisc_deleted_at_an_owner: "h2q", Layout::OlderHooks,
         event = Some(once(What::QdiscDeleted(OWNER))), busy_ends = true;
     a_qdisc_deleted_at_an_entry: "h2r", Layout::OlderHooks,

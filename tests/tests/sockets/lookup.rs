@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use balancer_common::records::{
-    AddressClass, Budget, Class, Device, LISTENER_V4, LISTENER_V6, Reservation, Tuple,
+    AddressClass, Budget, Class, Device, LISTENER_MUTE, LISTENER_V4, LISTENER_V6, Reservation, Tuple,
 };
 use balancer_common::stages::socket_lookup::Lookup;
 use balancer_common::wire::{Address, Family, Port};
@@ -120,6 +120,39 @@ pub fn reserved(scene: &Scene) -> Vec<Row> {
             .admitted()
             .counted("no_listener")
             .answered(Answer::Dropped),
+    ]
+}
+
+/// `ingress` is not there, and would have sent the segment on.
+pub fn relayed(scene: &Scene) -> Vec<Row> {
+    let muted = |world: World| {
+        with(&world, |world| world.listeners.extend([LISTENER_V4, LISTENER_V6, LISTENER_MUTE]))
+    };
+    let (entry, owner) = (muted(scene.relaying()), muted(scene.owning()));
+    let [of_client, of_owner] = [from(scene.dialler(), scene.api()), from(scene.owner(), scene.near())];
+    let of_entry = from(scene.entry(), scene.door());
+    let to_mute =
+        |what, world, lookup| looks_up(what, world, lookup).answered(Answer::GivenTo(LISTENER_MUTE));
+    vec![
+        to_mute("of a client that is relayed", &entry, of_client),
+        to_mute("of a client that is relayed, all taken", &with(&entry, full), of_client),
+        to_mute("of an owner", &entry, of_owner),
+        to_mute("of an entry", &owner, of_entry),
+        looks_up("of a client, and no mute listener: RST", &scene.relaying(), of_client)
+            .answered(Answer::Dropped),
+        looks_up("of an owner that this host does not know", &muted(scene.world()), of_owner),
+        looks_up(
+            "of a client that only this host's stack answers",
+            &owner,
+            from(scene.dialler(), scene.door()),
+        )
+        .refused(),
+        looks_up(
+            "the client dials anew, and is served here",
+            &with(&entry, |world| scene.reserve(world, scene.dialled())),
+            of_client,
+        )
+        .admitted(),
     ]
 }
 

@@ -22,6 +22,11 @@ fn look_ups_with_a_reservation() {
 }
 
 #[test]
+fn look_ups_that_ingress_would_have_spared() {
+    prove(lookup::relayed);
+}
+
+#[test]
 fn look_ups_without_a_reservation() {
     prove(lookup::unreserved);
 }

@@ -1,6 +1,7 @@
 //! The hooks on the host: stage by stage as in the kernel, and a verdict as an action.
 
 use balancer_common::hooks::Tables as _;
+use balancer_common::records::LISTENER_MUTE;
 use balancer_common::stages::socket_lookup::{self, Answer, Lookup};
 use balancer_common::stages::{Stage, egress, ingress};
 use balancer_common::verdict::{Event, PassReason, Verdict};
@@ -70,6 +71,10 @@ pub fn look_up(lookup: &Lookup, host: &Host) -> (bool, Option<u32>) {
     match socket_lookup::decide(host, lookup) {
         Answer::Pass => (true, None),
         Answer::Drop => (false, None),
+        Answer::ToMute => {
+            let slot = Some(LISTENER_MUTE).filter(|slot| host.world.listeners.contains(slot));
+            (slot.is_some(), slot)
+        }
         Answer::ToListener => {
             let slots = socket_lookup::slots(lookup.family);
             let slot = slots.into_iter().find(|slot| host.world.listeners.contains(slot));
