@@ -7,6 +7,7 @@
 
 #![expect(missing_docs, reason = "fixtures have a comment where a name does not say enough")]
 
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod fuzz;

@@ -4,4 +4,5 @@ pub mod bpffs;
 pub mod leftovers;
 pub mod libjuju;
 pub mod packages;
+pub mod rivals;
 pub mod root;

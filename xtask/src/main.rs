@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::host::root::NotRoot;
-use self::verbs::{build, demo, fuzz, hosts, install, machines, soak, test, vm};
+use self::verbs::{bench, build, demo, fuzz, hosts, install, machines, soak, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
@@ -45,6 +45,8 @@ enum Verb {
     Fuzz(fuzz::Arguments),
     /// Show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
+    /// Measure the balancer beside plain routing, nftables, HAProxy and nginx (needs root)
+    Bench(bench::Arguments),
     /// Install the binary, the systemd unit and an example configuration (needs root)
     Install(install::Arguments),
 }
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Hosts(arguments) => hosts::main(&arguments),
         Verb::Fuzz(arguments) => fuzz::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
+        Verb::Bench(arguments) => bench::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
     };
     done.unwrap_or_else(|error| {

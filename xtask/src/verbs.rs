@@ -1,5 +1,6 @@
 //! The verbs of `cargo xtask`, one a file. No verb uses another.
 
+pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod fuzz;

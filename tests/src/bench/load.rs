@@ -1,0 +1,257 @@
+//! The clients: one thread, one epoll, and as many connections as an order asks for.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read as _, Write as _, stdin, stdout};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Registry, Token};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::bench::machine::busy_seconds;
+use crate::bench::wire::{Order, Outcome, PIECE, REQUEST, Work};
+
+/// All connections are open within this.
+const OPEN: Duration = Duration::from_secs(10);
+/// Between two looks at the clock, if nothing happens.
+const TICK: Duration = Duration::from_millis(5);
+/// Reads or writes of one connection before the others have their turn.
+const TURNS: usize = 8;
+
+/// Carries out the orders on the standard input, one a line, and answers each by a line.
+pub fn main() -> Result<()> {
+    for line in stdin().lines() {
+        let order: Order = serde_json::from_str(&line?).context("no order")?;
+        let outcome = Load::new(&order)?.run().map_err(|error| format!("{error:#}"));
+        writeln!(stdout(), "{}", serde_json::to_string(&outcome)?)?;
+    }
+    Ok(())
+}
+
+struct Slot {
+    stream: TcpStream,
+    began: Instant,
+    /// The first bytes are sent.
+    open: bool,
+    /// Bytes of the present answer.
+    got: usize,
+}
+
+/// When to look at a connection again.
+enum Next {
+    /// At the kernel's next event.
+    Event,
+    /// After the others.
+    Turn,
+    /// Never: it has done all that it was for.
+    Done,
+    Broken,
+}
+
+struct Load<'a> {
+    order: &'a Order,
+    poll: Poll,
+    slots: Vec<Option<Slot>>,
+    dialled: usize,
+    buffer: Vec<u8>,
+    /// The figures of the present window.
+    done: u64,
+    broken: u64,
+    micros: Vec<u32>,
+    error: Option<std::io::Error>,
+}
+
+impl<'a> Load<'a> {
+    fn new(order: &'a Order) -> Result<Self> {
+        let poll = Poll::new().context("failed to make an epoll")?;
+        let slots = (0..order.streams).map(|_| None).collect();
+        let buffer = vec![order.work.first_byte(); PIECE];
+        let (done, broken, micros) = (0, 0, Vec::with_capacity(1 << 18));
+        Ok(Self { order, poll, slots, dialled: 0, buffer, done, broken, micros, error: None })
+    }
+
+    fn run(mut self) -> Result<Outcome> {
+        for index in 0..self.slots.len() {
+            self.dial(index)?;
+        }
+        let mut events = Events::with_capacity(1024);
+        let mut turns = VecDeque::new();
+        let begun = Instant::now();
+        while !self.slots.iter().flatten().all(|slot| slot.open) {
+            self.pass(&mut events, &mut turns)?;
+            let open = self.slots.iter().flatten().filter(|slot| slot.open).count();
+            ensure!(
+                begun.elapsed() < OPEN,
+                "{open} of {} connections are open after {OPEN:?}; {} broke, the last one by {:?}",
+                self.order.streams,
+                self.broken,
+                self.error
+            );
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(self.order.warm_up) {
+            self.pass(&mut events, &mut turns)?;
+        }
+        (self.done, self.broken) = (0, 0);
+        self.micros.clear();
+        let (begun, busy) = (Instant::now(), busy_seconds()?);
+        while begun.elapsed() < Duration::from_millis(self.order.window) {
+            self.pass(&mut events, &mut turns)?;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let busy = busy_seconds()? - busy;
+        ensure!(
+            self.done > 0,
+            "nothing was done in {seconds:.1} s; {} connections broke, the last one by {:?}",
+            self.broken,
+            self.error
+        );
+        let latency = [0.5, 0.99, 0.999].map(|share| quantile(&mut self.micros, share));
+        Ok(Outcome { seconds, done: self.done, broken: self.broken, busy, latency })
+    }
+
+    /// Looks once at every connection that has something to do.
+    fn pass(&mut self, events: &mut Events, turns: &mut VecDeque<usize>) -> Result<()> {
+        let patience = if turns.is_empty() { TICK } else { Duration::ZERO };
+        match self.poll.poll(events, Some(patience)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
+        }
+        turns.extend(events.iter().map(|event| event.token().0));
+        for _ in 0..turns.len() {
+            let Some(index) = turns.pop_front() else { break };
+            match self.advance(index) {
+                Next::Event => {}
+                Next::Turn => turns.push_back(index),
+                Next::Done => self.dial(index)?,
+                Next::Broken => {
+                    self.broken += 1;
+                    self.dial(index)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn dial(&mut self, index: usize) -> Result<()> {
+        let (targets, sources) = (&self.order.targets, &self.order.sources);
+        let target = targets[self.dialled % targets.len()];
+        let source = sources[(self.dialled / targets.len()) % sources.len()];
+        self.dialled += 1;
+        // The old socket first, so that its port is free.
+        self.slots[index] = None;
+        let stream = connect(self.poll.registry(), Token(index), SocketAddr::new(source, 0), target)
+            .with_context(|| format!("failed to dial {target} from {source}"))?;
+        self.slots[index] = Some(Slot { stream, began: Instant::now(), open: false, got: 0 });
+        Ok(())
+    }
+
+    fn advance(&mut self, index: usize) -> Next {
+        let Some(slot) = &mut self.slots[index] else { return Next::Event };
+        let mut ask = |slot: &mut Slot, buffer: &[u8]| match slot.stream.write(&buffer[..REQUEST]) {
+            Ok(REQUEST) => None,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
+                Some(Next::Event)
+            }
+            outcome => {
+                self.error = outcome.err();
+                Some(Next::Broken)
+            }
+        };
+        if !slot.open {
+            self.buffer[0] = self.order.work.first_byte();
+            if let Some(next) = ask(slot, &self.buffer) {
+                return next;
+            }
+            slot.open = true;
+        }
+        for _ in 0..TURNS {
+            let moved = match self.order.work {
+                Work::Up => slot.stream.write(&self.buffer),
+                Work::Connections | Work::Requests | Work::Down => slot.stream.read(&mut self.buffer),
+            };
+            let length = match moved {
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Event,
+                Err(error) => {
+                    self.error = Some(error);
+                    return Next::Broken;
+                }
+            };
+            slot.got += length;
+            match self.order.work {
+                Work::Connections if length == 0 && slot.got == REQUEST => {
+                    self.done += 1;
+                    self.micros.push(slot.began.elapsed().as_micros() as u32);
+                    return Next::Done;
+                }
+                Work::Connections | Work::Requests | Work::Up | Work::Down if length == 0 => {
+                    return Next::Broken;
+                }
+                Work::Up | Work::Down => self.done += length as u64,
+                Work::Connections => {}
+                Work::Requests if slot.got < REQUEST => {}
+                Work::Requests => {
+                    slot.got = 0;
+                    self.done += 1;
+                    let now = Instant::now();
+                    self.micros.push((now - slot.began).as_micros() as u32);
+                    slot.began = now;
+                    // A socket with room takes a request at once; there is never more than one in it.
+                    return ask(slot, &self.buffer).unwrap_or(Next::Event);
+                }
+            }
+        }
+        Next::Turn
+    }
+}
+
+fn connect(registry: &Registry, token: Token, source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // The port is chosen at connect, when the target is known: all ports for each target.
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&source.into())?;
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
+        _ => {}
+    }
+    let mut stream = TcpStream::from_std(socket.into());
+    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+    Ok(stream)
+}
+
+/// The smallest value that `share` of all do not exceed; 0 of none.
+fn quantile(values: &mut [u32], share: f64) -> f64 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a run has fewer than 2^52 values")]
+    let rank = (values.len() as f64 * share).ceil() as usize;
+    let index = rank.clamp(1, values.len()) - 1;
+    f64::from(*values.select_nth_unstable(index).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_were_measured() {
+        let rows: [(&[u32], f64, f64); 6] = [
+            (&[], 0.5, 0.0),
+            (&[7], 0.999, 7.0),
+            (&[3, 1, 2], 0.5, 2.0),
+            (&[4, 3, 2, 1], 0.5, 2.0),
+            (&[4, 3, 2, 1], 0.99, 4.0),
+            (&[1, 2, 3, 4], 0.0, 1.0),
+        ];
+        for (values, share, expected) in rows {
+            let found = quantile(&mut values.to_vec(), share);
+            assert!((found - expected).abs() < f64::EPSILON, "{share} of {values:?}: {found}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A balancer on each controller, as a way needs it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::bench::ways::{Balanced, Dials};
+use crate::cluster::config::{Config, Controller};
+use crate::cluster::daemon::Daemon;
+use crate::cluster::hex_key;
+use crate::cluster::status::controllers;
+use crate::network::net::{Host, Net};
+use crate::support::eventually::eventually;
+use crate::support::files::write_private;
+
+/// Balancers know of each other within this, on a busy machine too.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// Three daemons; their data path goes with them.
+pub struct Balancers(Vec<Daemon>);
+
+impl Balancers {
+    /// Starts them and waits until each knows the others' states and ways.
+    pub fn start(net: &Net, directory: &Path, balanced: Balanced) -> Result<Self> {
+        let key_file = directory.join("cluster.key");
+        write_private(&key_file, &format!("{}\n", hex_key()))?;
+        let listed: Vec<Controller> = net.controllers.iter().map(Controller::from).collect();
+        let prepare = |host: &Host| {
+            let mut config = Config::new(&host.name, host.address(false), &key_file, &listed);
+            config.api.health = Some("tcp".to_owned());
+            config.api.hook = Some(balanced.hook.to_owned());
+            config.policy.insert("steer".to_owned(), balanced.steer.into());
+            let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
+            daemon.hook = (balanced.hook == "xdp").then(|| "xdp".to_owned());
+            Ok(daemon)
+        };
+        let mut daemons = net.controllers.iter().map(prepare).collect::<Result<Vec<_>>>()?;
+        for daemon in &mut daemons {
+            daemon.spawn()?;
+        }
+        for daemon in &mut daemons {
+            daemon.await_ready()?;
+        }
+        let mut balancers = Self(daemons);
+        balancers.await_settled(balanced)?;
+        if balanced.stopped {
+            for daemon in &mut balancers.0 {
+                daemon.sigterm()?;
+            }
+        }
+        Ok(balancers)
+    }
+
+    fn await_settled(&self, balanced: Balanced) -> Result<()> {
+        let first = if balanced.dials == Dials::EntryWithServer { "ready" } else { "not-ready" };
+        let states = [first, "ready", "ready"];
+        eventually(SETTLE, &format!("controllers are {states:?} for every balancer"), || {
+            for daemon in &self.0 {
+                let status = daemon.status()?;
+                let found: Vec<&Value> = controllers(&status).map(|one| &one["state"]).collect();
+                ensure!(found == states, "{status}");
+                let served = controllers(&status).filter(|one| one["state"] == "ready");
+                let is_known = |one: &Value| one["relay"] == "ok" || one["relay"] == "self";
+                let mut served = served.filter(|_| balanced.steer != "off");
+                ensure!(served.all(is_known), "{status}");
+                if balanced.hook == "xdp" {
+                    let hook = status["hooks"]["eth0"].as_str().context("a hook")?;
+                    ensure!(hook.starts_with("xdp+"), "{status}");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends them and takes their data path away.
+    pub fn remove(mut self) -> Result<()> {
+        for daemon in &mut self.0 {
+            daemon.kill9();
+            daemon.uninstall()?;
+        }
+        Ok(())
+    }
+}

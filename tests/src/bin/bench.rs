@@ -1,0 +1,5 @@
+//! The bench as a command; needs root.
+
+fn main() -> std::process::ExitCode {
+    tests::bench::main()
+}
