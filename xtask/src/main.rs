@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::host::root::NotRoot;
-use self::verbs::{bench, build, demo, fuzz, hosts, install, machines, soak, test, vm};
+use self::verbs::{bench, build, demo, fuzz, hosts, install, machines, simulate, soak, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
@@ -43,6 +43,8 @@ enum Verb {
     Hosts(hosts::Arguments),
     /// Feed hostile input to every parser, a minute each, guided by code coverage
     Fuzz(fuzz::Arguments),
+    /// Compare how the balancer and other rules spread up to a million clients, in simulated time
+    Simulate(simulate::Arguments),
     /// Show the balancer at work in network namespaces, in about a minute (needs root)
     Demo(demo::Arguments),
     /// Measure the balancer beside plain routing, nftables, HAProxy and nginx (needs root)
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Soak(arguments) => soak::main(&arguments),
         Verb::Hosts(arguments) => hosts::main(&arguments),
         Verb::Fuzz(arguments) => fuzz::main(&arguments),
+        Verb::Simulate(arguments) => simulate::main(&arguments),
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Bench(arguments) => bench::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),

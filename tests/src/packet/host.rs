@@ -18,6 +18,8 @@ use balancer_common::records::{
 use balancer_common::verdict::{COUNTER_SLOTS, Event, SendReason, names};
 use balancer_common::wire::{Address, Family, Port};
 
+use crate::support::chance::Chance;
+
 pub use self::frame::Frame;
 pub use self::run::{Action, Hook, REDIRECT, SHOT, UNSPEC, look_up, run};
 pub use self::world::{World, prefix_length, show};
@@ -53,6 +55,8 @@ pub struct Host {
     counters: RefCell<[u64; COUNTER_SLOTS]>,
     reset_reason: Cell<Option<SendReason>>,
     meanwhile: RefCell<Option<Meanwhile>>,
+    /// State of the random numbers; `None`: each draw is the world's.
+    draws: Cell<Option<u64>>,
 }
 
 /// Something that another CPU does just before a look at the half-open flows, after that many more.
@@ -92,6 +96,7 @@ impl Host {
             counters: RefCell::new([0; COUNTER_SLOTS]),
             reset_reason: Cell::default(),
             meanwhile: RefCell::default(),
+            draws: Cell::default(),
         }
     }
 
@@ -128,6 +133,21 @@ impl Host {
     /// Sets the result of every random draw.
     pub fn set_random(&mut self, random: u32) {
         self.world.random = random;
+    }
+
+    /// Lets the random draws differ from here on, in the course that `seed` gives.
+    pub fn draw_from(&self, seed: u64) {
+        self.draws.set(Some(seed));
+    }
+
+    /// Sets the clock to a part of a second.
+    pub fn set_now_ns(&mut self, now_ns: u64) {
+        self.world.now_ns = now_ns;
+    }
+
+    /// Writes a controller's record, as an agent does.
+    pub fn set_controller(&mut self, index: usize, controller: Controller) {
+        self.world.controllers[index] = controller;
     }
 
     /// Counters since the start that are not 0.
@@ -347,7 +367,11 @@ impl Tables for Host {
     }
 
     fn random(&self) -> u32 {
-        self.world.random
+        let Some(state) = self.draws.get() else { return self.world.random };
+        let mut chance = Chance::new(state);
+        let drawn = chance.next();
+        self.draws.set(Some(chance.state()));
+        (drawn >> 32) as u32
     }
 
     fn new_flows(&self, now_s: u32) -> u32 {

@@ -1,6 +1,7 @@
 //! Help that every fixture needs: waiting, processes, lines of text, reproducible noise, limits, cleaning up.
 
 pub mod bpffs;
+pub mod chance;
 pub mod cleanup;
 pub mod eventually;
 pub mod files;
