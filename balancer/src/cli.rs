@@ -4,12 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::operator::exit;
+
 /// The configuration file without `--config`.
 pub const CONFIG: &str = "/etc/balancer/balancer.toml";
 
 /// Load distributor for Juju controllers.
 #[derive(Debug, Parser)]
-#[command(name = "balancer", version)]
+#[command(name = "balancer", version, after_help = exit::help("balancer status"))]
 pub struct Cli {
     /// The command.
     #[command(subcommand)]
@@ -19,29 +21,34 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent in the foreground; the data path keeps working after it ends
+    /// Run the agent in the foreground; its data path outlives it
+    #[command(after_help = "Example: balancer run --config /etc/balancer/balancer.toml")]
     Run(Configured),
-    /// Show controllers, connection counts and hooks, as the running agent sees them
+    /// Show whether all is well, and controllers, counts and hooks
+    #[command(after_help = exit::help("balancer status --json"))]
     Status {
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
-        /// Print JSON
+        /// Print JSON, as docs/status.schema.json describes it
         #[arg(long)]
         json: bool,
     },
-    /// Empty this controller: send new clients to the others, and close its connections evenly
+    /// Empty this controller: take no clients, close the rest evenly
+    #[command(after_help = "Example: balancer drain --within 30m")]
     Drain {
         /// The configuration file
         #[command(flatten)]
         configured: Configured,
-        /// Time to take, such as 90s or 10m; it takes longer if the others cannot log in clients so fast
-        #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+        /// Time to take; more if the others log in clients slower
+        #[arg(long, next_line_help = true, default_value = "10m", value_parser = humantime::parse_duration)]
         within: Duration,
     },
     /// Take clients again after a drain
+    #[command(after_help = "Example: balancer resume")]
     Resume(Configured),
-    /// Change the hard limit until `balancer limit default` or a reboot; restarting the agent keeps it
+    /// Change the hard limit until `limit default` or a reboot
+    #[command(after_help = "Examples: balancer limit 5000\n          balancer limit default")]
     Limit {
         /// Most client connections, or "default" for the configured limit
         #[arg(value_parser = parse_limit)]
@@ -53,7 +60,8 @@ pub enum Command {
         #[command(flatten)]
         configured: Configured,
     },
-    /// Explain how many connections are closed to keep the balance, and why not more
+    /// Explain how many connections are closed, and why not more
+    #[command(after_help = "Example: balancer rebalance --now --dry-run")]
     Rebalance {
         /// The configuration file
         #[command(flatten)]
@@ -65,16 +73,26 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Remove the data path; connections relayed by or to this controller end
+    /// Remove the data path; connections relayed by or to this host end
+    #[command(after_help = "Example: systemctl stop balancer && balancer uninstall")]
     Uninstall(Configured),
     /// Make a cluster key, to be copied to every controller
+    #[command(after_help = "Example: balancer keygen /etc/balancer/cluster.key")]
     Keygen {
-        /// File to make; an existing file is never overwritten
-        #[arg(default_value = "/etc/balancer/cluster.key")]
+        /// File to make, never overwritten
+        #[arg(next_line_help = true, default_value = "/etc/balancer/cluster.key")]
         file: PathBuf,
     },
-    /// Check whether this host can run the balancer, and report problems
-    Check(Configured),
+    /// Check whether this host can run the balancer; name remedies
+    #[command(after_help = exit::help("balancer check --json"))]
+    Check {
+        /// The configuration file
+        #[command(flatten)]
+        configured: Configured,
+        /// Print JSON: version, verdict and findings
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The argument of `limit`.
@@ -95,13 +113,15 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 #[derive(Args, Clone, Debug)]
 pub struct Configured {
     /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    #[arg(long, value_name = "FILE", next_line_help = true, default_value = CONFIG)]
     pub config: PathBuf,
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
+
+    use clap::CommandFactory as _;
 
     use super::*;
 
@@ -121,6 +141,25 @@ mod tests {
         let commands =
             all.filter_map(|text| text.trim().trim_start_matches("sudo ").split(['#', '|', '>']).next());
         commands.filter(|command| command.starts_with("balancer ")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_has_an_example() {
+        let mut root = Cli::command();
+        root.build();
+        let names: Vec<_> = root.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        assert!(names.len() > 8, "{names:?}");
+        let commands = names.iter().map(|name| root.find_subcommand(name).unwrap().clone());
+        for mut command in std::iter::once(root.clone()).chain(commands) {
+            let help = command.render_help().to_string();
+            let long = command.render_long_help().to_string();
+            if command.get_name() != "help" {
+                assert!(help.contains("Example"), "{help}");
+            }
+            for line in help.lines().chain(long.lines()) {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
     }
 
     #[test]

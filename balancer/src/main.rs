@@ -3,7 +3,7 @@
 
 use std::{
     future::Future,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -16,7 +16,8 @@ use balancer::{
     operator::{
         check,
         control::{self, Request},
-        status::Status,
+        exit, journal,
+        status::{Status, Verdict},
         uninstall,
     },
 };
@@ -24,15 +25,20 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(
+    let mut logger = env_logger::Builder::from_env(
         env_logger::Env::default().default_filter_or("info,chitchat=warn,netlink_proto=error"),
-    )
-    .init();
+    );
+    if journal::is_journal() {
+        logger.format(|out, record| {
+            out.write_all(journal::lines(record.level(), &record.args().to_string()).as_bytes())
+        });
+    }
+    logger.init();
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("balancer: {error:#}");
-            ExitCode::FAILURE
+            exit::of(&error).into()
         }
     }
 }
@@ -40,7 +46,9 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(configured) => agent::main(&configured.config)?,
-        Command::Status { configured, json } => status(&Config::load_paths(&configured.config)?, json)?,
+        Command::Status { configured, json } => {
+            return status(&Config::load_paths(&configured.config)?, json);
+        }
         Command::Drain { configured, within } => {
             tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;
         }
@@ -54,14 +62,16 @@ fn execute(command: Command) -> Result<ExitCode> {
             ClusterKey::keygen(&file)?;
             println!("{}: copy this file to every controller, owned by root, mode 0600", file.display());
         }
-        Command::Check(configured) => {
+        Command::Check { configured, json } => {
             let findings = wait(check::check(&configured.config))?;
-            for finding in &findings {
-                println!("{finding}");
+            if json {
+                println!("{}", serde_json::to_string_pretty(&check::json(&findings))?);
+            } else {
+                for finding in &findings {
+                    println!("{finding}");
+                }
             }
-            if findings.iter().any(check::Finding::is_fatal) {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(check::code(&findings).map_or(ExitCode::SUCCESS, Into::into));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -96,17 +106,21 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
     Ok(())
 }
 
-fn status(paths: &Paths, json: bool) -> Result<()> {
+fn status(paths: &Paths, json: bool) -> Result<ExitCode> {
     let answer = wait(control::call(&paths.control, &Request::Status))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&answer)?);
-    } else {
-        let status: Status = serde_json::from_value(answer).context(
-            "the running agent is of another version; restart it with this one (systemctl restart balancer)",
-        )?;
+    }
+    let status: Status = serde_json::from_value(answer).context(
+        "the running agent is of another version; restart it with this one (systemctl restart balancer)",
+    )?;
+    if !json {
         print!("{status}");
     }
-    Ok(())
+    Ok(match status.verdict {
+        Verdict::Ok => ExitCode::SUCCESS,
+        Verdict::Degraded => exit::Code::Degraded.into(),
+    })
 }
 
 fn uninstall(configured: &Configured) -> Result<()> {

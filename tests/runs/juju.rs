@@ -20,7 +20,7 @@ use tests::juju::stand_in::StandIn;
 use tests::network::net::Host;
 use tests::support::eventually::{SOON, wait_for};
 use tests::support::lines::Lines as _;
-use tests::support::process::{Process, run};
+use tests::support::process::Process;
 
 const CLIENTS: usize = 60;
 
@@ -100,14 +100,14 @@ fn shares_clients_without_configuration(tag: &str, format: Format, field: &str) 
         let api = server.stats()?.api;
         let counted = format!("jujud counts {api} ({api} api, 0 logsink)");
         let (code, check, errors) = daemon.cli(&["check"])?;
-        ensure!(code == Some(0), "check: {check}{errors}");
+        ensure!(matches!(code, Some(0 | 1)), "check: {check}{errors}");
         let path = conf.path().display().to_string();
         for expected in [&counted, &path, &format!("from {field} in {path}"), &"API port 17070".to_owned()] {
             ensure!(check.contains(expected.as_str()), "{expected} in {check}");
         }
         let known = || Ok(daemon.status()?["jujud_connections"]["api"].as_u64());
         wait_for(Duration::from_secs(15), "jujud's count in the status", known, |&known| known == Some(api))?;
-        let status = daemon.operate(&["status"])?;
+        let (_, status) = daemon.judge(&["status"])?;
         ensure!(status.contains(&counted), "{counted} in {status}");
         let said = [check, errors, status, daemon.status()?.to_string(), daemon.log_lines().join("\n")];
         ensure!(!said.iter().any(|text| secrets.are_in(text)), "a secret was shown: {said:?}");
@@ -307,7 +307,10 @@ fn the_agent_runs_on_defaults_without_a_configuration_file() -> Result<()> {
     let pid = agent.pid().to_string();
     let ask = |arguments: &[&str]| -> Result<String> {
         let inside = ["--target", &pid, "--net", "--mount"];
-        run(std::process::Command::new("nsenter").args(inside).arg(binary()).args(arguments))
+        let asked =
+            std::process::Command::new("nsenter").args(inside).arg(binary()).args(arguments).output()?;
+        ensure!(matches!(asked.status.code(), Some(0 | 1)), "{arguments:?}: {asked:?}");
+        Ok(String::from_utf8(asked.stdout)?)
     };
     cluster.dial("all", Kind::Single, 20)?;
     let status = ask(&["status"])?;

@@ -89,14 +89,14 @@ fn measure(paths: &[Path]) -> Result<Measured> {
             let before = kernel.counters()?;
             let took =
                 kernel.time(path.program, path.runs, &frame, CAME_IN).with_context(|| path.what.clone())?;
-            *least = least.min(took.as_nanos() as f64);
+            *least = least.min(took.as_secs_f64() * 1e9);
             let counted = |counters: &HashMap<_, u64>| counters.get(path.counts).copied().unwrap_or(0);
             let counts = counted(&kernel.counters()?) - counted(&before);
             let wanted = if path.counts == NOTHING { 0 } else { u64::from(path.runs) };
             ensure!(counts == wanted, "{}: {counts} of {wanted} runs count as {}", path.what, path.counts);
             let empty_least = &mut measured.empty[usize::from(path.runs == ANEW)];
             let took = test_runs(empty.as_fd(), path.runs, &frame, &mut vec![0; 1 << 16], &[], 0)?.took;
-            *empty_least = empty_least.min((took.as_nanos() as f64).max(1.0));
+            *empty_least = empty_least.min((took.as_secs_f64() * 1e9).max(1.0));
         }
     }
     Ok(measured)
@@ -229,7 +229,7 @@ fn opening(scene: &Scene) -> Vec<Path> {
     full.controllers[1].view_base = LIMIT.into();
     let mut flooded = scene.world();
     flooded.settings.flood_per_cpu = 0;
-    paths.extend([
+    paths.extend(vec![
         path("SYN, relayed, at the entry", "opened", scene.busy(), scene.syn(), 100.0),
         path("SYN, relayed, at the owner", "restored", scene.world(), scene.incoming(), 100.0),
         path("the owner's answer, at the entry", "returned", scene.beginning(RELAY), answer, 100.0),

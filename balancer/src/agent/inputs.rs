@@ -191,6 +191,7 @@ impl Agent {
             off: self.cluster.off(),
             leaving: false,
             farewells: self.cluster.farewells(),
+            agent: self.about(),
         });
     }
 

@@ -21,6 +21,7 @@ mod requests;
 mod settings;
 mod start;
 mod status;
+mod tell;
 
 use std::{
     path::{Path, PathBuf},
@@ -46,6 +47,7 @@ use self::{
     programs::Programs,
     reload::Rereading,
     requests::Asked,
+    tell::Shown,
 };
 use crate::{
     balance::Balance,
@@ -141,6 +143,7 @@ struct Agent {
     /// Why nothing is relayed.
     off: Off,
     bounds: Bounds,
+    shown: Shown,
     schedule: Schedule,
     tasks: Tasks,
 }
@@ -214,8 +217,10 @@ impl Agent {
         glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(shutdown);
         self.tick();
+        // What was counted before is no news.
+        self.tell(Instant::now());
         info!("ready");
-        notify::ready(&format!("{} client connections", self.load()));
+        notify::ready(&self.shown.headline);
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
@@ -242,8 +247,8 @@ impl Agent {
                     self.firewall_read(reasons);
                     self.write_views();
                 }
-                Some((request, answer)) = self.inbox.asked.recv() => {
-                    let _: Result<(), _> = answer.send(self.answer(&request));
+                Some((request, caller, answer)) = self.inbox.asked.recv() => {
+                    let _: Result<(), _> = answer.send(self.answer(&request, &caller));
                 }
             }
         }
@@ -283,6 +288,7 @@ impl Agent {
         if now >= self.schedule.balance {
             self.schedule.balance = now + BALANCE;
             self.keep_balance(now);
+            self.tell(now);
         }
         self.publish();
         notify::alive();

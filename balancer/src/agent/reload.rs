@@ -50,6 +50,11 @@ impl Rereading {
         is_new
     }
 
+    /// The reason why the controllers cannot be read now.
+    pub(super) fn why(&self) -> Option<&String> {
+        self.failed.as_ref().map(|(why, _)| why)
+    }
+
     /// Notes a success. Returns the number of failures before it.
     fn worked(&mut self) -> u32 {
         self.failed.take().map_or(0, |(_, times)| times)
@@ -60,20 +65,32 @@ impl Agent {
     /// SIGHUP: the new configuration, or the old one if the new one is not valid.
     pub(super) async fn reload(&mut self) {
         notify::reloading();
+        let digest = config::digest(&self.config.path);
         let done = match self.read_again().await {
             Ok(config) => {
                 for warning in &config.warnings {
                     warn!("{warning}");
                 }
-                self.reconfigure(config).await
+                let done = self.reconfigure(config).await;
+                if done.is_ok() {
+                    self.shown.digest = digest;
+                }
+                done
             }
             Err(error) => Err(error),
         };
         match done {
-            Ok(()) => info!("configuration read again"),
-            Err(error) => error!("the configuration stays as it was: {error:#}"),
+            Ok(()) => {
+                info!("configuration read again");
+                self.shown.refused = None;
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                error!("the configuration stays as it was: {why}");
+                self.shown.refused = Some(why);
+            }
         }
-        notify::ready(&format!("{} client connections", self.load()));
+        notify::ready(&self.shown.headline);
     }
 
     /// Ten times a second: Juju may have rewritten its file, somebody the key file, or a controller may have reported its

@@ -1,6 +1,9 @@
 //! Every two seconds: is everything still attached? Another program may have removed it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::Agent;
 use crate::{
@@ -9,6 +12,8 @@ use crate::{
 };
 
 const VERIFY: Duration = Duration::from_secs(2);
+/// `status` tells of a program that was not at its place for so long.
+const TOLD: Duration = Duration::from_mins(1);
 /// The list of interfaces takes at most this part of the time: a host of containers has thousands.
 const SHARE: u32 = 100;
 
@@ -25,15 +30,29 @@ pub(super) struct Repair {
     changes_at: Instant,
     /// The last change of the network could not be followed to its end.
     pub(super) again: bool,
+    /// Lines about programs that were not at their place, and the last time of each.
+    displaced: BTreeMap<String, Instant>,
 }
 
 impl Repair {
     pub(super) fn new(now: Instant) -> Self {
-        Self { at: now + VERIFY, list_at: now + VERIFY, changes_at: now, again: false }
+        Self {
+            at: now + VERIFY,
+            list_at: now + VERIFY,
+            changes_at: now,
+            again: false,
+            displaced: BTreeMap::new(),
+        }
     }
 }
 
 impl Repair {
+    /// The lines of the last minute.
+    pub(super) fn displaced(&mut self, now: Instant) -> Vec<String> {
+        self.displaced.retain(|_, at| now.duration_since(*at) < TOLD);
+        self.displaced.keys().cloned().collect()
+    }
+
     /// Whether changes of the network are looked at now.
     pub(super) fn is_rested(&self) -> bool {
         Instant::now() >= self.changes_at
@@ -75,6 +94,7 @@ impl Agent {
             }
             let line = describe(&displaced);
             warn_repeated!(&line, "{line}");
+            self.programs.repair.displaced.insert(line, now);
         }
     }
 }

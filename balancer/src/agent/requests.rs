@@ -10,13 +10,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Agent, boot_s};
 use crate::{
     balance::{Inputs, Limited},
-    operator::control::{ASKS, ControlSocket, Request},
+    operator::control::{ASKS, Caller, ControlSocket, Request},
 };
 
-pub(super) type Asked = (Request, oneshot::Sender<Result<Value, String>>);
+pub(super) type Asked = (Request, Caller, oneshot::Sender<Result<Value, String>>);
 
 impl Agent {
-    pub(super) fn answer(&mut self, request: &Request) -> Result<Value, String> {
+    pub(super) fn answer(&mut self, request: &Request, caller: &Caller) -> Result<Value, String> {
+        if *request != Request::Status {
+            info!("`{request}` by {caller}");
+        }
         self.try_answer(request).map_err(|error| format!("{error:#}"))
     }
 
@@ -68,11 +71,11 @@ pub(super) async fn serve(
     ask: mpsc::Sender<Asked>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let handler = move |request| {
+    let handler = move |request, caller| {
         let ask = ask.clone();
         async move {
             let (answer, answered) = oneshot::channel();
-            ask.send((request, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
+            ask.send((request, caller, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
             answered.await.map_err(|_gone| "the agent is ending".to_owned())?
         }
     };

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds,
     install::WITHOUT_MUTE, names::Names, network::Network, off::Off, programs::Programs, reload::Rereading,
-    repair::Repair, requests,
+    repair::Repair, requests, tell::Shown,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -57,6 +57,7 @@ const FLUSH: Duration = Duration::from_millis(250);
 /// Everything that only a process with all its privileges can open.
 pub struct Started {
     path: PathBuf,
+    digest: String,
     pub(super) config: Config,
     key: ClusterKey,
     resets: ResetSender,
@@ -72,6 +73,7 @@ pub struct Started {
 impl Started {
     /// Reads the configuration and the key, checks the privileges, opens sockets that need them, and loads the data path.
     pub fn prepare(path: &Path) -> Result<Self> {
+        let digest = config::digest(path);
         let config = Config::load(path, &interfaces::addresses()?)?;
         let missing = privileges::check()?;
         if let Some(first) = missing.first() {
@@ -97,7 +99,18 @@ impl Started {
             warn!("{error:#}; the agent goes on without these rules");
             Legacy::default()
         });
-        Ok(Self { path: path.to_owned(), config, key, resets, mute, sockets, listeners, data_path, legacy })
+        Ok(Self {
+            path: path.to_owned(),
+            digest,
+            config,
+            key,
+            resets,
+            mute,
+            sockets,
+            listeners,
+            data_path,
+            legacy,
+        })
     }
 }
 
@@ -125,7 +138,8 @@ pub(super) fn limit(config: &Config, open_files: Option<u64>) -> (Limit, Option<
 
 impl Agent {
     pub(super) async fn start(started: Started) -> Result<Self> {
-        let Started { path, config, key, resets, mute, sockets, listeners, mut data_path, legacy } = started;
+        let Started { path, digest, config, key, resets, mute, sockets, listeners, mut data_path, legacy } =
+            started;
         let control = ControlSocket::bind(&config.paths.control)?;
         let interfaces = Interfaces::open()?;
         let devices = interfaces.list().await?;
@@ -203,6 +217,7 @@ impl Agent {
             inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
             off: Off::default(),
             bounds: Bounds::default(),
+            shown: Shown::new(now, digest),
             schedule: Schedule {
                 tick: now,
                 audit: now,

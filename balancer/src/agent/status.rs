@@ -6,15 +6,20 @@ use anyhow::Result;
 use balancer_common::records::{Budget, State};
 use serde_json::Value;
 
-use super::{Agent, boot_s, network::unrouted_sentence};
+use super::{Agent, boot_s, network::unrouted_sentence, tell::seconds};
 use crate::{
-    cluster::{Peer, describe, sentences},
+    cluster::{Peer, describe, peers::About, sentences},
     config::{Controller, Ratio},
-    operator::status::{self, ControllerStatus, RefuseRatio, Status},
+    operator::{
+        minute::Counted,
+        status::{self, ControllerStatus, RefuseRatio, SCHEMA, Status, Verdict, reasons},
+    },
 };
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 impl Agent {
-    pub(super) fn status(&self) -> Result<Status> {
+    pub(super) fn status(&mut self) -> Result<Status> {
         let config = &self.config.running;
         let mut budget = self.programs.data_path.maps.budget()?;
         budget.advance(boot_s());
@@ -34,32 +39,65 @@ impl Agent {
             connections: 0,
             limit: 0,
             weight: 1.0,
-            age_ms: u64::MAX,
+            age_ms: None,
+            version: None,
+            uptime_s: None,
+            hears: None,
             relay: "none".into(),
         }));
         let hooks = &self.programs.data_path.hooks;
         let counters = self.counters(&budget)?;
+        let balance = self.balance.status(&config.policy, boot_s());
+        let last_minute = self.shown.last_minute(&Counted::of(&counters, balance.closed));
         let refuse_ratio = config.policy.refuse_ratio.map(|ratio| refuse_ratio(ratio, &counters));
-        Ok(Status {
+        let mut status = Status {
+            schema: SCHEMA,
+            verdict: Verdict::Ok,
+            reasons: Vec::new(),
+            version: VERSION.into(),
+            uptime_s: self.shown.uptime_s(),
             controller: config.cluster.name.clone(),
             api_port: config.api.port,
+            sync_port: config.cluster.listen.port(),
+            configuration: status::Configuration {
+                digest: self.shown.digest.clone(),
+                refused: self.shown.refused.as_ref().or(self.config.rereading.why()).cloned(),
+            },
             hooks: hooks.iter().map(|(name, attached)| (name.clone(), attached.name())).collect(),
             without_xdp: hooks
                 .iter()
                 .filter_map(|(name, attached)| Some((name.clone(), attached.without_xdp.clone()?)))
                 .collect(),
+            displaced: self.programs.repair.displaced(now),
             hard_limit: self.balance.admit(),
             controllers,
             not_relayed: self.not_relayed(),
             bounds: self.bounds.sentences(),
             exempt_connections: self.count.exempt_connections(&budget),
             relays: self.count.relays(),
+            last_minute,
             counters,
+            ready: self.is_ready(),
             health: self.jujud.health.borrow().reason.clone(),
             jujud_connections: self.jujud.connections.borrow().clone(),
-            balance: status::Balance { refuse_ratio, ..self.balance.status(&config.policy, boot_s()) },
+            balance: status::Balance { refuse_ratio, ..balance },
             drift: self.count.drift(),
-        })
+        };
+        status.reasons = reasons(&status);
+        if !status.reasons.is_empty() {
+            status.verdict = Verdict::Degraded;
+        }
+        Ok(status)
+    }
+
+    /// This agent, as it tells the others.
+    pub(super) fn about(&self) -> About {
+        let is_deaf = |peer: &&Peer| matches!(peer.state, State::Absent | State::Silent);
+        About {
+            version: VERSION.into(),
+            since_s: self.shown.since_s,
+            deaf_to: self.cluster.peers().iter().filter(is_deaf).map(|peer| peer.name.clone()).collect(),
+        }
     }
 
     fn not_relayed(&self) -> Vec<String> {
@@ -83,12 +121,17 @@ impl Agent {
             connections: self.count.connections(budget),
             limit: u64::from(self.balance.admit()),
             weight: self.balance.weight(now, this.weight),
-            age_ms: 0,
+            age_ms: Some(0),
+            version: Some(VERSION.into()),
+            uptime_s: Some(self.shown.uptime_s()),
+            hears: Some(true),
             relay: "self".into(),
         }
     }
 
     fn peer_status(&self, now: Instant, peer: &Peer) -> ControllerStatus {
+        let about = peer.report.as_ref().map(|report| &report.agent);
+        let told = about.filter(|about| !about.version.is_empty());
         ControllerStatus {
             name: peer.name.clone(),
             addresses: peer.addresses.clone(),
@@ -96,7 +139,10 @@ impl Agent {
             connections: peer.report.as_ref().map_or(0, |report| report.connections),
             limit: peer.report.as_ref().map_or(0, |report| report.limit),
             weight: peer.report.as_ref().map_or(peer.weight, |report| report.weight),
-            age_ms: peer.reported_at.map_or(u64::MAX, |at| now.duration_since(at).as_millis() as u64),
+            age_ms: peer.reported_at.map(|at| now.duration_since(at).as_millis() as u64),
+            version: told.map(|about| about.version.clone()),
+            uptime_s: told.map(|about| seconds().saturating_sub(about.since_s)),
+            hears: about.and_then(|about| about.hears(&self.config.running.cluster.name)),
             relay: self.cluster.relay(peer).into(),
         }
     }

@@ -120,11 +120,15 @@ impl Peer {
             state = State::Draining;
         }
         if state != self.state {
-            let mut text = format!("controller {} is {}", self.name, describe(state));
-            if matches!(state, State::Absent | State::Silent) {
-                text = format!("{text}: {}", sentences::not_heard(&self.name, udp));
-            }
-            effects.push(Effect::Say(Level::Info, text));
+            let text = format!("controller {} is {}", self.name, describe(state));
+            effects.push(if alive.is_some_and(|report| report.leaving) {
+                Effect::Say(Level::Info, format!("{text}: its balancer is being removed"))
+            } else if matches!(state, State::Absent | State::Silent) {
+                let sentence = sentences::not_heard(&self.name, udp);
+                Effect::Say(Level::Warn, format!("{text}: {sentence} {}", sentences::RELAYED_THERE))
+            } else {
+                Effect::Say(Level::Info, text)
+            });
             self.state = state;
         }
         if state == State::Draining {

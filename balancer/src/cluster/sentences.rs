@@ -40,6 +40,10 @@ pub fn not_heard(name: &str, udp: u16) -> String {
     )
 }
 
+/// What a controller that is not heard means for the clients that were relayed to it.
+pub const RELAYED_THERE: &str =
+    "Connections relayed there go on; one whose client has waited 15 s for an answer is reset.";
+
 pub fn key_changes(name: &str) -> String {
     format!(
         "no client is relayed to {name}: it does not have this controller's key yet; give every controller the same key"

@@ -3,7 +3,10 @@
 use balancer_common::wire::Port;
 use bytemuck::Zeroable as _;
 
-use super::{peers::Report, *};
+use super::{
+    peers::{About, Report},
+    *,
+};
 use crate::config::{KeySource, RelayPorts, Source};
 
 const SLOT: usize = 1;
@@ -81,6 +84,7 @@ fn report(connections: u64) -> Report {
         off: BTreeMap::new(),
         leaving: false,
         farewells: BTreeSet::new(),
+        agent: About::default(),
     }
 }
 
@@ -203,7 +207,7 @@ fn a_controller_is_heard_falls_silent_and_comes_back() {
             (200, Load(6), Ready, ""),
             (300, Heartbeat, Ready, ""),
             // Its agent is silent: it is not picked, and its clients are looked at twice a second.
-            (5_000, Nothing, Silent, "info look"),
+            (5_000, Nothing, Silent, "warn look"),
             (5_100, Nothing, Silent, ""),
             (5_500, Nothing, Silent, "look"),
             (60_000, Nothing, Silent, "look"),
@@ -220,13 +224,13 @@ fn a_new_agent_keeps_the_states_that_it_finds_for_three_seconds() {
     for found in [Ready, State::NotReady, State::Draining] {
         prove(
             found,
-            &[(0, Nothing, found, ""), (2_999, Nothing, found, ""), (3_000, Nothing, Silent, "info look")],
+            &[(0, Nothing, found, ""), (2_999, Nothing, found, ""), (3_000, Nothing, Silent, "warn look")],
         );
     }
     // One that was absent before was never heard.
     prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "")]);
     // Once heard, a controller is not given the state from before the start.
-    prove(Ready, &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "info look")]);
+    prove(Ready, &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "warn look")]);
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn nothing_is_relayed_to_a_controller_that_leaves_and_the_report_says_so() {
             (110, Works, Ready, ""),
             (200, Leaving, Absent, "info"),
             (300, Heartbeat, Absent, ""),
-            (2_000, Nothing, Silent, "info look"),
+            (2_000, Nothing, Silent, "warn look"),
             // It is installed again.
             (60_000, Load(0), Ready, "info probe"),
         ],

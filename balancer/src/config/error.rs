@@ -11,6 +11,8 @@ pub struct ConfigError {
     pub(super) file: PathBuf,
     pub(super) place: Option<Place>,
     pub(super) message: String,
+    /// The user may not read the file.
+    pub(super) is_forbidden: bool,
 }
 
 #[derive(Debug)]
@@ -29,6 +31,13 @@ impl Place {
             column: before[start..].chars().count() + 1,
             source: text[start..].lines().next().unwrap_or_default().to_owned(),
         }
+    }
+}
+
+impl ConfigError {
+    /// Whether this user may not read the file.
+    pub fn is_forbidden(&self) -> bool {
+        self.is_forbidden
     }
 }
 
@@ -61,7 +70,7 @@ impl Fault {
     /// The error for users, where `text` is the content of `file`.
     pub(super) fn in_file(self, file: &Path, text: &str) -> ConfigError {
         let place = self.span.map(|span| Place::of(span.start, text));
-        ConfigError { file: file.to_path_buf(), place, message: self.message }
+        ConfigError { file: file.to_path_buf(), place, message: self.message, is_forbidden: false }
     }
 }
 

@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     error::Fault,
-    keys::{self, KEYS, Key, REMOVED},
+    keys::{self, KEYS, Key, Kind, REMOVED},
 };
 
 pub(super) struct File<'a> {
@@ -26,6 +26,33 @@ impl<'a> File<'a> {
     /// Refuses tables that [`KEYS`] does not have.
     pub(super) fn check_tables(&self) -> Result<(), Fault> {
         refuse_unknown("", &self.tables)
+    }
+
+    /// Every unknown key, and every value that its key does not take.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut faults = unknown("", &self.tables);
+        for (name, value) in &self.tables {
+            let Some(values) = value.get_ref().as_table() else { continue };
+            faults.extend(self.faults_in(name.get_ref(), values));
+        }
+        faults
+    }
+
+    fn faults_in(&self, name: &str, values: &DeTable<'_>) -> Vec<Fault> {
+        let mut faults = unknown(name, values);
+        for (key, value) in values {
+            let key = format!("{name}.{}", key.get_ref());
+            let Some(known) = KEYS.iter().find(|known| known.name == key) else { continue };
+            if !known.kind.accepts(value) {
+                faults.push(not_allowed(self.text, known, value));
+                continue;
+            }
+            let tables = value.get_ref().as_array().filter(|_| matches!(known.kind, Kind::Tables));
+            for values in tables.into_iter().flatten().filter_map(|table| table.get_ref().as_table()) {
+                faults.extend(self.faults_in(&key, values));
+            }
+        }
+        faults
     }
 
     /// The table `name`; without one all its keys are absent.
@@ -99,14 +126,25 @@ impl<'a> Table<'a> {
     }
 
     fn not_allowed(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Fault {
-        let list = value.get_ref().is_array() || value.get_ref().is_table();
-        let written = if list { "this" } else { self.text.get(value.span()).unwrap_or("this") };
-        self.fault(key, format!("{written} is not allowed; {}", Key::named(key).advice()))
+        not_allowed(self.text, Key::named(key), value)
     }
+}
+
+fn not_allowed(text: &str, key: &Key, value: &Spanned<DeValue<'_>>) -> Fault {
+    let list = value.get_ref().is_array() || value.get_ref().is_table();
+    let written = if list { "this" } else { text.get(value.span()).unwrap_or("this") };
+    Fault::at(value.span(), format!("{}: {written} is not allowed; {}", key.name, key.advice()))
 }
 
 /// Refuses the first of `values` that is no key of the table `name`.
 fn refuse_unknown(name: &str, values: &DeTable<'_>) -> Result<(), Fault> {
+    let first =
+        unknown(name, values).into_iter().min_by_key(|fault| fault.span.as_ref().map(|span| span.start));
+    first.map_or(Ok(()), Err)
+}
+
+/// Those of `values` that are no keys of the table `name`.
+fn unknown(name: &str, values: &DeTable<'_>) -> Vec<Fault> {
     let below = |key: &'static str| match name {
         "" => Some(key),
         _ => key.strip_prefix(name)?.strip_prefix('.'),
@@ -116,9 +154,11 @@ fn refuse_unknown(name: &str, values: &DeTable<'_>) -> Result<(), Fault> {
     let removed = |key: &str| REMOVED.iter().any(|(name, _)| below(name) == Some(key));
     let unknown =
         values.keys().filter(|key| !known.contains(&key.get_ref().as_ref()) && !removed(key.get_ref()));
-    let Some(first) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
     let place =
         if name.is_empty() { "the file has the tables".to_owned() } else { format!("[{name}] takes") };
-    let message = format!("unknown key `{}`; {place} {}", first.get_ref(), known.join(", "));
-    Err(Fault::at(first.span(), message))
+    let fault = |key: &Spanned<std::borrow::Cow<'_, str>>| {
+        let message = format!("unknown key `{}`; {place} {}", key.get_ref(), known.join(", "));
+        Fault::at(key.span(), message)
+    };
+    unknown.map(fault).collect()
 }

@@ -8,6 +8,7 @@ mod api;
 mod cluster;
 mod controllers;
 mod error;
+mod errors;
 mod file;
 mod juju;
 pub mod keys;
@@ -24,6 +25,7 @@ use std::{
 };
 
 pub use balancer_common::records::MAX_CONTROLLERS;
+use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::paths::unescape;
 pub use self::{
@@ -125,6 +127,15 @@ impl Config {
     }
 }
 
+/// A digest of the keys and values in the file at `path`, without its comments and the order of its keys; of its whole text
+/// where that is no TOML. No file is an empty one.
+pub fn digest(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let values = text.parse::<toml::Table>().map_or(text, |table| table.to_string());
+    let digest = Sha256::digest(values);
+    data_encoding::HEXLOWER.encode(&digest[..8])
+}
+
 /// The text of the file at `path`; `None` if there is none at `optional`.
 fn read_text(path: &Path, optional: &Path) -> Result<Option<String>, ConfigError> {
     match fs::read_to_string(path) {
@@ -133,9 +144,14 @@ fn read_text(path: &Path, optional: &Path) -> Result<Option<String>, ConfigError
         Err(error) => Err(ConfigError {
             file: path.to_path_buf(),
             place: None,
-            message: format!("cannot read the configuration: {error}; name the file with --config FILE"),
+            message: format!("cannot read the configuration: {error}; {}", advice(error.kind())),
+            is_forbidden: error.kind() == ErrorKind::PermissionDenied,
         }),
     }
+}
+
+fn advice(kind: ErrorKind) -> &'static str {
+    if kind == ErrorKind::PermissionDenied { "use sudo" } else { "name the file with --config FILE" }
 }
 
 fn read(text: &str, host: &Host) -> Result<Config, Fault> {

@@ -368,3 +368,32 @@ fn a_missing_file_is_named() {
     assert!(error.starts_with("/nonexistent/balancer.toml: cannot read the configuration: "), "{error}");
     assert!(error.ends_with("name the file with --config FILE"), "{error}");
 }
+
+#[test]
+fn all_errors_are_found_at_once() {
+    let text = "[api]\nprot = 1\nport = 0\nhook = \"x\"\n[policy]\nsteer = \"no\"\nthreshold = 0.1\n[other]\n[cluster]\n\
+                name = \"z\"\n[[cluster.controllers]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\nwieght = 1\nweight = 0\n";
+    let found = errors::in_text(Path::new("f.toml"), text, &host(&[]));
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let expected = [
+        "f.toml:2:1: unknown key `prot`",
+        "f.toml:3:8: api.port: 0 is not allowed",
+        "f.toml:4:8: api.hook: \"x\" is not allowed",
+        "f.toml:6:9: policy.steer: \"no\" is not allowed",
+        "f.toml:7:13: policy.threshold: 0.1 is not allowed",
+        "f.toml:8:2: unknown key `other`",
+        "f.toml:14:1: unknown key `wieght`",
+        "f.toml:15:10: cluster.controllers.weight: 0 is not allowed",
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\nexpected: {expected}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    // Where keys and values are right, each section tells its own.
+    let text = "[api]\ndeny = [\"x\"]\n[cluster]\nname = \"z\"\n[[cluster.controllers]]\nname = \"a\"\n\
+                addresses = [\"10.0.0.1\"]\n[paths]\npins = \"x\"\n";
+    let found = errors::in_text(Path::new("f.toml"), text, &host(&[]));
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert_eq!(errors::in_text(Path::new("f.toml"), ALL, &host(&[])).len(), 0);
+    assert_eq!(errors::in_text(Path::new("f.toml"), "[api", &host(&[])).len(), 1);
+}

@@ -16,6 +16,11 @@ pub fn reloading() {
     }
 }
 
+/// The line of `systemctl status`.
+pub fn status(status: &str) {
+    send(&[NotifyState::Status(&line(status))]);
+}
+
 pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
@@ -49,6 +54,7 @@ mod tests {
         ready("serving 3 controllers\nREADY=0");
         reloading();
         alive();
+        status("OK");
         stopping();
     }
 
@@ -73,6 +79,9 @@ mod tests {
             messages.into_iter().partition(|message| message.starts_with("RELOADING=1\nMONOTONIC_USEC="));
         assert_eq!(reloading.len(), 1);
         let rest: Vec<_> = rest.iter().map(|message| message.trim_end()).collect();
-        assert_eq!(rest, ["READY=1\nSTATUS=serving 3 controllers; READY=0", "WATCHDOG=1", "STOPPING=1"]);
+        assert_eq!(
+            rest,
+            ["READY=1\nSTATUS=serving 3 controllers; READY=0", "WATCHDOG=1", "STATUS=OK", "STOPPING=1"]
+        );
     }
 }

@@ -2,5 +2,9 @@
 
 pub mod check;
 pub mod control;
+pub mod exit;
+pub mod journal;
+pub mod loud;
+pub mod minute;
 pub mod status;
 pub mod uninstall;

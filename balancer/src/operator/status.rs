@@ -1,23 +1,51 @@
-//! The output of `balancer status`, as JSON and as a table.
+//! The record of `balancer status`. `docs/status.schema.json` describes it for programs; `table` shows it to people, and
+//! `reasons` judges it.
 
-use std::{
-    collections::BTreeMap,
-    fmt::{self, Display},
-    net::IpAddr,
-};
+mod reasons;
+mod table;
+mod text;
+
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    reasons::{Cause, Reason, headline, limit_reached, reasons},
+    table::by_endpoint,
+    text::age,
+};
+
+#[cfg(test)]
+pub(crate) use self::table::tests as testing;
+
+/// [`Status::schema`]. It grows when a field goes or changes its meaning, not when one is added.
+pub const SCHEMA: u32 = 1;
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Status {
+    /// The version of this record: [`SCHEMA`].
+    pub schema: u32,
+    /// `ok` or `degraded`.
+    pub verdict: Verdict,
+    /// Everything that is not as it should be, the worst first; empty where the verdict is `ok`.
+    pub reasons: Vec<Reason>,
+    /// The version of the agent.
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
     /// This controller's name.
     pub controller: String,
     /// TCP port of the API.
     pub api_port: u16,
+    /// UDP port of peer sync.
+    pub sync_port: u16,
+    pub configuration: Configuration,
     /// API-facing interfaces and their hooks: `tcx` or `clsact`, after `xdp+` if native XDP runs as well.
     pub hooks: BTreeMap<String, String>,
     /// The reason why native XDP does not run, by interface.
     pub without_xdp: BTreeMap<String, String>,
+    /// Sentences about programs that were not at their place within the last minute.
+    pub displaced: Vec<String>,
     /// Most client connections admitted here.
     pub hard_limit: u32,
     /// All controllers of the cluster, this one included.
@@ -32,9 +60,13 @@ pub struct Status {
     pub exempt_connections: u64,
     /// Relayed connections that go through this host.
     pub relays: Relays,
+    /// Events of the last minute.
+    pub last_minute: LastMinute,
     /// Counters of the programs by name, and those of peer sync under `sync_`.
     pub counters: BTreeMap<String, u64>,
-    /// The reason why this controller's jujud is ready or not.
+    /// Whether this controller's jujud is ready.
+    pub ready: bool,
+    /// The reason why it is ready or not.
     pub health: String,
     /// Connections here as jujud counts them, by endpoint; absent if jujud has not answered within the last 10 s. Only
     /// the kernel counts TLS handshakes and downloads; jujud counts controllers as well.
@@ -43,6 +75,41 @@ pub struct Status {
     pub balance: Balance,
     /// Differences found between the programs' count and the kernel's list of sockets, in total. Always 0.
     pub drift: u64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    Degraded,
+}
+
+/// The configuration that is running.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Configuration {
+    /// A digest of the keys and values in the file as it was read, without its comments.
+    pub digest: String,
+    /// The reason why a newer one was refused.
+    pub refused: Option<String>,
+}
+
+/// Events of the last minute, or since the agent started if that is later.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LastMinute {
+    /// Clients refused because no controller had room for them.
+    pub refused: u64,
+    /// Clients refused because their address has as many connections as it may.
+    pub client_full: u64,
+    /// Clients that the flood guard had served where they dial.
+    pub flood: u64,
+    /// Connections closed for the balance, a limit or a drain.
+    pub closed: u64,
+    /// Datagrams that were sealed with another key.
+    pub wrong_key: u64,
+    /// Datagrams of other controllers that this version cannot read.
+    pub malformed: u64,
+    /// Datagrams of hosts with another time.
+    pub clock_skew: u64,
 }
 
 /// How the balance is kept.
@@ -94,11 +161,17 @@ pub struct ControllerStatus {
     pub state: String,
     /// Its client connections: counted for this controller, reported by each other one.
     pub connections: u64,
-    /// Most client connections that it admits.
+    /// Most client connections that it admits; 0 until it is heard.
     pub limit: u64,
     pub weight: f64,
-    /// Milliseconds since its last report.
-    pub age_ms: u64,
+    /// Milliseconds since its last report; absent if there was none.
+    pub age_ms: Option<u64>,
+    /// The version of its agent, if it tells.
+    pub version: Option<String>,
+    /// Seconds since its agent started, if it tells.
+    pub uptime_s: Option<u64>,
+    /// Whether it hears this controller, if it tells.
+    pub hears: Option<bool>,
     /// `ok` if connections are relayed there over every family of which both have addresses; `v4 only` or `v6 only` if relays
     /// over the other one are not proved to work, `off` if none is; `none` if it has announced no relay port; `self` for
     /// this controller.
@@ -113,156 +186,4 @@ pub struct Relays {
     /// From other controllers to here.
     #[serde(rename = "in")]
     pub into: u64,
-}
-
-impl Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hooks: Vec<_> = self.hooks.iter().map(|(name, hook)| format!("{name} ({hook})")).collect();
-        writeln!(f, "controller {}, API port {} on {}", self.controller, self.api_port, hooks.join(", "))?;
-        for (name, why) in &self.without_xdp {
-            writeln!(f, "no XDP on {name}: {why}")?;
-        }
-        writeln!(
-            f,
-            "limit {}, {} exempt connections, relays: {} out, {} in",
-            self.hard_limit, self.exempt_connections, self.relays.out, self.relays.into
-        )?;
-        writeln!(f, "jujud on this host: {}", self.health)?;
-        if let Some(connections) = &self.jujud_connections {
-            let here = self.controllers.iter().find(|controller| controller.name == self.controller);
-            let clients = here.map_or(0, |controller| controller.connections);
-            writeln!(
-                f,
-                "connections here: {}; the kernel counts {} ({clients} from clients, {} exempt)",
-                by_endpoint(connections),
-                clients + self.exempt_connections,
-                self.exempt_connections
-            )?;
-        }
-        let Balance {
-            rebalance,
-            sheds,
-            why,
-            left_out,
-            closed,
-            steer,
-            refuse_ratio,
-            drain_left_s,
-            memory,
-            memory_stage,
-            operator_limit,
-        } = &self.balance;
-        let doing = if *sheds { "closing connections" } else { "closing none" };
-        writeln!(f, "rebalance {rebalance}: {doing} ({why}), {closed} closed so far; steer: {steer}")?;
-        if let Some(RefuseRatio { configured, real }) = refuse_ratio {
-            writeln!(
-                f,
-                "refused at random: {:.1} % of the dials so far, {configured} configured",
-                real * 100.0
-            )?;
-        }
-        for left_out in left_out {
-            writeln!(f, "without a share: {left_out}")?;
-        }
-        let stage = if memory_stage == "normal" { "" } else { memory_stage.as_str() };
-        writeln!(f, "memory: {stage}{}{memory}", if stage.is_empty() { "" } else { "; " })?;
-        if let Some(left_s) = drain_left_s {
-            writeln!(f, "draining: {left_s} s left (`balancer resume` ends the drain)")?;
-        }
-        if let Some(limit) = operator_limit {
-            writeln!(f, "limit {limit} set by `balancer limit` (`balancer limit default` removes it)")?;
-        }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "{:<12} {:<10} {:>11} {:>8} {:>7} {:>8}  {:<11} ADDRESSES",
-            "CONTROLLER", "STATE", "CONNECTIONS", "LIMIT", "WEIGHT", "AGE", "RELAY"
-        )?;
-        for controller in &self.controllers {
-            let addresses: Vec<_> = controller.addresses.iter().map(ToString::to_string).collect();
-            writeln!(
-                f,
-                "{:<12} {:<10} {:>11} {:>8} {:>7} {:>5} ms  {:<11} {}",
-                controller.name,
-                controller.state,
-                controller.connections,
-                controller.limit,
-                controller.weight,
-                controller.age_ms,
-                controller.relay,
-                addresses.join(", ")
-            )?;
-        }
-        for sentence in self.not_relayed.iter().chain(&self.bounds) {
-            writeln!(f, "{sentence}")?;
-        }
-        Ok(())
-    }
-}
-
-/// The counts of jujud as a sentence.
-pub fn by_endpoint(connections: &BTreeMap<String, u64>) -> String {
-    let counts: Vec<_> = connections.iter().map(|(endpoint, count)| format!("{count} {endpoint}")).collect();
-    let sum = connections.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
-    if counts.is_empty() {
-        "jujud counts none".into()
-    } else {
-        format!("jujud counts {sum} ({})", counts.join(", "))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_counts_of_jujud_and_of_the_kernel_are_shown() {
-        let mut status = Status {
-            controller: "a".into(),
-            api_port: 17070,
-            hooks: BTreeMap::from([("eth0".into(), "tcx".into())]),
-            without_xdp: BTreeMap::new(),
-            hard_limit: 100,
-            controllers: vec![ControllerStatus {
-                name: "a".into(),
-                addresses: vec![IpAddr::from([10, 0, 0, 11])],
-                state: "ready".into(),
-                connections: 20,
-                limit: 100,
-                weight: 1.0,
-                age_ms: 0,
-                relay: "self".into(),
-            }],
-            not_relayed: Vec::new(),
-            bounds: vec!["the table is full".into()],
-            exempt_connections: 4,
-            relays: Relays::default(),
-            counters: BTreeMap::new(),
-            health: "GET /health answered 200".into(),
-            jujud_connections: None,
-            balance: Balance::default(),
-            drift: 0,
-        };
-        let mut json = serde_json::to_value(&status).unwrap();
-        assert!(json.get("jujud_connections").is_none());
-        assert!(!status.to_string().contains("jujud counts"), "{status}");
-        assert!(status.to_string().ends_with("\nthe table is full\n"), "{status}");
-        assert_eq!(serde_json::from_value::<Status>(json.clone()).unwrap(), status);
-
-        let rows: [(&[(&str, u64)], &str); 2] = [
-            (
-                &[("logsink", 12), ("api", 13)],
-                "connections here: jujud counts 25 (13 api, 12 logsink); the kernel counts 24",
-            ),
-            (&[], "connections here: jujud counts none; the kernel counts 24 (20 from clients, 4 exempt)\n"),
-        ];
-        for (counts, expected) in rows {
-            let counts: BTreeMap<_, _> =
-                counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-            json["jujud_connections"] = serde_json::to_value(&counts).unwrap();
-            status = serde_json::from_value(json.clone()).unwrap();
-            assert!(status.to_string().contains(expected), "{status}");
-            assert_eq!(serde_json::to_value(&status).unwrap(), json);
-        }
-    }
 }

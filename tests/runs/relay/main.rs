@@ -326,7 +326,7 @@ fn mptcp(tag: &str, ipv6: bool) -> Result<()> {
         exact(cluster, "closed", 0).map(drop)
     };
     share(&mut cluster, "servers before balancers")?;
-    let text = cluster.daemons[1].operate(&["check"])?;
+    let (_, text) = cluster.daemons[1].judge(&["check"])?;
     ensure!(text.contains("handed relayed connections one by one"), "{text}");
     cluster.restart_server(1)?;
     cluster.restart_server(2)?;

@@ -172,7 +172,7 @@ impl Daemon {
     }
 
     pub fn status(&self) -> Result<Value> {
-        let text = self.operate(&["status", "--json"])?;
+        let text = self.judge(&["status", "--json"])?.1;
         serde_json::from_str(&text).with_context(|| format!("balancer status said {text}"))
     }
 
@@ -193,6 +193,14 @@ impl Daemon {
         let output = self.command(arguments).output().context("failed to start balancer")?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((output.status.code(), text(output.stdout), text(output.stderr)))
+    }
+
+    /// `status` or `check`, which must answer, by 0 if all is well and 1 if not: exit code and standard output.
+    pub fn judge(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        match self.cli(arguments)? {
+            (Some(code @ (0 | 1)), said, _) => Ok((code, said)),
+            (code, said, errors) => bail!("balancer {arguments:?} ended with {code:?}: {said}{errors}"),
+        }
     }
 
     /// A `balancer` command that must succeed; returns its standard output.

@@ -157,7 +157,7 @@ impl Controllers for Machines {
     fn statuses(&self) -> Result<Vec<Value>> {
         let status = |machine: &Option<Machine>| {
             let Some(machine) = machine else { return Ok(Value::Null) };
-            let text = machine.exec(&format!("/fixtures/balancer status --json --config {CONFIG}"))?;
+            let text = machine.judge(&format!("/fixtures/balancer status --json --config {CONFIG}"))?;
             serde_json::from_str(&text).map_err(|error| anyhow!("{error}: {text}"))
         };
         self.controllers.iter().map(status).collect()

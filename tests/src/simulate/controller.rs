@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use balancer::balance::{self, Balance, Limit};
 use balancer::cluster::membership::Reported;
-use balancer::cluster::peers::{PeerView, Report};
+use balancer::cluster::peers::{About, PeerView, Report};
 use balancer::cluster::rotation::Tag;
 use balancer::cluster::views::{fixed_rate, fixed_weight};
 use balancer::cluster::{self, Cluster, Effect, Record};
@@ -335,6 +335,7 @@ impl Agent {
             off: self.cluster.off(),
             leaving: false,
             farewells: self.cluster.farewells(),
+            agent: About::default(),
         };
         (self.started, Rc::new(report))
     }

@@ -9,3 +9,4 @@ pub mod limits;
 pub mod lines;
 pub mod noise;
 pub mod process;
+pub mod schema;

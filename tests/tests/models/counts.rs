@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use balancer::cluster::peers::{Newest, Report};
+use balancer::cluster::peers::{About, Newest, Report};
 use balancer::cluster::views::Sent;
 use balancer_common::records::Controller;
 use bytemuck::Zeroable as _;
@@ -154,6 +154,7 @@ fn report(told: Told) -> Report {
         off: std::collections::BTreeMap::new(),
         leaving: false,
         farewells: std::collections::BTreeSet::new(),
+        agent: About::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use balancer::cluster::peers::{Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
+use balancer::cluster::peers::{About, Member, PeerView, Peers, PeersConfig, Report, SyncCounts};
 use balancer::juju::key::ClusterKey;
 use tests::support::noise::Noise;
 use tokio::sync::{mpsc, watch};
@@ -247,6 +247,7 @@ impl Cluster {
             off: BTreeMap::new(),
             leaving: false,
             farewells: std::collections::BTreeSet::new(),
+            agent: About::default(),
         };
         self.nodes[node].published = Some(report.clone());
         self.with(node, |peers| peers.publish(report));

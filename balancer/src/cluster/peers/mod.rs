@@ -44,7 +44,7 @@ pub use self::{
     members::{Ends, Member, Members},
     newest::Newest,
     offline::{Datagram, Receiver},
-    report::{MAX_HOST, MAX_REPORTED, Report},
+    report::{About, MAX_HOST, MAX_REPORTED, Report},
     views::PeerView,
 };
 use self::{

@@ -20,6 +20,8 @@ pub const MAX_REPORTED: usize = 64;
 pub const MAX_HOST: usize = 24;
 /// Bytes of the name of a key.
 const MAX_TAG: usize = 16;
+/// Bytes of an agent's version.
+const MAX_VERSION: usize = 32;
 const MAX_CONNECTIONS: u64 = u32::MAX as u64;
 const MAX_ARRIVALS_PER_S: f64 = 1e7;
 
@@ -69,6 +71,25 @@ pub struct Report {
     /// The controllers that are leaving and to which its programs relay nothing more.
     #[serde(default)]
     pub farewells: BTreeSet<String>,
+    #[serde(default)]
+    pub agent: About,
+}
+
+/// An agent about itself; empty from one that does not tell.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct About {
+    pub version: String,
+    /// When it started, seconds since 1970.
+    pub since_s: u64,
+    /// The controllers that it does not hear.
+    pub deaf_to: BTreeSet<String>,
+}
+
+impl About {
+    /// Whether it hears `name`, if it tells.
+    pub fn hears(&self, name: &str) -> Option<bool> {
+        (!self.version.is_empty()).then(|| !self.deaf_to.contains(name))
+    }
 }
 
 /// A report on the wire. `seq` grows with every publication, which renews the age of a report that did not change.
@@ -106,6 +127,7 @@ impl Report {
             off: BTreeMap::new(),
             leaving: true,
             farewells: BTreeSet::new(),
+            agent: About::default(),
         }
     }
 
@@ -143,6 +165,12 @@ impl Report {
         length("host", self.host.len(), MAX_HOST)?;
         length("off", self.off.len(), 2)?;
         length("farewells", self.farewells.len(), MAX_CONTROLLERS)?;
+        length("deaf_to", self.agent.deaf_to.len(), MAX_CONTROLLERS)?;
+        let version = &self.agent.version;
+        ensure!(
+            version.len() <= MAX_VERSION && version.chars().all(|one| one.is_ascii_graphic()),
+            "{version:?} is no version"
+        );
         ensure!(self.tag.len() <= MAX_TAG, "tag is {} bytes long, more than {MAX_TAG}", self.tag.len());
         for why in self.off.values() {
             ensure!(
@@ -151,7 +179,8 @@ impl Report {
                 why.len()
             );
         }
-        for name in self.received.keys().chain(self.relay_ports.keys()).chain(&self.farewells) {
+        let named = self.received.keys().chain(self.relay_ports.keys());
+        for name in named.chain(&self.farewells).chain(&self.agent.deaf_to) {
             ensure!(is_name(name), "invalid controller name {name:?}");
         }
         for (name, port) in &self.relay_ports {
@@ -205,6 +234,11 @@ pub(super) mod tests {
             off: BTreeMap::new(),
             leaving: true,
             farewells: BTreeSet::from(["c".to_owned()]),
+            agent: About {
+                version: "0.1.0".to_owned(),
+                since_s: 1_700_000_000,
+                deaf_to: BTreeSet::from(["a".to_owned()]),
+            },
         }
     }
 
@@ -224,6 +258,19 @@ pub(super) mod tests {
             ..report(7)
         };
         assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn an_agent_hears_those_that_it_does_not_name() {
+        let told = report(7).agent;
+        assert_eq!((told.hears("a"), told.hears("b")), (Some(false), Some(true)));
+        assert_eq!(About::default().hears("a"), None);
+        // An earlier agent tells nothing about itself.
+        let text = report(7).encode(5).unwrap();
+        let start = text.find(",\"agent\":{").unwrap();
+        let end = start + text[start..].find('}').unwrap() + 1;
+        let (_, earlier) = Report::decode(&format!("{}{}", &text[..start], &text[end..]), |_| true).unwrap();
+        assert_eq!(earlier, Report { agent: About::default(), ..report(7) });
     }
 
     #[test]
@@ -259,6 +306,8 @@ pub(super) mod tests {
             ("\"a\":17080", "\"a\\n\":17080"),
             ("\"a\":17080", many.as_str()),
             ("\"farewells\":[\"c\"]", "\"farewells\":[\"\"]"),
+            ("\"version\":\"0.1.0\"", "\"version\":\"0 1\""),
+            ("\"deaf_to\":[\"a\"]", "\"deaf_to\":[\"\"]"),
             ("}}", "}"),
         ];
         for (from, to) in rows {

@@ -13,6 +13,8 @@ use std::{
 };
 
 use anyhow::Result;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     balance::limits,
@@ -21,25 +23,39 @@ use crate::{
         interfaces::{Interfaces, Routes},
         privileges,
     },
+    operator::exit::Code,
 };
 
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Finding {
     grade: Grade,
     subject: &'static str,
     text: String,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 enum Grade {
+    #[serde(rename = "ok")]
     Good,
+    /// No agent runs, which is right before the installation is complete.
+    #[serde(rename = "no-agent")]
+    NoAgent,
+    #[serde(rename = "warn")]
     Doubtful,
+    #[serde(rename = "fail")]
     Fatal,
 }
+
+/// The version of [`json()`].
+const SCHEMA: u32 = 1;
 
 impl Finding {
     fn good(subject: &'static str, text: impl Into<String>) -> Self {
         Self { grade: Grade::Good, subject, text: text.into() }
+    }
+
+    fn no_agent(text: impl Into<String>) -> Self {
+        Self { grade: Grade::NoAgent, subject: "agent", text: text.into() }
     }
 
     fn doubtful(subject: &'static str, text: impl Into<String>) -> Self {
@@ -49,18 +65,29 @@ impl Finding {
     fn fatal(subject: &'static str, text: impl Into<String>) -> Self {
         Self { grade: Grade::Fatal, subject, text: text.into() }
     }
+}
 
-    /// Whether `balancer run` would fail.
-    pub fn is_fatal(&self) -> bool {
-        self.grade == Grade::Fatal
+/// The exit code of `check`; `None` is success.
+pub fn code(findings: &[Finding]) -> Option<Code> {
+    let has = |grade| findings.iter().any(|finding| finding.grade == grade);
+    if has(Grade::Fatal) || has(Grade::Doubtful) {
+        Some(Code::Degraded)
+    } else {
+        has(Grade::NoAgent).then_some(Code::NoAgent)
     }
+}
+
+/// The findings for programs.
+pub fn json(findings: &[Finding]) -> Value {
+    let verdict = if code(findings).is_none() { "ok" } else { "degraded" };
+    json!({ "schema": SCHEMA, "verdict": verdict, "findings": findings })
 }
 
 impl Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let grade = match self.grade {
             Grade::Good => "ok  ",
-            Grade::Doubtful => "WARN",
+            Grade::Doubtful | Grade::NoAgent => "WARN",
             Grade::Fatal => "FAIL",
         };
         write!(f, "{grade}  {:<12} {}", self.subject, self.text)
@@ -81,7 +108,8 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     let config = match Config::load(path, &links.host_addresses().await?) {
         Ok(config) => config,
         Err(error) => {
-            findings.push(Finding::fatal("config", error.to_string()));
+            let errors = Config::errors(path, error);
+            findings.extend(errors.iter().map(|error| Finding::fatal("config", error.to_string())));
             return Ok(findings);
         }
     };
@@ -99,6 +127,39 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     findings.push(relay_ports::relay_ports(&config));
     findings.extend(firewall::firewall(&config, &links, &mut routes).await);
     findings.extend(peers::peers(&config, &mut routes).await);
-    findings.extend(peers::sync(&config).await);
+    findings.extend(peers::sync(path, &config).await);
     Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_well_exits_with_success() {
+        let [good, doubtful, fatal] =
+            [Finding::good, Finding::doubtful, Finding::fatal].map(|of| of("it", "words"));
+        let no_agent = Finding::no_agent("words");
+        let rows: [(&[&Finding], Option<Code>); 6] = [
+            (&[], None),
+            (&[&good], None),
+            (&[&good, &no_agent], Some(Code::NoAgent)),
+            (&[&no_agent, &doubtful], Some(Code::Degraded)),
+            (&[&good, &fatal], Some(Code::Degraded)),
+            (&[&doubtful, &good], Some(Code::Degraded)),
+        ];
+        for (findings, expected) in rows {
+            let findings: Vec<_> = findings.iter().map(|&finding| finding.clone()).collect();
+            assert_eq!(code(&findings), expected, "{findings:?}");
+        }
+        let expected = json!({
+            "schema": 1,
+            "verdict": "degraded",
+            "findings": [
+                { "grade": "ok", "subject": "it", "text": "words" },
+                { "grade": "no-agent", "subject": "agent", "text": "words" },
+            ],
+        });
+        assert_eq!(json(&[good, no_agent]), expected);
+    }
 }

@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{Answer, Request};
+use crate::operator::exit::{Code, Failure};
 
 /// Longest answer, bytes.
 const LONGEST_ANSWER: u64 = 64 << 20;
@@ -35,8 +36,13 @@ pub async fn call(path: &Path, request: &Request) -> Result<Value> {
     };
     let answer = timeout(PATIENCE, exchange)
         .await
-        .with_context(|| {
-            format!("the agent on {} did not answer within {} s", path.display(), PATIENCE.as_secs())
+        .map_err(|_elapsed| Failure {
+            code: Code::NoAgent,
+            text: format!(
+                "the agent on {} did not answer within {} s; systemd restarts one that hangs",
+                path.display(),
+                PATIENCE.as_secs()
+            ),
         })?
         .with_context(|| format!("the connection to the agent on {} broke", path.display()))?;
     ensure!(
@@ -55,12 +61,12 @@ pub async fn call(path: &Path, request: &Request) -> Result<Value> {
 fn explain(path: &Path, error: &io::Error) -> anyhow::Error {
     use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     let kind = error.kind();
-    let hint = if kind == NotFound || kind == ConnectionRefused {
-        "is it running? See systemctl status balancer"
+    let (code, hint) = if kind == NotFound || kind == ConnectionRefused {
+        (Code::NoAgent, "is it running? See systemctl status balancer")
     } else if kind == PermissionDenied {
-        "only root may control the balancer, so use sudo"
+        (Code::NotPermitted, "only root may control the balancer, so use sudo")
     } else {
-        "see journalctl -u balancer"
+        (Code::NoAgent, "see journalctl -u balancer")
     };
-    anyhow!("no agent answers on {} ({error}); {hint}", path.display())
+    Failure { code, text: format!("no agent answers on {} ({error}); {hint}", path.display()) }.into()
 }

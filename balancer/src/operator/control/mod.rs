@@ -4,13 +4,17 @@
 //! `{"request":"status"}`, with `{"ok": …}` or `{"error": "…"}`. Only root gets an answer: the mode of the socket allows
 //! no other user, and the agent checks the credentials of its peer as well.
 
+mod caller;
 mod client;
 mod server;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
+    caller::Caller,
     client::call,
     server::{ControlSocket, Refused, converse},
 };
@@ -44,6 +48,25 @@ pub enum Request {
         now: bool,
         dry_run: bool,
     },
+}
+
+/// As it was typed.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |is_set: bool, text: &'static str| if is_set { text } else { "" };
+        match self {
+            Self::Status => f.write_str("balancer status"),
+            Self::Drain { within_s } => write!(f, "balancer drain --within {within_s}s"),
+            Self::Resume => f.write_str("balancer resume"),
+            Self::Limit { limit, sure } => {
+                let limit = limit.map_or_else(|| "default".into(), |limit| limit.to_string());
+                write!(f, "balancer limit {limit}{}", flag(*sure, " --yes"))
+            }
+            Self::Rebalance { now, dry_run } => {
+                write!(f, "balancer rebalance{}{}", flag(*now, " --now"), flag(*dry_run, " --dry-run"))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

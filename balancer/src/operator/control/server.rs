@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Answer, Request};
+use super::{Answer, Caller, Request};
 use crate::repeated::warn_repeated;
 
 /// Longest request, line break included.
@@ -122,7 +122,7 @@ impl ControlSocket {
     /// Answers requests with `handler` until `shutdown` completes, then closes every connection and removes the socket.
     pub async fn serve<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
     where
-        H: Fn(Request) -> F + Send + Sync + 'static,
+        H: Fn(Request, Caller) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Value, String>> + Send,
     {
         let Self { listener, file, refused } = self;
@@ -163,8 +163,10 @@ impl ControlSocket {
                 continue;
             };
             let handler = Arc::clone(&handler);
+            let caller = Caller::of(&stream);
             connections.spawn(async move {
-                if let Err(error) = converse(stream, &*handler).await {
+                let handler = |request| handler(request, caller.clone());
+                if let Err(error) = converse(stream, &handler).await {
                     debug!("a control connection ended: {error}");
                 }
                 drop(place);

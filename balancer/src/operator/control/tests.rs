@@ -35,7 +35,8 @@ impl Server {
         let socket = ControlSocket::bind(&path).unwrap();
         let refused = socket.refused();
         let (stop, stopped) = oneshot::channel::<()>();
-        let handler = |request| async move {
+        let handler = |request, caller: Caller| async move {
+            assert_eq!(caller.process.map(|(pid, _)| pid), Some(std::process::id() as i32));
             if request == Request::Status {
                 return Ok(json!({"controller": "a"}));
             }
@@ -63,6 +64,21 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn requests_are_tagged() {
     assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+}
+
+#[test]
+fn requests_are_shown_as_they_were_typed() {
+    let rows = [
+        (Request::Status, "balancer status"),
+        (Request::Drain { within_s: 90 }, "balancer drain --within 90s"),
+        (Request::Resume, "balancer resume"),
+        (Request::Limit { limit: Some(7), sure: true }, "balancer limit 7 --yes"),
+        (Request::Limit { limit: None, sure: false }, "balancer limit default"),
+        (Request::Rebalance { now: true, dry_run: true }, "balancer rebalance --now --dry-run"),
+    ];
+    for (request, expected) in rows {
+        assert_eq!(request.to_string(), expected);
+    }
 }
 
 #[tokio::test]

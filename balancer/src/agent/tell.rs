@@ -1,0 +1,85 @@
+//! Once a second: looks at the status as an operator would.
+
+use std::time::{Instant, SystemTime};
+
+use log::log;
+
+use super::Agent;
+use crate::{
+    host::notify,
+    operator::{
+        loud::{Loud, Refused},
+        minute::{Counted, Minute},
+        status::{LastMinute, headline},
+    },
+    repeated::warn_repeated,
+};
+
+/// What the operator has been shown, and what it is made of.
+pub(super) struct Shown {
+    minute: Minute,
+    loud: Loud,
+    /// As systemd shows it.
+    pub(super) headline: String,
+    /// When the agent started.
+    started: Instant,
+    /// The same, seconds since 1970.
+    pub(super) since_s: u64,
+    /// [`crate::config::digest`] of the file that is in force.
+    pub(super) digest: String,
+    /// Why a later one was refused.
+    pub(super) refused: Option<String>,
+}
+
+impl Shown {
+    pub(super) fn new(now: Instant, digest: String) -> Self {
+        Self {
+            minute: Minute::default(),
+            loud: Loud::new(now),
+            headline: String::new(),
+            started: now,
+            since_s: seconds(),
+            digest,
+            refused: None,
+        }
+    }
+
+    /// The events of the last minute, where the counts are `counted` at present.
+    pub(super) fn last_minute(&self, counted: &Counted) -> LastMinute {
+        self.minute.last(counted)
+    }
+
+    /// Seconds since the agent started.
+    pub(super) fn uptime_s(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
+impl Agent {
+    pub(super) fn tell(&mut self, now: Instant) {
+        let status = match self.status() {
+            Ok(status) => status,
+            Err(error) => {
+                warn_repeated!("status", "failed to read the status: {error:#}");
+                return;
+            }
+        };
+        let counted = Counted::of(&status.counters, status.balance.closed);
+        let new = self.shown.minute.latest().map_or_else(LastMinute::default, |before| counted.since(before));
+        self.shown.minute.note(now, counted);
+        let refused = Refused { refused: new.refused, client_full: new.client_full, flood: new.flood };
+        for (level, line) in self.shown.loud.step(now, &status, &refused) {
+            log!(target: "balancer::operator", level, "{line}");
+        }
+        let headline = headline(&status.reasons);
+        if headline != self.shown.headline {
+            notify::status(&headline);
+            self.shown.headline = headline;
+        }
+    }
+}
