@@ -4,7 +4,7 @@
 //! `BPF_PROG_TEST_RUN` runs a program again and again on one frame. A program that rewrites the frame would see another
 //! packet in its second run. So those rows hold two relays, each of which turns the frame into the other's; where that is
 //! not possible, each run begins anew.
-#![expect(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -51,12 +51,13 @@ fn packets_cost_little_more_than_an_empty_program() -> Result<()> {
     let mut beyond = Vec::new();
     println!("\n{:<44} {:>9} {:>9}", "ns above an empty program", "measured", "limit"); // the harness has begun a line
     for scene in [Scene::v4(now_ns), Scene::v6(now_ns)] {
-        let measured = apart(&scene.addresses(), || measure(&paths(&scene)))?;
+        let paths = paths(&scene);
+        let measured = apart(&scene.addresses(), || measure(&paths))?;
         println!(
             "{}: an empty program takes {:.1}, alone {:.1}",
             scene.name, measured.empty[0], measured.empty[1]
         );
-        for (path, took) in paths(&scene).iter().zip(measured.paths) {
+        for (path, took) in paths.iter().zip(measured.paths) {
             let empty = measured.empty[usize::from(path.runs == ANEW)];
             let (above, limit) = (took - empty, path.limit * empty);
             println!("{:<44} {above:>9.1} {limit:>9.1}", format!("{} {}", scene.name, path.what));

@@ -1,6 +1,6 @@
 //! An agent of another version, with another layout of the maps, starts. The tests check which state goes on,
 //! that a data path which cannot be taken over stays untouched, and which remains are not worth taking over.
-#![expect(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::fs;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The programs' cost to the kernel's verifier, with limits: it gives up at 1,000,000 instructions and 512
 //! bytes of stack, and both costs grow with the kernel's version. `cargo xtask vm` makes one table of the
 //! output of all kernels.
-#![expect(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use anyhow::{Result, ensure};
 use tests::packet::cost::{Cost, costs};

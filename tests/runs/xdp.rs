@@ -1,6 +1,6 @@
 //! Native XDP: an entry's packets in the driver with TC beside it, and the reasons to leave XDP out where it
 //! would break something.
-#![expect(clippy::print_stdout, reason = "figures for whoever reads the run")]
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! Other programs: started, and shown in full when they fail.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::LazyLock;
 use std::{env, fmt};
 
@@ -34,6 +35,13 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("{}: {status}", Shown(command));
     }
     Ok(())
+}
+
+/// The command takes this process's place: Ctrl-C then reaches it alone, and it can clean up before it ends. Returns only if
+/// it cannot be started.
+pub fn replace_process(command: &mut Command) -> Result<ExitCode> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("failed to start {}", Shown(command)))
 }
 
 /// Runs a command and returns its standard output. The error of a failed command holds all its output.

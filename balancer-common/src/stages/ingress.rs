@@ -69,8 +69,8 @@ fn tcp<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict
         return Verdict::Next(Stage::Relayed);
     }
     let key = arriving(segment);
-    // In this order: a flow whose handshake another CPU completes meanwhile is live before it is no longer half-open.
-    if tables.half_open(&key).is_some_and(|flow| !flow.is(Kind::Divert)) {
+    // Half-open first: another CPU that completes a handshake adds the live record before it removes the half-open one.
+    if is_half_open(tables, &key) {
         Verdict::Next(Stage::Handshake)
     } else if arriving_live(tables, &key).is_some() {
         Verdict::Next(Stage::Relayed)
@@ -84,6 +84,12 @@ fn tcp<T: Tables>(tables: &T, settings: &Settings, segment: &Segment) -> Verdict
 #[inline(always)]
 pub fn arriving_live<T: Tables>(tables: &T, key: &Tuple) -> Option<T::Flow> {
     tables.live(key).filter(|flow| !flow.is(Kind::Divert))
+}
+
+/// Whether an arriving segment belongs to a flow before the end of its handshake.
+#[inline(always)]
+pub fn is_half_open<T: Tables>(tables: &T, key: &Tuple) -> bool {
+    tables.half_open(key).is_some_and(|flow| !flow.is(Kind::Divert))
 }
 
 /// A segment to the API port that belongs to a connection served here, or to none.

@@ -2,10 +2,10 @@
 
 use crate::{
     hooks::{Packet, Socket, Tables},
-    records::{Class, Kind, Settings, Tuple},
+    records::{Class, Settings, Tuple},
     stages::{
         Stage, flow,
-        ingress::{arriving, arriving_live, local},
+        ingress::{arriving, arriving_live, is_half_open, local},
     },
     verdict::{DropReason, PassReason, SendReason, Verdict},
     wire::{
@@ -23,7 +23,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let key = arriving(segment);
     let mut found = arriving_live(tables, &key);
     if found.is_none() {
-        if tables.half_open(&key).is_some_and(|flow| !flow.is(Kind::Divert)) {
+        if is_half_open(tables, &key) {
             return Verdict::Next(Stage::Handshake);
         }
         // Another CPU may have completed the handshake between the two looks.

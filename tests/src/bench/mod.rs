@@ -165,7 +165,7 @@ impl Plan {
     }
 }
 
-/// The ways whose programs are there; a warning for each of the others.
+/// Leaves out each way that needs a program which is missing, with a warning.
 fn available(ways: Vec<Way>, packages: &Path, warnings: &mut Vec<String>) -> Vec<Way> {
     let program = |way: &Way| match way.setting {
         Setting::Haproxy => Some(packages.join("usr/sbin/haproxy")),

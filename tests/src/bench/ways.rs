@@ -12,7 +12,7 @@ pub struct Way {
     /// Ports and family of the host's other traffic.
     pub other: bool,
     pub ipv6: bool,
-    /// In the network whose hosts compute checksums themselves.
+    /// The hosts compute checksums themselves.
     pub plain: bool,
 }
 

@@ -102,6 +102,17 @@ impl Daemon {
         Ok(self.log_lines()[from..].join("\n"))
     }
 
+    /// Starts them at the same time, and waits until each is ready.
+    pub fn start_all(daemons: &mut [Self]) -> Result<()> {
+        for daemon in &mut *daemons {
+            daemon.spawn()?;
+        }
+        for daemon in daemons {
+            daemon.await_ready()?;
+        }
+        Ok(())
+    }
+
     pub fn spawn(&mut self) -> Result<()> {
         let built = self.binary.is_file();
         ensure!(built, "no {}: build it by `cargo xtask build`, or set BALANCER_BIN", self.binary.display());

@@ -267,12 +267,7 @@ fn start_daemons(
         Ok(daemon)
     };
     let mut daemons = net.controllers.iter().map(prepare).collect::<Result<Vec<_>>>()?;
-    for daemon in &mut daemons {
-        daemon.spawn()?;
-    }
-    for daemon in &mut daemons {
-        daemon.await_ready()?;
-    }
+    Daemon::start_all(&mut daemons)?;
     Ok(daemons)
 }
 

@@ -1,30 +1,29 @@
-//! Random numbers that a seed gives, the same on every machine: splitmix64 (Steele, Lea and Flood 2014).
+//! Draws of a simulation, the same on every machine for the same seed.
 
-#[derive(Clone, Copy, Debug)]
-pub struct Chance(u64);
+use super::noise::Noise;
+
+#[derive(Clone, Debug)]
+pub struct Chance(Noise);
 
 impl Chance {
     pub const fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Noise::new(seed))
     }
 
     /// A course of its own for each list of numbers.
     pub fn of(numbers: &[u64]) -> Self {
-        let mixed = numbers.iter().fold(0, |mixed, number| Self(mixed ^ number).next());
-        Self(mixed)
+        let mixed = numbers.iter().fold(0, |mixed, number| Noise::new(mixed ^ number).next());
+        Self::new(mixed)
     }
 
     /// From here the course goes on.
-    pub const fn state(self) -> u64 {
-        self.0
+    pub const fn state(&self) -> u64 {
+        self.0.state()
     }
 
     #[expect(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
+        self.0.next()
     }
 
     /// Below `bound`, which is far below 2^32.

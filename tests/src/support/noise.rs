@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
-/// A splitmix64 generator: not for secrets, fast enough to feed a 10 Gbit/s link.
+/// A splitmix64 generator (Steele, Lea and Flood 2014): not for secrets, fast enough to feed a 10 Gbit/s link.
 #[derive(Clone, Debug)]
 pub struct Noise(u64);
 
@@ -17,6 +17,11 @@ impl Noise {
     pub fn fresh() -> Self {
         let clock = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_nanos() as u64);
         Self::new(clock ^ (u64::from(std::process::id()) << 40))
+    }
+
+    /// The seed of the rest of the sequence.
+    pub const fn state(&self) -> u64 {
+        self.0
     }
 
     pub const fn next(&mut self) -> u64 {

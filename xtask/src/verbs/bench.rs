@@ -1,7 +1,6 @@
 //! `cargo xtask bench`: builds everything, and becomes the bench in `tests/src/bin/bench.rs`.
 
 use std::env;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -10,7 +9,7 @@ use clap::Args;
 
 use crate::builds::artifacts::{RELEASED, binary, executables};
 use crate::builds::toolchain;
-use crate::command::{Shown, cargo, root, search_path};
+use crate::command::{cargo, replace_process, root, search_path};
 use crate::host::root::require_root;
 use crate::host::{packages, rivals};
 use crate::step::step;
@@ -37,9 +36,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let mut command = command(&binary(&built, "bench")?, &rivals, arguments);
     command.env("BALANCER_BIN", binary(&built, "balancer")?);
     command.env("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?);
-    // The bench takes this process's place: Ctrl-C then reaches it alone, and it can clean up before it ends.
-    let error = command.exec();
-    Err(error).with_context(|| format!("failed to start {}", Shown(&command)))
+    replace_process(&mut command)
 }
 
 fn command(bench: &Path, rivals: &Path, arguments: &Arguments) -> Command {
@@ -56,6 +53,7 @@ fn command(bench: &Path, rivals: &Path, arguments: &Arguments) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Shown;
 
     #[test]
     fn options_are_passed_on() {

@@ -2,15 +2,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::builds::artifacts::{binary, executables};
+use crate::builds::artifacts::{RELEASED, binary, executables};
 use crate::builds::toolchain;
-use crate::command::{Shown, cargo, search_path};
+use crate::command::{cargo, replace_process, search_path};
 use crate::host::packages;
 use crate::host::root::require_root;
 use crate::step::step;
@@ -26,15 +25,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     require_root("the demo makes network namespaces and loads programs into the kernel: run it as root")?;
     step("system packages", packages::ensure)?;
     step("tools", toolchain::ensure)?;
-    let built = step("build", || {
-        executables(cargo("build").args(["--release", "--package", "balancer", "--package", "tests"]))
-    })?;
+    let built = step("build", || executables(cargo("build").args(RELEASED)))?;
     let mut command = Command::new(binary(&built, "demo")?);
     command.env("BALANCER_BIN", binary(&built, "balancer")?).args(&arguments.options);
     command.env("PATH", env::join_paths(search_path()).context("PATH cannot be extended")?);
-    // The demo takes this process's place: Ctrl-C then reaches it alone, and it can clean up before it ends.
-    let error = command.exec();
-    Err(error).with_context(|| format!("failed to start {}", Shown(&command)))
+    replace_process(&mut command)
 }
 
 #[cfg(test)]

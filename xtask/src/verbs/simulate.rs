@@ -1,15 +1,14 @@
 //! `cargo xtask simulate`: builds the simulation in `tests/src/simulate`, and becomes it.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
-use crate::builds::artifacts::{binary, executables};
+use crate::builds::artifacts::{RELEASED, binary, executables};
 use crate::builds::toolchain;
-use crate::command::{Shown, cargo};
+use crate::command::{cargo, replace_process};
 use crate::step::step;
 
 #[derive(Args)]
@@ -22,12 +21,8 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     step("tools", toolchain::ensure)?;
-    let built = step("build", || {
-        executables(cargo("build").args(["--release", "--package", "balancer", "--package", "tests"]))
-    })?;
-    let mut command = Command::new(binary(&built, "simulate")?);
-    let error = command.args(&arguments.options).exec();
-    Err(error).with_context(|| format!("failed to start {}", Shown(&command)))
+    let built = step("build", || executables(cargo("build").args(RELEASED)))?;
+    replace_process(Command::new(binary(&built, "simulate")?).args(&arguments.options))
 }
 
 #[cfg(test)]

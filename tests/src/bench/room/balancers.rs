@@ -37,12 +37,7 @@ impl Balancers {
             Ok(daemon)
         };
         let mut daemons = net.controllers.iter().map(prepare).collect::<Result<Vec<_>>>()?;
-        for daemon in &mut daemons {
-            daemon.spawn()?;
-        }
-        for daemon in &mut daemons {
-            daemon.await_ready()?;
-        }
+        Daemon::start_all(&mut daemons)?;
         let mut balancers = Self(daemons);
         balancers.await_settled(balanced)?;
         if balanced.stopped {
