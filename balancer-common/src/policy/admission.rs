@@ -173,6 +173,21 @@ pub fn has_room<T: Tables>(tables: &T, settings: &Settings) -> bool {
     load.is_some_and(|load| load < settings.limit)
 }
 
+/// Whether there is room for a connection of `client`. It takes no reservation either.
+#[inline(always)]
+pub fn has_room_for<T: Tables>(tables: &T, settings: &Settings, client: &Address) -> bool {
+    let limit = settings.per_client_limit;
+    let own_room = || {
+        let now_s = tables.now_s();
+        let load = tables.client(client, |budget| {
+            budget.advance(now_s);
+            budget.load(0)
+        });
+        load.is_none_or(|load| load < limit)
+    };
+    has_room(tables, settings) && (limit == 0 || own_room())
+}
+
 /// Decides a handshake's final ACK while those are checked: `true` if it may go on. `held` is the note from
 /// its SYN, [`Reservation::NONE`] if there is none.
 #[inline(always)]

@@ -192,7 +192,7 @@ fn answer<P: Packet, T: Tables>(
         if is_foreign(segment) {
             return Some(Verdict::Drop(DropReason::ForeignReset));
         }
-        if admission::has_room(tables, settings) {
+        if admission::has_room_for(tables, settings, &flow.destination) {
             return Some(Verdict::Drop(DropReason::ServedNext));
         }
         if segment.has(Tcp::ACK) && segment.ack == flow.isn.wrapping_add(1 + Trailer::LEN) {

@@ -1,7 +1,7 @@
 //! Packets of relays at their entry, in both directions.
 
 use balancer_common::hooks::Socket;
-use balancer_common::records::{Flow, State};
+use balancer_common::records::{Budget, Flow, State};
 use tests::packet::frame::{ACK, FIN, PSH, RST, SYN, Segment};
 use tests::packet::host::World;
 
@@ -92,6 +92,14 @@ pub fn back(scene: &Scene) -> Vec<Row> {
     let doubted = |world: &mut World| world.traffic[1].doubts += 1;
     let mut full = beginning.clone();
     full.budget.established = LIMIT;
+    let of_client = |established| {
+        let mut world = beginning.clone();
+        world.settings.per_client_limit = 2;
+        let budget = Budget { established, newest_s: world.now_s(), ..Budget::default() };
+        world.clients.insert(scene.client.into(), budget);
+        world
+    };
+    let (client_full, client_has_room) = (of_client(2), of_client(1));
     let refusal = Segment { options: Vec::new(), ..from_owner.clone() }.flags(RST | ACK).seq(0).labelled();
     let all = ISN + 1 + TRAILER;
     let reset = |world: &mut World| gone_by(world, key, |flow| flow.state |= Flow::RST);
@@ -145,6 +153,21 @@ pub fn back(scene: &Scene) -> Vec<Row> {
         .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1))
         .then(doubted)
         .then(reset),
+        arrives(
+            "the owner's balancer refuses, and the client has all that it may have here",
+            &client_full,
+            refusal.clone().ack(all),
+        )
+        .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1))
+        .then(doubted)
+        .then(reset),
+        arrives(
+            "the owner's balancer refuses, and the client may have one more here",
+            &client_has_room,
+            refusal.clone().ack(all),
+        )
+        .dropped("served_next")
+        .then(doubted),
         arrives("the same with a broken checksum", &full, refusal.clone().ack(all).broken(9))
             .sent("returned", CAME_IN, on(&refusal).ack(ISN + 1).broken(9))
             .then(doubted)
