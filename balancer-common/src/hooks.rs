@@ -140,6 +140,8 @@ pub trait Tables {
     fn tracked(&self, cookie: u64) -> Option<Tracked>;
     /// Forgets a socket. `false`: it was not noted.
     fn untrack(&self, cookie: u64) -> bool;
+    /// Tells the agent, if it waits for that, that the count of clients' connections has changed.
+    fn tell_agent(&self);
 
     /// When this host last refused a client in favour of another controller, or served it although it might
     /// have refused it (boot clock, nanoseconds).

@@ -1,8 +1,8 @@
 //! The maps, from the table in `balancer_common::records::maps`, and helpers for some of them.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SockMap},
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SockMap},
     helpers::{bpf_map_lookup_elem, bpf_sk_release},
     macros::btf_map,
 };
@@ -49,6 +49,22 @@ pub fn count(index: u32) {
         // SAFETY: a per-CPU slot; an interrupt between load and store costs at most one count.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
+}
+
+/// Wakes the agent if it waits for news of the count. It does not wait again before it has read the count, so a busy host
+/// pays one look for most changes.
+#[inline(always)]
+pub fn tell_agent() {
+    let Some(awaited) = AWAITED.get_ptr_mut(0) else { return };
+    // SAFETY: an aligned word of a map's value. Two CPUs that see it at the same time both wake the agent, once too often.
+    unsafe {
+        if awaited.read_volatile() == 0 {
+            return;
+        }
+        awaited.write_volatile(0);
+    }
+    // Fails while the agent has stopped reading; then it is not there to be told.
+    let _: Result<(), i32> = NEWS.output(0_u64, u64::from(BPF_RB_FORCE_WAKEUP));
 }
 
 /// Tells the reset stage, which is called next, its reason.

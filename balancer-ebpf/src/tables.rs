@@ -264,6 +264,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn tell_agent(&self) {
+        maps::tell_agent();
+    }
+
+    #[inline(always)]
     fn recently_refused(&self, address: &Address) -> Option<u64> {
         // SAFETY: copied at once.
         unsafe { maps::RECENTLY_REFUSED.get(address) }.copied()

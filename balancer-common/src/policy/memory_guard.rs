@@ -23,6 +23,8 @@ mod cost;
 #[cfg(test)]
 mod tests;
 
+use core::time::Duration;
+
 use self::closing::Closing;
 pub use self::{
     closing::{ClosingState, PATIENCE_MS},
@@ -81,6 +83,12 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// How long this reading will do: half of the memory is not gone in so short a time.
+    pub fn pause(&self) -> Duration {
+        let has_plenty = self.room.is_none_or(|room| room.headroom >= room.total / 2);
+        if has_plenty && self.some_permille == 0 { Duration::from_secs(1) } else { Duration::ZERO }
+    }
+
     /// The stage that this reading asks for. Where headroom is short, each half of it that is gone counts one
     /// stage, and so does each kind of pressure.
     fn stage(&self, reserve: u64, pressure: u16) -> Stage {

@@ -15,6 +15,8 @@ macro_rules! for_each_map {
             /// Classes of prefixes (of v4-mapped addresses). The agent writes it; every stage that admits, and `admit`
             /// and `track`, look up addresses.
             ADDRESSES: LpmTrie<Address, AddressClass, 16_384>, Rebuilt;
+            /// 1: the agent waits to hear that the count has changed. It sets this, and `track` clears it.
+            AWAITED: Array<u32, 1>, Scratch;
             /// The count that the limit goes by. Stages reserve, `track` counts sockets; the agent reads it.
             BUDGET: Array<Budget, 1>, Rebuilt;
             /// The same count for each client address, while there is a limit for each. The programs write it, the
@@ -40,6 +42,8 @@ macro_rules! for_each_map {
             /// The networks that clients were seen in; the oldest give way. The programs note clients and failures, the
             /// agent ways.
             NETWORKS: LruHashMap<Address, Network, 16_384>, Rebuilt;
+            /// Wakes the agent. `track` writes a word that says nothing else.
+            NEWS: RingBuf<u64, 4_096>, Scratch;
             /// New flows on this CPU: the second in the high half, their number in the low one. For the flood guard.
             NEW_FLOWS: PerCpuArray<u64, 1>, Scratch;
             /// The pick of one SYN on its way from `client_syn` to `commit`; too large for the stack.
@@ -147,6 +151,10 @@ macro_rules! shape {
     };
     (ProgramArray<$capacity:tt>) => {
         shape!(Array<u32, $capacity>)
+    };
+    // A ring buffer has bytes, and neither keys nor values.
+    (RingBuf<$word:ty, $capacity:tt>) => {
+        (0, 0, $capacity)
     };
     // A key is the length of the prefix and the address.
     (LpmTrie<$key:ty, $value:ty, $capacity:tt>) => {

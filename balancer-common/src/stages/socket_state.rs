@@ -79,6 +79,7 @@ fn established<T: Tables, E: SocketEvent>(tables: &T, settings: &Settings, event
     }
     if client {
         admission::establish(tables, settings, &key);
+        tables.tell_agent();
         if port == settings.api_port {
             note_served(tables, &key);
         }
@@ -127,5 +128,6 @@ fn changed<T: Tables, E: SocketEvent>(tables: &T, settings: &Settings, event: &E
         tables.budget(|budget| budget.exempt = budget.exempt.wrapping_sub(1));
     } else {
         admission::close(tables, settings, &remote);
+        tables.tell_agent();
     }
 }

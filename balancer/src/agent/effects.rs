@@ -10,7 +10,10 @@ use super::{Agent, boot_ns, boot_s};
 use crate::{
     balance::{self, Close, Here},
     cluster::{self, waiting::PATIENCE_S},
-    count::{self, sock_diag::Socket},
+    count::{
+        self, seeded,
+        sock_diag::{Ended, Socket},
+    },
     datapath::FlowPair,
     repeated::warn_repeated,
 };
@@ -72,6 +75,36 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Takes the seeded sockets that have ended off the count.
+    pub(super) fn follow_ended(&mut self) {
+        if !self.count.has_seeded() {
+            self.ended = None;
+            return;
+        }
+        let Some(ended) = &mut self.ended else {
+            self.ended = Ended::subscribe().inspect_err(|error| warn_repeated!("ended", "{error:#}")).ok();
+            return;
+        };
+        let gone = ended.take();
+        let mut any = gone.more;
+        for cookie in gone.cookies {
+            let maps = &mut self.programs.data_path.maps;
+            let note = maps.note_of(cookie).filter(|note| note.seeded != 0);
+            if let Some(note) = note
+                && maps.untrack(cookie)
+            {
+                self.count.seeded_ended(&note);
+                any = true;
+            }
+        }
+        if gone.more {
+            self.schedule.audit = self.schedule.audit.min(Instant::now() + seeded::SOON);
+        }
+        if any && let Err(error) = self.write_settings() {
+            warn_repeated!("settings", "failed to write the settings: {error:#}");
+        }
     }
 
     pub(super) fn carry_out_balance(

@@ -61,7 +61,8 @@ impl Agent {
         self.firewall_read(reasons);
         self.inbox.firewall_question.send_replace(question);
         questions.mark_unchanged();
-        self.tasks.handles.push(tokio::spawn(reader.watch(questions, tell)));
+        let watching = self.tasks.beside.spawn(reader.watch(questions, tell));
+        self.tasks.handles.push(watching);
     }
 
     /// Notes why the firewall allows no relays.

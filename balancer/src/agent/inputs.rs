@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -122,9 +122,15 @@ impl Agent {
 
     /// Looks at jujud's readiness and at the memory.
     pub(super) fn watch_host(&mut self, now: Instant) {
+        let (ready, load) = (self.is_ready(), self.load());
+        if now < self.schedule.memory {
+            self.balance.note_ready(now, ready);
+            return;
+        }
         let policy = &self.config.running.policy;
         let usage = policy.memory_guard.then(|| self.jujud.memory.read());
-        let (ready, load) = (self.is_ready(), self.load());
+        let pause = usage.as_ref().map_or(Duration::ZERO, |usage| usage.reading.pause());
+        self.schedule.memory = now + pause;
         let effect = self.balance.watch(now, ready, load, usage, policy);
         self.carry_out_balance(now, effect);
     }
@@ -165,8 +171,8 @@ impl Agent {
     pub(super) fn publish(&mut self) {
         let Ok((mut budget, received)) = self.read_load() else { return };
         budget.advance(boot_s());
-        self.schedule.published = budget.load(self.count.adjust());
         let now = Instant::now();
+        self.schedule.pace.reported(now, budget.load(self.count.adjust()));
         let state = self.balance.state(self.is_ready());
         let this = self.config.running.cluster.this();
         let maps = &self.programs.data_path.maps;

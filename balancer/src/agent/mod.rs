@@ -13,6 +13,7 @@ mod install;
 mod names;
 mod network;
 mod off;
+mod pace;
 mod probes;
 mod programs;
 mod reload;
@@ -33,10 +34,10 @@ use anyhow::{Context, Result};
 use balancer_common::{records::Tuple, verdict::Event};
 use log::{info, warn};
 use tokio::{
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::MissedTickBehavior,
 };
 
 pub use self::start::Started;
@@ -44,6 +45,7 @@ use self::{
     bounds::Bounds,
     names::Names,
     off::{Off, Reasons},
+    pace::{Due, Pace},
     programs::Programs,
     reload::Rereading,
     requests::Asked,
@@ -53,9 +55,13 @@ use crate::{
     balance::Balance,
     cluster::{Cluster, Probe, peers::Peers},
     config::Config,
-    count::{Count, sock_diag::SockDiag},
+    count::{
+        Count, seeded,
+        sock_diag::{Ended, SockDiag},
+    },
     datapath::{self, PreviousDataPath},
     host::{
+        alarm::Alarm,
         clock::boot_ns,
         firewall::Question,
         interfaces::{self, Changes},
@@ -74,16 +80,7 @@ use crate::{
     repeated::warn_repeated,
 };
 
-/// How often counts are read, views written and a report published.
-const TICK: Duration = Duration::from_millis(100);
-/// How often the load is looked at in between, and by how many connections it must have moved to be published at once:
-/// the other controllers spread a burst by the reports that they have of it.
-const GLANCE: Duration = Duration::from_millis(20);
-const MOVED: u32 = 4;
 const COLLECT: Duration = Duration::from_secs(5);
-/// How often the count is audited, and how often while [`Count::is_due_soon`].
-const AUDIT: Duration = Duration::from_secs(30);
-const AUDIT_SOON: Duration = Duration::from_secs(1);
 /// How often [`Balance::step`] runs.
 const BALANCE: Duration = Duration::from_secs(1);
 
@@ -92,28 +89,36 @@ pub fn main(config: &Path) -> Result<()> {
     let started = Started::prepare(config)?;
     // Before the runtime starts its threads: capabilities belong to a thread, and each new one inherits them.
     privileges::restrict().context("failed to give up the privileges that only the start needs")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // The loop has a thread of its own, and all other tasks share another: peer sync must not wait for the loop, and
+    // neither wakes the other where it need not.
+    let beside = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let beside = beside.context("failed to start the runtime of the tasks")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("failed to start the runtime")?;
-    let done = runtime.block_on(async {
+    let tasks = beside.handle().clone();
+    // As a task of its own: each wake of the future that a runtime blocks on costs two system calls more.
+    let agent = runtime.spawn(async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
         let shutdown = async move {
             tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
         };
         // On the heap: it is large.
-        Box::pin(run(started, shutdown)).await
+        Box::pin(run(started, &tasks, shutdown)).await
     });
+    let done = runtime.block_on(agent).context("the agent has panicked").flatten();
     // A look-up of a host name may hang in a thread of its own.
     runtime.shutdown_background();
+    beside.shutdown_background();
     done
 }
 
-/// Runs until `shutdown`; leaves the data path at work. After an error a data path that was not there before is
-/// removed again.
-pub async fn run(started: Started, shutdown: impl Future<Output = ()>) -> Result<()> {
+/// Runs until `shutdown`, with its tasks in the runtime `beside`; leaves the data path at work. After an error a data path
+/// that was not there before is removed again.
+async fn run(started: Started, beside: &Handle, shutdown: impl Future<Output = ()>) -> Result<()> {
     let pins = started.config.paths.pins.clone();
     let fresh = started.data_path.found == PreviousDataPath::Nothing;
-    let agent = match Agent::start(started).await {
+    let agent = match Agent::start(started, beside).await {
         Ok(agent) => agent,
         Err(error) => {
             if fresh {
@@ -136,6 +141,8 @@ struct Agent {
     programs: Programs,
     gossip: Peers,
     sockets: SockDiag,
+    /// While there are sockets that the programs will not see end.
+    ended: Option<Ended>,
     resets: ResetSender,
     mute: Option<Mute>,
     jujud: Jujud,
@@ -194,17 +201,32 @@ struct Probed {
 }
 
 struct Schedule {
-    tick: Instant,
+    pace: Pace,
     audit: Instant,
     collect: Instant,
     balance: Instant,
-    /// Load at the last report.
-    published: u32,
+    memory: Instant,
+    files: Instant,
+}
+
+impl Schedule {
+    fn new(now: Instant) -> Self {
+        Self {
+            pace: Pace::new(now),
+            audit: now,
+            collect: now + COLLECT,
+            balance: now + BALANCE,
+            memory: now,
+            files: now,
+        }
+    }
 }
 
 struct Tasks {
     handles: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
+    /// The runtime in which they run.
+    beside: Handle,
 }
 
 impl Agent {
@@ -213,8 +235,8 @@ impl Agent {
         let mut changes = Changes::subscribe()?;
         let mut reports = self.gossip.changed();
         let mut health = self.jujud.health.clone();
-        let mut glances = tokio::time::interval(GLANCE);
-        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alarm = Alarm::new()?;
+        let mut news = self.programs.data_path.news()?;
         tokio::pin!(shutdown);
         self.tick();
         // What was counted before is no news.
@@ -224,17 +246,22 @@ impl Agent {
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                _ = glances.tick() => if Instant::now() >= self.schedule.tick {
-                    self.tick();
-                    self.follow_members().await;
-                    self.repair().await;
-                } else if self.load().abs_diff(self.schedule.published) >= MOVED {
-                    self.note_arrivals(Instant::now());
+                rang = alarm.rings(self.schedule.pace.next()) => {
+                    rang.context("the timer of the loop has failed")?;
+                    self.do_due().await;
+                }
+                told = news.next() => {
+                    told.context("the programs' news of the count cannot be read")?;
+                    self.schedule.pace.heard_news(Instant::now());
+                }
+                _ = reports.changed() => {
+                    self.schedule.pace.moves(Instant::now());
                     self.write_views();
-                    self.publish();
-                },
-                _ = reports.changed() => self.write_views(),
-                _ = health.changed() => self.tick(),
+                }
+                _ = health.changed() => {
+                    self.schedule.pace.moves(Instant::now());
+                    self.tick();
+                }
                 changed = changes.next(), if self.programs.repair.is_rested() => match changed {
                     Ok(()) => self.interfaces_changed().await,
                     Err(error) => {
@@ -262,11 +289,30 @@ impl Agent {
         Ok(())
     }
 
-    /// Ten times a second.
+    async fn do_due(&mut self) {
+        match self.schedule.pace.due(Instant::now()) {
+            Due::Tick => {
+                self.tick();
+                self.follow_members().await;
+                self.repair().await;
+            }
+            Due::Report => {
+                self.await_news();
+                self.note_arrivals(Instant::now());
+                self.write_views();
+                self.publish();
+            }
+            Due::Nothing => {}
+        }
+    }
+
+    /// Ten times a second, or four times at rest.
     fn tick(&mut self) {
         let now = Instant::now();
-        self.schedule.tick = now + TICK;
+        self.schedule.pace.ticked(now);
+        self.await_news();
         self.note_arrivals(now);
+        self.follow_ended();
         if now >= self.schedule.audit {
             if let Err(error) = self.audit(false) {
                 warn_repeated!("audit", "failed to audit the count: {error:#}");
@@ -274,7 +320,8 @@ impl Agent {
             // jujud may have started after the agent.
             self.jujud.memory.seek();
             self.adapt_limit();
-            self.schedule.audit = now + if self.count.is_due_soon() { AUDIT_SOON } else { AUDIT };
+            let told = self.ended.is_some();
+            self.schedule.audit = now + seeded::pause_after(now.elapsed(), self.count.is_due_soon(), told);
         }
         if now >= self.schedule.collect {
             self.schedule.collect = now + COLLECT;
@@ -290,8 +337,22 @@ impl Agent {
             self.keep_balance(now);
             self.tell(now);
         }
-        self.publish();
+        if self.schedule.pace.wants_report(now, self.load()) {
+            self.publish();
+        }
+        if !self.is_settled() {
+            self.schedule.pace.moves(now);
+        }
         notify::alive();
+    }
+
+    /// Before the count is read: a change after that wakes the agent.
+    fn await_news(&mut self) {
+        if self.schedule.pace.asks_for_news()
+            && let Err(error) = self.programs.data_path.maps.await_news()
+        {
+            warn_repeated!("news", "{error:#}; the other controllers hear of a change at the next tick");
+        }
     }
 
     fn note_arrivals(&mut self, now: Instant) {
@@ -303,6 +364,12 @@ impl Agent {
     /// Clients' connections and handshakes here.
     fn load(&self) -> u32 {
         self.programs.data_path.maps.budget().map_or(0, |budget| budget.load(self.count.adjust()))
+    }
+
+    /// Whether nothing is under way that goes by the clock: the agent may rest.
+    fn is_settled(&self) -> bool {
+        let balance = &self.balance;
+        self.is_ready() && self.cluster.is_settled() && balance.is_settled()
     }
 
     fn is_ready(&self) -> bool {

@@ -33,7 +33,7 @@ impl Agent {
         match self.open_probe(&probe) {
             Ok((socket, key)) => {
                 let prober = self.jujud.prober.clone();
-                tokio::spawn(async move {
+                self.tasks.beside.spawn(async move {
                     let result = run(&probe, socket, &prober).await;
                     // The agent is ending where nobody listens.
                     let _: Result<(), _> = results.send(Probed { probe, key: Some(key), result }).await;

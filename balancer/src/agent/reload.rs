@@ -17,6 +17,8 @@ use crate::{
     juju::{agent_conf::Follow, key::ClusterKey},
 };
 
+/// Between two looks whether a file has changed.
+const LOOK: Duration = Duration::from_millis(500);
 /// Between two attempts to read a file that could not be read.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -93,13 +95,17 @@ impl Agent {
         notify::ready(&self.shown.headline);
     }
 
-    /// Ten times a second: Juju may have rewritten its file, somebody the key file, or a controller may have reported its
+    /// Several times a second: Juju may have rewritten its file, somebody the key file, or a controller may have reported its
     /// addresses.
     pub(super) async fn follow_members(&mut self) {
         let now = Instant::now();
         let config = &mut self.config;
-        let changed = config.follow.as_mut().is_some_and(Follow::changed)
-            | config.follow_key.as_mut().is_some_and(Follow::changed);
+        let mut changed = false;
+        if now >= self.schedule.files {
+            self.schedule.files = now + LOOK;
+            changed = config.follow.as_mut().is_some_and(Follow::changed)
+                | config.follow_key.as_mut().is_some_and(Follow::changed);
+        }
         let resolved = config.names.follow(now, &config.running.cluster.names).await;
         if changed || resolved {
             config.rereading.ask(now);

@@ -9,7 +9,7 @@ use balancer_common::{
 };
 use bytemuck::Zeroable;
 
-use super::{Agent, TICK, boot_ns, boot_s};
+use super::{Agent, boot_ns, boot_s, pace::TICK};
 use crate::{
     balance::Orders,
     cluster::views::{fixed_rate, fixed_weight},

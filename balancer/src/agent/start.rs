@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::{Result, bail};
 use log::{info, warn};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 
 use super::{
-    Agent, BALANCE, COLLECT, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds,
-    install::WITHOUT_MUTE, names::Names, network::Network, off::Off, programs::Programs, reload::Rereading,
-    repair::Repair, requests, tell::Shown,
+    Agent, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, install::WITHOUT_MUTE, names::Names,
+    network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair, requests, tell::Shown,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -52,7 +54,7 @@ use crate::{
 };
 
 /// How often the programs' messages are fetched.
-const FLUSH: Duration = Duration::from_millis(250);
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Everything that only a process with all its privileges can open.
 pub struct Started {
@@ -137,7 +139,7 @@ pub(super) fn limit(config: &Config, open_files: Option<u64>) -> (Limit, Option<
 }
 
 impl Agent {
-    pub(super) async fn start(started: Started) -> Result<Self> {
+    pub(super) async fn start(started: Started, beside: &Handle) -> Result<Self> {
         let Started { path, digest, config, key, resets, mute, sockets, listeners, mut data_path, legacy } =
             started;
         let control = ControlSocket::bind(&config.paths.control)?;
@@ -155,13 +157,17 @@ impl Agent {
         if let Some(reason) = reason {
             info!("hard limit: {reason}; set api.hard_limit to choose another");
         }
-        let gossip = Peers::start(PeersConfig {
+        let sync = PeersConfig {
             name: config.cluster.name.clone(),
             listen: config.cluster.listen,
             members: members(&config.cluster),
             key: key.clone(),
             cluster_id: "balancer-v1".into(),
-        })?;
+        };
+        let gossip = {
+            let _there = beside.enter();
+            Peers::start(sync)?
+        };
         let now = Instant::now();
         let reported = known_controllers(&data_path, &config.cluster)?;
         let (publish, health) = health::channel();
@@ -173,12 +179,12 @@ impl Agent {
         let (firewall_question, questions) = watch::channel(Question::new(&config, []));
         let (tell, found) = mpsc::channel(1);
         let (counted, connections) = watch::channel(None);
-        let mut handles = vec![tokio::spawn(Arc::clone(&prober).watch(publish))];
-        handles.push(tokio::spawn(requests::serve(control, ask, stopped)));
+        let mut handles = vec![beside.spawn(Arc::clone(&prober).watch(publish))];
+        handles.push(beside.spawn(requests::serve(control, ask, stopped)));
         if let Some(socket) = introspection::socket(&config) {
-            handles.push(tokio::spawn(introspection::watch(socket, counted)));
+            handles.push(beside.spawn(introspection::watch(socket, counted)));
         }
-        handles.push(tokio::spawn(forward_log(data_path.logger()?)));
+        handles.push(beside.spawn(forward_log(data_path.logger()?)));
         let mut config = Configuration {
             path,
             running: config,
@@ -211,6 +217,7 @@ impl Agent {
             },
             gossip,
             sockets,
+            ended: None,
             resets,
             mute,
             jujud: Jujud { health, connections, prober, memory },
@@ -218,14 +225,8 @@ impl Agent {
             off: Off::default(),
             bounds: Bounds::default(),
             shown: Shown::new(now, digest),
-            schedule: Schedule {
-                tick: now,
-                audit: now,
-                collect: now + COLLECT,
-                balance: now + BALANCE,
-                published: 0,
-            },
-            tasks: Tasks { handles, stop },
+            schedule: Schedule::new(now),
+            tasks: Tasks { handles, stop, beside: beside.clone() },
         };
         let listed = agent.config.running.cluster.clone();
         agent.config.running.cluster = agent.cluster.grouped(now, &listed);

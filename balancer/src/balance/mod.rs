@@ -230,6 +230,19 @@ impl Balance {
         Some(Effect::Say(Level::Warn, text))
     }
 
+    /// Takes in whether jujud is ready, between two calls of [`Balance::watch`].
+    pub fn note_ready(&mut self, now: Instant, ready: bool) {
+        if self.ramp.note_ready(now, ready) {
+            self.changed_at = now;
+        }
+    }
+
+    /// Whether there is nothing to do for the balance or for the memory.
+    pub fn is_settled(&self) -> bool {
+        let is_balanced = self.plan.is_none_or(|plan| plan.because == Err(shed::Rest::Balanced));
+        is_balanced && self.memory.stage() == Stage::Normal && self.orders.drain_until_s == 0
+    }
+
     /// Several times a second: takes in whether jujud is ready and how much memory is used; `usage` is `None` where the
     /// memory guard is off.
     pub fn watch(
@@ -240,9 +253,7 @@ impl Balance {
         usage: Option<Usage>,
         policy: &Policy,
     ) -> Option<Effect> {
-        if self.ramp.note_ready(now, ready) {
-            self.changed_at = now;
-        }
+        self.note_ready(now, ready);
         let (level, said) = self.memory.update(self.since_start_ms(now), usage, load, policy)?;
         Some(Effect::Say(level, said))
     }

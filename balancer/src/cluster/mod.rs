@@ -310,6 +310,14 @@ impl Cluster {
         effects
     }
 
+    /// Whether every controller is at work, and every path to it is as it was proved to be.
+    pub fn is_settled(&self) -> bool {
+        let mut peers = self.peers.iter();
+        peers.all(|peer| {
+            peer.state == State::Ready && peer.leaving.is_none() && peer.paths.iter().all(Path::is_settled)
+        })
+    }
+
     /// Notes why nothing is relayed from here and to here, by family.
     pub fn set_off(&mut self, off: [Option<String>; 2]) -> Vec<Effect> {
         let mut effects = Vec::new();

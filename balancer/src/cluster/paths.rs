@@ -71,6 +71,11 @@ impl Path {
         self.standing == Standing::Proved
     }
 
+    /// Whether no probe is under way, or due before the next one as usual.
+    pub fn is_settled(&self) -> bool {
+        !self.under_way && self.failures == 0 && (self.possible != Some(true) || self.is_proved())
+    }
+
     /// The reason why it does not work, where that is known.
     pub fn broken(&self) -> Option<&str> {
         match &self.standing {
@@ -194,6 +199,18 @@ mod tests {
             let found = (path.step(now, possible, doubts), path.is_proved());
             assert_eq!(found, (begins, proved), "{ms} ms: {heard:?}");
         }
+    }
+
+    #[test]
+    fn a_path_is_settled_unless_a_probe_is_under_way_or_comes_soon() {
+        let now = Instant::now();
+        let mut path = Path::new(now, false);
+        assert!(path.is_settled(), "nobody is there to be probed");
+        assert!(path.step(now, true, 0) && !path.is_settled(), "under way");
+        assert!(path.probed(now, Ok(())).is_none() && path.is_settled(), "proved");
+        assert!(path.step(now + FRESH, true, 0) && !path.is_settled(), "under way again");
+        assert!(path.probed(now + FRESH, Err(String::new())).is_none() && !path.is_settled(), "failed once");
+        assert!(!path.step(now + FRESH, false, 0) && path.is_settled(), "nobody is there again");
     }
 
     #[test]

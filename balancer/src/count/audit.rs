@@ -2,8 +2,8 @@
 //!
 //! The programs track each socket that they count by its cookie. Sockets that were open before the programs were
 //! attached are tracked here as *seeded*, and [`Settings::adjust`] counts them. The kernel reports state changes only
-//! for a socket on which `sock_ops` asked for them, so nobody sees a seeded one close: while there are any, the agent
-//! audits every second.
+//! for a socket on which `sock_ops` asked for them, so they do not see a seeded one close: while there are any, the agent
+//! has the kernel tell of each socket that ends, and audits more often, as one may also close its half alone.
 //!
 //! A socket belongs to a client or not as the configuration says now, not as it said when the socket was opened: where
 //! both differ, the audit gives its note the other class. The programs take the end of the socket off the count of that

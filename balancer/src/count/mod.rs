@@ -8,6 +8,7 @@ pub mod calm;
 pub mod clients;
 pub mod collect;
 pub mod rate;
+pub mod seeded;
 pub mod sock_diag;
 
 use std::{

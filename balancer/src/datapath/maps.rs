@@ -31,6 +31,7 @@ pub type Counters = std::collections::BTreeMap<&'static str, u64>;
 
 /// The maps, typed.
 pub struct Maps {
+    awaited: Array<MapData, u32>,
     budget: Array<MapData, Budget>,
     clients: HashMap<MapData, Address, Budget>,
     controllers: Array<MapData, Controller>,
@@ -54,6 +55,7 @@ impl Maps {
         let mut map =
             |name: &'static str| ebpf.take_map(name).with_context(|| format!("the object lacks map {name}"));
         Ok(Self {
+            awaited: map(map::AWAITED)?.try_into()?,
             budget: map(map::BUDGET)?.try_into()?,
             clients: map(map::CLIENTS)?.try_into()?,
             controllers: map(map::CONTROLLERS)?.try_into()?,
@@ -74,6 +76,11 @@ impl Maps {
     /// The budget as of now; fields of different moments may meet.
     pub fn budget(&self) -> Result<Budget> {
         self.budget.get(&0, 0).context("failed to read the budget")
+    }
+
+    /// Lets the programs wake the agent at the next change of the count ([`super::News`]).
+    pub fn await_news(&mut self) -> Result<()> {
+        self.awaited.set(0, 1, 0).context("failed to ask for news of the count")
     }
 
     /// The settings in force.
@@ -280,6 +287,11 @@ impl Maps {
     /// All counted sockets by cookie.
     pub fn tracked(&self) -> Result<std::collections::HashMap<u64, Tracked>> {
         self.tracked.iter().collect::<Result<_, MapError>>().context("failed to read the counted sockets")
+    }
+
+    /// The note of a counted socket.
+    pub fn note_of(&self, cookie: u64) -> Option<Tracked> {
+        self.tracked.get(&cookie, 0).ok()
     }
 
     /// Counts a socket that the programs did not see.

@@ -14,6 +14,7 @@ mod kernel;
 mod links;
 mod load;
 mod maps;
+mod news;
 mod pins;
 mod records;
 mod upgrade;
@@ -39,6 +40,7 @@ pub use self::{
     kernel::Kernel,
     load::{OBJECT, load_object, place_stages},
     maps::{Counters, Maps},
+    news::News,
     pins::{serve_here, uninstall},
     verify::{Kind, verify},
 };
@@ -154,6 +156,11 @@ impl DataPath {
             log::info!("took over from the data path of version {name}: {} relays go on", flows / 2);
         }
         Ok(())
+    }
+
+    /// The other end of [`Maps::await_news`]; must run inside the tokio runtime.
+    pub fn news(&mut self) -> Result<News> {
+        News::open(self.ebpf.take_map(map::NEWS).context("the object lacks the map NEWS")?)
     }
 
     /// Forwards the programs' log messages to this process's log.

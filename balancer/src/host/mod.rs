@@ -1,5 +1,6 @@
 //! This host: its interfaces, memory, privileges and service manager.
 
+pub mod alarm;
 pub mod clock;
 pub mod firewall;
 pub mod interfaces;

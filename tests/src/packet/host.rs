@@ -46,6 +46,7 @@ pub struct Host {
     reserved: Slots<Reservation>,
     tracked: RefCell<HashMap<u64, Tracked>>,
     budget: RefCell<Budget>,
+    told: Cell<u32>,
     clients: RefCell<HashMap<Address, Budget>>,
     recently_refused: RefCell<HashMap<Address, u64>>,
     field: &'static RefCell<PickScratch>,
@@ -88,6 +89,7 @@ impl Host {
             reserved: RefCell::new(world.reserved.clone()),
             tracked: RefCell::new(world.tracked.clone()),
             budget: RefCell::new(world.budget),
+            told: Cell::new(world.told),
             clients: RefCell::new(world.clients.clone()),
             recently_refused: RefCell::new(world.recently_refused.clone()),
             field,
@@ -114,6 +116,7 @@ impl Host {
             reserved: self.reserved.borrow().clone(),
             tracked: self.tracked.borrow().clone(),
             budget: *self.budget.borrow(),
+            told: self.told.get(),
             clients: self.clients.borrow().clone(),
             recently_refused: self.recently_refused.borrow().clone(),
             ..self.world.clone()
@@ -338,6 +341,10 @@ impl Tables for Host {
 
     fn untrack(&self, cookie: u64) -> bool {
         self.tracked.borrow_mut().remove(&cookie).is_some()
+    }
+
+    fn tell_agent(&self) {
+        self.told.set(self.told.get() + 1);
     }
 
     fn recently_refused(&self, address: &Address) -> Option<u64> {

@@ -98,6 +98,18 @@ impl Process {
         Ok(kib.parse::<u64>().context("VmRSS is not a number")? * 1024)
     }
 
+    /// The time that its threads have run on a processor; that of threads which have ended is left out.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/task", self.child.id());
+        let threads = std::fs::read_dir(&path).with_context(|| format!("failed to read {path}"))?;
+        let ran = |thread: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
+            // In nanoseconds, where `stat` has hundredths of a second.
+            let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        };
+        Ok(Duration::from_nanos(threads.filter_map(ran).sum()))
+    }
+
     pub fn kill9(&mut self) {
         // Both fail only for a process that has already been reaped.
         let _ = self.child.kill();

@@ -31,6 +31,7 @@ pub fn failed(scene: &Scene) -> Vec<Row> {
     let counted = |world: &mut World| {
         world.tracked.insert(COOKIE, tracked(scene, true));
         world.budget.established += 1;
+        world.told += 1;
     };
     let serves = |world: &mut World| {
         counted(world);
@@ -174,6 +175,7 @@ pub fn probes(scene: &Scene) -> Vec<Row> {
         changes("a client's relay opens", &live(false), opens.clone()).then(|world| {
             world.tracked.insert(COOKIE, tracked(scene, true));
             world.budget.established += 1;
+            world.told += 1;
             world.reserved.clear();
         }),
         changes("it closes", &open, closes.clone()).then(|world| {

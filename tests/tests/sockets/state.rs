@@ -61,6 +61,7 @@ pub fn established(scene: &Scene) -> Vec<Row> {
     let counts = |client: bool| {
         move |world: &mut World| {
             world.tracked.insert(COOKIE, tracked(scene, client));
+            world.told += u32::from(client);
             if client { world.budget.established += 1 } else { world.budget.exempt += 1 }
         }
     };
@@ -146,6 +147,7 @@ pub fn closed(scene: &Scene) -> Vec<Row> {
     let ends = |world: &mut World| {
         world.tracked.clear();
         world.budget.established -= 1;
+        world.told += 1;
     };
     let limited = |established: Option<u32>| {
         let mut world = ours.clone();

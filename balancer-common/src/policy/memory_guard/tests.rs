@@ -259,3 +259,13 @@ fn memory_that_eases_stops_the_closings_at_once() {
     }
     assert_eq!((closed[4], closed[5], closed[29]), (12, 12, 12), "{closed:?}");
 }
+
+#[test]
+fn memory_is_read_less_often_while_there_is_plenty() {
+    let room = |headroom| Some(Room { headroom, total: 100 });
+    let rows = [(room(50), 0, 1_000), (room(49), 0, 0), (room(99), 1, 0), (None, 0, 1_000), (None, 1, 0)];
+    for (room, some_permille, ms) in rows {
+        let reading = Reading { room, some_permille, full_permille: 0 };
+        assert_eq!(reading.pause().as_millis(), ms, "{reading:?}");
+    }
+}

@@ -34,6 +34,7 @@ use anyhow::Result;
 use chitchat::ChitchatId;
 use log::{error, info, warn};
 use tokio::{
+    runtime::Handle,
     sync::{oneshot, watch},
     task::JoinHandle,
 };
@@ -75,6 +76,8 @@ pub struct Peers {
     outgoing: watch::Sender<Option<Arc<Report>>>,
     stop: oneshot::Sender<()>,
     driver: JoinHandle<()>,
+    /// The runtime in which it goes on, wherever it is asked to from.
+    runtime: Handle,
 }
 
 /// The state that [`Peers`] and the [`Driver`] share.
@@ -117,7 +120,8 @@ impl Peers {
         let (outgoing, to_publish) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
         let driver = Driver::new(Arc::clone(&shared), to_publish, stopped);
-        Self { shared, outgoing, stop, driver: tokio::spawn(driver.run()) }
+        let runtime = Handle::current();
+        Self { shared, outgoing, stop, driver: runtime.spawn(driver.run()), runtime }
     }
 
     /// Goes on as the controller `name` at `listen`, and keeps all that it knows of the others. If it fails, all is as
@@ -125,7 +129,11 @@ impl Peers {
     pub async fn restart(&mut self, name: &str, listen: SocketAddr, members: &Members) -> Result<()> {
         let mut roster = Roster::new(name, listen, members)?;
         let before = Arc::clone(&self.shared);
-        let host: Box<dyn Host> = Box::new(before.link.bind_beside(listen)?);
+        let runtime = self.runtime.clone();
+        let host: Box<dyn Host> = {
+            let _there = runtime.enter();
+            Box::new(before.link.bind_beside(listen)?)
+        };
         let views = std::mem::replace(&mut *lock(&before.views), Views::new(name, [].into_iter(), false));
         let views = views.moved(name, roster.names(), members.open);
         let nothing = Roster::new(&before.name, before.listen, &Members::default())?;
@@ -133,7 +141,10 @@ impl Peers {
         let boot = host::since_epoch(&*host).as_nanos() as u64;
         let link = Link::new(host, name, boot, before.link.keys().clone(), roster);
         let (cluster_id, changed) = (before.cluster_id.clone(), before.changed.clone());
-        let after = Self::spawn(name.to_owned(), listen, cluster_id, link, views, changed);
+        let after = {
+            let _there = runtime.enter();
+            Self::spawn(name.to_owned(), listen, cluster_id, link, views, changed)
+        };
         std::mem::replace(self, after).shutdown().await;
         before.wake();
         Ok(())
@@ -186,7 +197,7 @@ impl Peers {
 
     /// Ends gossip and frees the address.
     pub async fn shutdown(self) {
-        let Self { shared: _, outgoing: _outgoing, stop, driver } = self;
+        let Self { shared: _, outgoing: _outgoing, stop, driver, runtime: _ } = self;
         drop(stop);
         if let Err(error) = driver.await {
             error!("peer sync did not end cleanly: {error}");

@@ -4,6 +4,7 @@
 //! sockets, which a dump of `AF_INET` does not show. A dump walks a living table and is no snapshot: a socket that comes
 //! or goes meanwhile may or may not be in it, and none is in it twice.
 
+mod ended;
 mod holders;
 mod socket;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::{collections::HashSet, io, ops::RangeInclusive};
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
+    ended::{Ended, Gone},
     holders::Listener,
     socket::{Activity, Family, Socket, State},
 };

@@ -89,6 +89,33 @@ fn connect(listener: &TcpListener, to: SocketAddr, count: usize) -> Vec<(TcpStre
         .collect()
 }
 
+#[test]
+fn the_kernel_tells_of_each_socket_that_ends() {
+    in_namespace(|| {
+        let listener = listen((Ipv6Addr::UNSPECIFIED, 17070), false);
+        for to in [SocketAddr::from((Ipv4Addr::LOCALHOST, 17070)), (Ipv6Addr::LOCALHOST, 17070).into()] {
+            let mut ended = Ended::subscribe().unwrap();
+            let mut connections = connect(&listener, to, 3);
+            let (client, server) = connections.pop().unwrap();
+            let cookie = socket_cookie(&server).unwrap();
+            assert_eq!(ended.take(), Gone::default());
+            drop((client, server));
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let mut cookies = Vec::new();
+            while !cookies.contains(&cookie) {
+                assert!(Instant::now() < deadline, "{cookies:?} without {cookie}");
+                std::thread::sleep(Duration::from_millis(5));
+                let gone = ended.take();
+                assert!(!gone.more);
+                cookies.extend(gone.cookies);
+            }
+            let others: Vec<u64> =
+                connections.iter().map(|(_, server)| socket_cookie(server).unwrap()).collect();
+            assert!(others.iter().all(|other| !cookies.contains(other)));
+        }
+    });
+}
+
 fn sorted(mut addresses: Vec<(SocketAddr, SocketAddr)>) -> Vec<(SocketAddr, SocketAddr)> {
     addresses.sort();
     addresses

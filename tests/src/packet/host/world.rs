@@ -40,6 +40,8 @@ pub struct World {
     pub reserved: HashMap<Tuple, Reservation>,
     /// The counts.
     pub budget: Budget,
+    /// How often the agent was told that the count of clients' connections has changed.
+    pub told: u32,
     /// Counts by client address.
     pub clients: HashMap<Address, Budget>,
     /// Times at which client addresses were refused in favour of another controller, or served although they
@@ -76,6 +78,7 @@ impl World {
             probes: HashMap::new(),
             reserved: HashMap::new(),
             budget: Budget::default(),
+            told: 0,
             clients: HashMap::new(),
             recently_refused: HashMap::new(),
             sockets: HashMap::new(),
@@ -127,6 +130,9 @@ impl World {
             address,
             &mut found,
         );
+        if self.told != expected.told {
+            found.push(format!("the agent was told {} times, not {}", self.told, expected.told));
+        }
         if budget(self) != budget(expected) {
             found.push(format!("budget {:?}, not {:?}", budget(self), budget(expected)));
         }
