@@ -174,6 +174,11 @@ impl Flow {
         self.state & Self::FIN != 0 && self.frontier(acknowledged).wrapping_sub(self.fin) <= 1
     }
 
+    /// Whether the other end has acknowledged the FIN of this direction, and so all before it.
+    pub fn has_end_acknowledged(&self, back: &Self) -> bool {
+        self.state & Self::FIN != 0 && back.ack == self.fin.wrapping_add(1)
+    }
+
     /// The sequence number after the last byte that this direction has sent, as far as this host can tell: segments may
     /// have been lost before they came here, but not bytes that the other end has acknowledged.
     #[inline(always)]

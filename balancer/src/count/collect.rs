@@ -4,6 +4,9 @@ use balancer_common::records::Flow;
 
 /// Seconds that a record outlives a RST, for the segments that are already on their way.
 const AFTER_RST_S: u32 = 5;
+/// Seconds that a record outlives the acknowledgement of the second FIN. If that was lost on the way on, the other end
+/// repeats its FIN after 0.2, 0.6 and 1.4 s. Each record holds one of the 64,512 ports towards its owner.
+const AFTER_LAST_ACK_S: u32 = 3;
 /// Seconds that a record outlives the second FIN, for retransmissions of data before the FINs.
 const AFTER_FIN_S: u32 = 20;
 /// Seconds without a packet after one side's FIN. Linux drops such a socket after `tcp_fin_timeout` (60 s) once no
@@ -23,6 +26,8 @@ pub fn is_done(flow: &Flow, back: Option<&Flow>, live: bool, now_s: u32) -> bool
     let (one, other) = (flow.closed(back.ack), back.closed(flow.ack));
     let lasts_s = if (flow.state | back.state) & Flow::RST != 0 {
         AFTER_RST_S
+    } else if one && other && flow.has_end_acknowledged(back) && back.has_end_acknowledged(flow) {
+        AFTER_LAST_ACK_S
     } else if one && other {
         AFTER_FIN_S
     } else if one || other {
@@ -74,6 +79,25 @@ mod tests {
             let back = back.map(|state| flow(state, 1_000));
             let seen_s = if back.is_some() { 900 } else { 1_000 };
             assert_eq!(is_done(&flow(forward, seen_s), back.as_ref(), live, 1_000 + idle), done, "{row}");
+        }
+    }
+
+    #[test]
+    fn records_end_soon_once_both_ends_have_acknowledged_each_other_s_fin() {
+        // The numbers that each end acknowledges; both have sent a FIN with the number 500.
+        let rows = [
+            ((501, 501), 2, false),
+            ((501, 501), 3, true),
+            ((501, 500), 3, false),
+            ((500, 501), 19, false),
+            ((500, 501), 20, true),
+        ];
+        for ((one, other), idle, done) in rows {
+            let [mut forward, mut back] = [flow(Flow::FIN, 1_000); 2];
+            for (flow, ack) in [(&mut forward, one), (&mut back, other)] {
+                (flow.fin, flow.next, flow.ack) = (500, 501, ack);
+            }
+            assert_eq!(is_done(&forward, Some(&back), true, 1_000 + idle), done, "{one} {other} {idle}");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Flow records as the agent sees them: listing, and removing in pairs.
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use balancer_common::records::{Flow, Kind, Tuple};
+
+use super::batch;
 
 /// The two maps of flows.
 pub struct Flows {
@@ -34,8 +36,8 @@ impl Flows {
     pub fn pairs(&self) -> Result<Vec<FlowPair>> {
         let mut pairs = Vec::new();
         for (map, live) in [(&self.live, true), (&self.half_open, false)] {
-            let records: std::collections::HashMap<Tuple, Flow> =
-                map.iter().collect::<Result<_, MapError>>().context("failed to list flows")?;
+            let records = batch::records(map.map()).context("failed to list flows")?;
+            let records: std::collections::HashMap<Tuple, Flow> = records.into_iter().collect();
             for (key, flow) in &records {
                 let back = records.get(&flow.opposite(key)).copied();
                 let first = flow.is(Kind::Forward) || flow.is(Kind::Restore);

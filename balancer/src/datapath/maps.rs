@@ -24,7 +24,7 @@ use crate::{
     host::mute::Mute,
 };
 
-use super::flows::Flows;
+use super::{batch, flows::Flows};
 
 /// All counters by name, summed over the CPUs.
 pub type Counters = std::collections::BTreeMap<&'static str, u64>;
@@ -197,10 +197,9 @@ impl Maps {
 
     /// The connections of each client address, as the programs count them.
     pub fn clients(&self) -> Result<std::collections::HashMap<IpAddr, u32>> {
-        let known = self.clients.iter().map(|known| {
-            known.map(|(address, budget): (Address, Budget)| (address.into(), budget.established))
-        });
-        known.collect::<Result<_, MapError>>().context("failed to read the clients' counts")
+        let known: Vec<(Address, Budget)> =
+            batch::records(self.clients.map()).context("failed to read the clients' counts")?;
+        Ok(known.into_iter().map(|(address, budget)| (address.into(), budget.established)).collect())
     }
 
     /// Corrects the connections of a client address. The record's lock keeps the fields together; a change that the
@@ -218,7 +217,7 @@ impl Maps {
     /// Forgets client addresses that have no connection and no handshake at boot second `now_s`. Returns how many are
     /// left, and the most that there is room for.
     pub fn forget_idle_clients(&mut self, now_s: u32) -> Result<[usize; 2]> {
-        let known: Vec<(Address, Budget)> = self.clients.iter().collect::<Result<_, MapError>>()?;
+        let known: Vec<(Address, Budget)> = batch::records(self.clients.map())?;
         let mut left = known.len();
         for (address, mut budget) in known {
             budget.advance(now_s);
@@ -237,8 +236,7 @@ impl Maps {
 
     /// The networks that clients were seen in.
     pub fn networks(&self) -> Result<Vec<(Address, Network)>> {
-        let networks = self.networks.iter().collect::<Result<_, MapError>>();
-        networks.context("failed to read the clients' networks")
+        batch::records(self.networks.map()).context("failed to read the clients' networks")
     }
 
     /// Allows relays from a network to the controller in `slot` again.
@@ -286,7 +284,8 @@ impl Maps {
 
     /// All counted sockets by cookie.
     pub fn tracked(&self) -> Result<std::collections::HashMap<u64, Tracked>> {
-        self.tracked.iter().collect::<Result<_, MapError>>().context("failed to read the counted sockets")
+        let tracked = batch::records(self.tracked.map()).context("failed to read the counted sockets")?;
+        Ok(tracked.into_iter().collect())
     }
 
     /// The note of a counted socket.

@@ -6,6 +6,7 @@
 //! ```
 
 mod attach;
+mod batch;
 mod btf;
 mod filters;
 mod flows;
