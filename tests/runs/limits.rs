@@ -76,7 +76,8 @@ fn never_passed(options: ClusterOptions) -> Result<()> {
     );
     ensure!(highest <= LIMIT, "never more than the limit: {highest}");
     ensure!(counts.iter().all(|&count| count <= LIMIT), "never more than the limit: {counts:?}");
-    ensure!(counts[0] == LIMIT, "the dialled controller is full: {counts:?}");
+    // On a busy machine clients have their answers before the last handshakes are complete.
+    wait_for(SOON, "the dialled controller is full", || cluster.counts(), |counts| counts[0] == LIMIT)?;
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use crate::simulate::rules::Rule;
 use crate::simulate::scenario::{Fault, Kind};
 use crate::support::chance::Chance;
 
-/// How often the agent looks at its load, and the move that it reports at once (`balancer/src/agent/mod.rs`).
+/// How often the agent looks at its load, and the move that it reports at once. A real one is woken at every change
+/// (`balancer/src/agent/pace.rs`).
 const GLANCE_US: u64 = 20_000;
 const MOVED: u32 = 4;
 /// jujud is ready so long after its host's agent.
