@@ -1,21 +1,20 @@
 //! Nanoseconds that the programs add to a packet, above an empty program that runs in turn with them, with limits that are
 //! multiples of the empty program's own time. Needs root.
 //!
-//! `BPF_PROG_TEST_RUN` runs a program again and again on one frame. A program that rewrites the frame would see another
-//! packet in its second run. So those rows hold two relays, each of which turns the frame into the other's; where that is
-//! not possible, each run begins anew.
+//! `BPF_PROG_TEST_RUN` runs a program again and again on one frame. Where that is another packet in its second run, each
+//! run begins anew; packets of live relays go round a ring of two.
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, ensure};
-use balancer::datapath::{Kind as ProgramKind, verify};
-use balancer_common::records::{Controller, Kind as FlowKind, MAX_CONTROLLERS, Tuple};
-use tests::packet::frame::{ACK, PSH, SYN, Segment};
+use balancer_common::records::{Controller, MAX_CONTROLLERS};
+use tests::packet::frame::{ACK, SYN, Segment};
+use tests::packet::hop::{Hop, empty_program, with_data};
 use tests::packet::host::World;
 use tests::packet::kernel::{Kernel, apart, boot_clock_ns};
-use tests::packet::scene::{ANSWER, BUSY, CAME_IN, FAR_OLD, LIMIT, OLD, OUT, RELAY, Scene, tuple};
+use tests::packet::scene::{ANSWER, BUSY, CAME_IN, LIMIT, RELAY, Scene};
 use tests::packet::testrun::test_runs;
 
 /// Runs in a row.
@@ -78,7 +77,7 @@ struct Measured {
 }
 
 fn measure(paths: &[Path]) -> Result<Measured> {
-    let (empty, mut kernel) = (empty()?, Kernel::load(0)?);
+    let (empty, mut kernel) = (empty_program()?, Kernel::load(0)?);
     let mut measured = Measured { empty: [f64::MAX; 2], paths: vec![f64::MAX; paths.len()] };
     for round in 0..ROUNDS_ANEW {
         for (path, least) in paths.iter().zip(&mut measured.paths) {
@@ -89,7 +88,7 @@ fn measure(paths: &[Path]) -> Result<Measured> {
             let frame = path.frame.frame();
             let before = kernel.counters()?;
             let took =
-                kernel.time(path.program, path.runs, &frame, CAME_IN).with_context(|| path.what.clone())?;
+                kernel.time(path.program, path.runs, &frame, CAME_IN).with_context(|| path.what.clone())?.0;
             *least = least.min(took.as_secs_f64() * 1e9);
             let counted = |counters: &HashMap<_, u64>| counters.get(path.counts).copied().unwrap_or(0);
             let counts = counted(&kernel.counters()?) - counted(&before);
@@ -101,13 +100,6 @@ fn measure(paths: &[Path]) -> Result<Measured> {
         }
     }
     Ok(measured)
-}
-
-/// A program that returns TC_ACT_UNSPEC.
-fn empty() -> Result<OwnedFd> {
-    // `r0 = -1; exit` (kernel `struct bpf_insn`: code, registers, offset, immediate value).
-    let code: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [0x95, 0, 0, 0, 0, 0, 0, 0]];
-    verify(ProgramKind::SCHED_CLS, &code, &mut []).context("failed to load an empty program")
 }
 
 fn paths(scene: &Scene) -> Vec<Path> {
@@ -127,76 +119,19 @@ fn carried(scene: &Scene) -> Vec<Path> {
         runs: MANY,
         limit,
     };
-    let data = |segment: Segment| segment.flags(PSH | ACK).payload(&[7; 1000]);
-    let other = data(Segment::new((scene.elsewhere, 443).into(), (scene.a, 34567).into()).stamps());
-    let from_client = data(scene.ack());
-    let to_client = data(Segment::new(scene.api(), scene.dialler()).stamps());
-    let [second, far] = [5556, 5557].map(|port| (scene.client, port).into());
-    let back = |port: u16| tuple((scene.b, OUT).into(), (scene.a, port).into());
-    vec![
+    let other = with_data(Segment::new((scene.elsewhere, 443).into(), (scene.a, 34567).into()).stamps());
+    let from_client = with_data(scene.ack());
+    let to_client = with_data(Segment::new(scene.api(), scene.dialler()).stamps());
+    let mut paths = vec![
         path("not ours, arrives", "ingress", NOTHING, scene.world(), &other, 6.0),
         path("not ours, leaves", "egress", NOTHING, scene.world(), &other, 6.0),
         path("served here, arrives", "ingress", "local", scene.world(), &from_client, 20.0),
         path("served here, leaves", "egress", NOTHING, scene.world(), &to_client, 20.0),
-        path(
-            "relayed, at the entry from the client",
-            "ingress",
-            "forwarded",
-            pair(scene.relaying(), scene.dialled(), tuple(second, scene.api())),
-            &from_client,
-            50.0,
-        ),
-        path(
-            "relayed, at the entry from the owner",
-            "ingress",
-            "returned",
-            pair(scene.relaying(), back(RELAY), back(OLD)),
-            &data(scene.from_owner()),
-            50.0,
-        ),
-        path(
-            "relayed, at the owner from the entry",
-            "ingress",
-            "restored",
-            pair(
-                scene.owning(),
-                tuple(scene.entry(), scene.door()),
-                tuple((scene.b, FAR_OLD).into(), scene.door()),
-            ),
-            &data(
-                Segment::new(scene.entry(), scene.door()).seq(scene.ack().seq).ack(scene.ack().ack).stamps(),
-            ),
-            50.0,
-        ),
-        path(
-            "relayed, at the owner to the client",
-            "egress",
-            "diverted",
-            pair(scene.owning(), tuple(scene.dialler(), scene.door()), tuple(far, scene.door())),
-            &data(scene.going()),
-            50.0,
-        ),
-    ]
-}
-
-/// The flow at `first`, and another at `second`: each gives a packet the ends of the other's.
-fn pair(mut world: World, first: Tuple, second: Tuple) -> World {
-    let is_leaving = world.live.get(&first).is_some_and(|flow| flow.is(FlowKind::Divert));
-    let to = |key: &Tuple| {
-        let [remote, local] = [(key.remote, key.remote_port), (key.local, key.local_port)];
-        if is_leaving { [local, remote] } else { [remote, local] }
-    };
-    if let Some(&flow) = world.live.get(&first) {
-        for (key, next) in [(first, second), (second, first)] {
-            let [(source, source_port), (destination, destination_port)] = to(&next);
-            let mut flow = flow;
-            (flow.source, flow.source_port) = (source, source_port);
-            (flow.destination, flow.destination_port) = (destination, destination_port);
-            flow.epoch = world.settings.epoch;
-            world.live.insert(key, flow);
-        }
-    }
-    world
+    ];
+    paths.extend(Hop::ALL.map(|hop| {
+        path(hop.title(), hop.program(), hop.counter(), hop.ring(scene, 2, 2), &hop.frame(scene), 50.0)
+    }));
+    paths
 }
 
 /// Packets that open a connection, or are refused.

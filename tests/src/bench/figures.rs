@@ -90,6 +90,7 @@ impl Task {
             Work::Requests => format!("requests on {streams}"),
             Work::Up => format!("to the server on {streams}"),
             Work::Down => format!("from the server on {streams}"),
+            Work::Idle => format!("{streams}, idle"),
         }
     }
 

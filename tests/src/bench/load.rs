@@ -3,11 +3,15 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _, stdin, stdout};
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Registry, Token};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -16,6 +20,10 @@ use crate::bench::wire::{Order, Outcome, PIECE, REQUEST, Work};
 
 /// All connections are open within this.
 const OPEN: Duration = Duration::from_secs(10);
+/// Connections that open at a time.
+const BATCH: usize = 1000;
+/// Idle connections in one table of files, which may be limited to 20,000.
+pub const FILES: usize = 15_000;
 /// Between two looks at the clock, if nothing happens.
 const TICK: Duration = Duration::from_millis(5);
 /// Reads or writes of one connection before the others have their turn.
@@ -23,12 +31,69 @@ const TURNS: usize = 8;
 
 /// Carries out the orders on the standard input, one a line, and answers each by a line.
 pub fn main() -> Result<()> {
+    let mut idle = Vec::new();
     for line in stdin().lines() {
         let order: Order = serde_json::from_str(&line?).context("no order")?;
-        let outcome = Load::new(&order)?.run().map_err(|error| format!("{error:#}"));
+        let outcome = match order.work {
+            Work::Idle if order.streams == 0 => {
+                idle.clear();
+                Ok(Outcome::default())
+            }
+            Work::Idle => Idle::open(&order, &mut idle),
+            Work::Connections | Work::Requests | Work::Up | Work::Down => Load::new(&order)?.run(),
+        };
+        let outcome = outcome.map_err(|error| format!("{error:#}"));
         writeln!(stdout(), "{}", serde_json::to_string(&outcome)?)?;
     }
     Ok(())
+}
+
+/// A thread that keeps connections open, until drop.
+struct Idle {
+    /// Dropped, it tells the thread to end.
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Idle {
+    /// Opens connections in as many threads as they need.
+    fn open(order: &Order, idle: &mut Vec<Self>) -> Result<Outcome> {
+        let mut all = Outcome::default();
+        for first in (0..order.streams).step_by(FILES) {
+            let order = Order { streams: FILES.min(order.streams - first), ..order.clone() };
+            let ((end, ended), (tell, told)) = (channel::<()>(), channel());
+            let thread = std::thread::spawn(move || {
+                let open = || -> Result<_> {
+                    // The limit of open files is that of a table of files.
+                    unshare(CloneFlags::CLONE_FILES).context("no table of files for a thread")?;
+                    let mut load = Load::new(&order)?;
+                    Ok((load.run()?, load.slots))
+                };
+                let (outcome, slots) = match open() {
+                    Ok((outcome, slots)) => (Ok(outcome), slots),
+                    Err(error) => (Err(error), Vec::new()),
+                };
+                // Both fail only at the end of this process.
+                let _ = tell.send(outcome);
+                let _ = ended.recv();
+                drop(slots);
+            });
+            idle.push(Self { end: Some(end), thread: Some(thread) });
+            let outcome = told.recv().context("the thread has ended")??;
+            all.seconds += outcome.seconds;
+            all.done += outcome.done;
+            all.broken += outcome.broken;
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.end = None;
+        // Fails only after a panic, which has been printed.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 struct Slot {
@@ -73,23 +138,16 @@ impl<'a> Load<'a> {
         Ok(Self { order, poll, slots, dialled: 0, buffer, done, broken, micros, error: None })
     }
 
-    fn run(mut self) -> Result<Outcome> {
-        for index in 0..self.slots.len() {
-            self.dial(index)?;
-        }
+    fn run(&mut self) -> Result<Outcome> {
         let mut events = Events::with_capacity(1024);
         let mut turns = VecDeque::new();
         let begun = Instant::now();
-        while !self.slots.iter().flatten().all(|slot| slot.open) {
-            self.pass(&mut events, &mut turns)?;
-            let open = self.slots.iter().flatten().filter(|slot| slot.open).count();
-            ensure!(
-                begun.elapsed() < OPEN,
-                "{open} of {} connections are open after {OPEN:?}; {} broke, the last one by {:?}",
-                self.order.streams,
-                self.broken,
-                self.error
-            );
+        for first in (0..self.slots.len()).step_by(BATCH) {
+            self.open(first..self.slots.len().min(first + BATCH), &mut events, &mut turns)?;
+        }
+        if self.order.work == Work::Idle {
+            let (seconds, done) = (begun.elapsed().as_secs_f64(), self.slots.len() as u64);
+            return Ok(Outcome { seconds, done, broken: self.broken, ..Outcome::default() });
         }
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(self.order.warm_up) {
@@ -111,6 +169,30 @@ impl<'a> Load<'a> {
         );
         let latency = [0.5, 0.99, 0.999].map(|share| quantile(&mut self.micros, share));
         Ok(Outcome { seconds, done: self.done, broken: self.broken, busy, latency })
+    }
+
+    /// Opens the connections of these slots.
+    fn open(&mut self, slots: Range<usize>, events: &mut Events, turns: &mut VecDeque<usize>) -> Result<()> {
+        for index in slots.clone() {
+            self.dial(index)?;
+        }
+        let begun = Instant::now();
+        let is_idle = self.order.work == Work::Idle;
+        let is_open = |slot: &&Slot| slot.open && (!is_idle || slot.got == REQUEST);
+        loop {
+            let open = self.slots[slots.clone()].iter().flatten().filter(is_open).count();
+            if open == slots.len() {
+                return Ok(());
+            }
+            ensure!(
+                begun.elapsed() < OPEN,
+                "{open} of {} connections are open after {OPEN:?}; {} broke, the last one by {:?}",
+                slots.len(),
+                self.broken,
+                self.error
+            );
+            self.pass(events, turns)?;
+        }
     }
 
     /// Looks once at every connection that has something to do.
@@ -171,7 +253,9 @@ impl<'a> Load<'a> {
         for _ in 0..TURNS {
             let moved = match self.order.work {
                 Work::Up => slot.stream.write(&self.buffer),
-                Work::Connections | Work::Requests | Work::Down => slot.stream.read(&mut self.buffer),
+                Work::Connections | Work::Requests | Work::Down | Work::Idle => {
+                    slot.stream.read(&mut self.buffer)
+                }
             };
             let length = match moved {
                 Ok(length) => length,
@@ -188,11 +272,9 @@ impl<'a> Load<'a> {
                     self.micros.push(slot.began.elapsed().as_micros() as u32);
                     return Next::Done;
                 }
-                Work::Connections | Work::Requests | Work::Up | Work::Down if length == 0 => {
-                    return Next::Broken;
-                }
+                _ if length == 0 => return Next::Broken,
                 Work::Up | Work::Down => self.done += length as u64,
-                Work::Connections => {}
+                Work::Connections | Work::Idle => {}
                 Work::Requests if slot.got < REQUEST => {}
                 Work::Requests => {
                     slot.got = 0;
@@ -225,7 +307,7 @@ fn connect(registry: &Registry, token: Token, source: SocketAddr, target: Socket
 }
 
 /// The smallest value that `share` of all do not exceed; 0 of none.
-fn quantile(values: &mut [u32], share: f64) -> f64 {
+pub fn quantile(values: &mut [u32], share: f64) -> f64 {
     if values.is_empty() {
         return 0.0;
     }

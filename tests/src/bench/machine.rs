@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::support::files::read;
@@ -24,6 +26,18 @@ fn busy_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
     [0, 1, 2, 5, 6].into_iter().map(|index| ticks.get(index)).sum()
+}
+
+/// Processors of the machine.
+#[expect(clippy::cast_precision_loss, reason = "machines have fewer than 2^52 processors")]
+pub fn processors() -> Result<f64> {
+    Ok(std::thread::available_parallelism().context("no processors")?.get() as f64)
+}
+
+/// Seconds that the threads of a process have worked since its start.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).context("no clock of a process")?;
+    Ok(Duration::from(clock.now().context("failed to read a process's clock")?).as_secs_f64())
 }
 
 /// The machine before a run.

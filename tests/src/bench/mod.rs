@@ -6,6 +6,7 @@ mod machine;
 mod plot;
 mod report;
 mod room;
+mod scale;
 pub mod server;
 mod table;
 mod ways;
@@ -26,11 +27,13 @@ use serde::Serialize;
 use self::figures::{Row, Sample, Task, rows};
 use self::machine::Noise;
 use self::room::Room;
+use self::scale::{Part, Scale};
 use self::ways::{Setting, Way, choose};
 use self::wire::{Order, Work};
 use crate::support::bpffs::{mount_bpffs, unmount_bpffs};
 use crate::support::cleanup::{PREFIX, cleanup_all, end_on_signals, is_stopped};
 
+const CONTROLLERS: usize = 3;
 /// The clean-up in good order takes less than this.
 const ORDERLY: Duration = Duration::from_secs(20);
 /// Between a signal to this process and the end of its fixtures.
@@ -42,7 +45,7 @@ struct Arguments {
     /// Two short rounds, in about two minutes
     #[arg(long)]
     quick: bool,
-    /// Only this way, and the one beside which it is put; may be repeated
+    /// Only this way, and the one beside which it is put, or this part of `scale`; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Directory for figures and report
@@ -76,6 +79,7 @@ pub struct Figures {
     pub warnings: Vec<String>,
     pub rows: Vec<Row>,
     pub samples: Vec<Sample>,
+    pub scale: Scale,
 }
 
 /// Runs the bench with the arguments of the command line.
@@ -94,10 +98,10 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     // First of all: a wrong name must not remove the network of another run.
-    let ways = choose(&arguments.only)?;
+    let (ways, parts) = choose(&arguments.only)?;
     let tag = &arguments.tag;
     end_on_signals(format!("{PREFIX}{tag}"), ORDERLY)?;
-    let done = bench(ways, arguments);
+    let done = bench(ways, &parts, arguments);
     // A signal also reaches the commands that undo things, where it comes from the keyboard.
     for prefix in [format!("{PREFIX}{tag}-"), format!("{PREFIX}{tag}x-")] {
         cleanup_all(&prefix);
@@ -106,7 +110,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 #[expect(clippy::print_stderr, reason = "warnings of a command belong there")]
-fn bench(ways: Vec<Way>, arguments: &Arguments) -> Result<()> {
+fn bench(ways: Vec<Way>, parts: &[Part], arguments: &Arguments) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes network namespaces: run it as root");
     // Known before minutes are spent.
     let out = &arguments.out;
@@ -120,11 +124,16 @@ fn bench(ways: Vec<Way>, arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let plan = Plan::new(arguments.quick);
     let mounted = mount_bpffs()?;
-    let samples = measure(&plan, &ways, arguments);
+    let bar = progress(plan.rounds * ways.len() * plan.tasks.len() + parts.len())?;
+    let measured = measure(&plan, &ways, arguments, &bar);
+    let measured = measured.and_then(|samples| {
+        Ok((samples, scale::measure(parts, arguments.quick, &arguments.tag, &bar).context("scale")?))
+    });
+    bar.finish_and_clear();
     if mounted {
         unmount_bpffs();
     }
-    let samples = samples?;
+    let (samples, scale) = measured?;
     let names: Vec<_> = ways.iter().map(|way| (way.name, way.base)).collect();
     let rows: Vec<Row> = plan.tasks.iter().flat_map(|&task| rows(&samples, task, &names)).collect();
     for row in rows.iter().filter(|row| row.broken > 0) {
@@ -133,14 +142,24 @@ fn bench(ways: Vec<Way>, arguments: &Arguments) -> Result<()> {
     }
     let kernel = nix::sys::utsname::uname().context("uname")?.release().to_string_lossy().into_owned();
     let (rounds, window) = (plan.rounds, plan.window);
-    let figures = Figures { quick: arguments.quick, rounds, window, kernel, noise, warnings, rows, samples };
+    let figures =
+        Figures { quick: arguments.quick, rounds, window, kernel, noise, warnings, rows, samples, scale };
     write(&out.join("bench.json"), &serde_json::to_string_pretty(&figures).context("no JSON")?)?;
-    write(&out.join("index.html"), &report::html(&figures))?;
+    let sections = report::sections(&figures);
+    write(&out.join("index.html"), &report::html(&figures, &sections))?;
     let mut terminal = stdout();
-    write!(terminal, "{}", table::text(&figures))?;
+    write!(terminal, "{}", report::text(&figures, &sections))?;
     let seconds = started.elapsed().as_secs();
     writeln!(terminal, "\ndone in {seconds} s; report: {}", out.join("index.html").display())?;
     Ok(())
+}
+
+fn progress(steps: usize) -> Result<ProgressBar> {
+    let bar = ProgressBar::new(steps as u64);
+    let style = "{bar:30} {percent:>3} %  {elapsed}, {eta} left  {wide_msg}";
+    bar.set_style(ProgressStyle::with_template(style).context("the bar's style")?);
+    bar.enable_steady_tick(TICK);
+    Ok(bar)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -182,19 +201,16 @@ fn available(ways: Vec<Way>, packages: &Path, warnings: &mut Vec<String>) -> Vec
     ways.into_iter().filter(is_there).collect()
 }
 
-fn measure(plan: &Plan, ways: &[Way], arguments: &Arguments) -> Result<Vec<Sample>> {
+fn measure(plan: &Plan, ways: &[Way], arguments: &Arguments, bar: &ProgressBar) -> Result<Vec<Sample>> {
     let kinds: BTreeSet<bool> = ways.iter().map(|way| way.plain).collect();
     let mut rooms = Vec::new();
     for plain in kinds {
         let tag = if plain { format!("{}x", arguments.tag) } else { arguments.tag.clone() };
-        rooms.push((plain, Room::build(&tag, plain)?));
+        rooms.push((plain, Room::build(&tag, plain, CONTROLLERS)?));
     }
-    let bar = ProgressBar::new((plan.rounds * ways.len() * plan.tasks.len()) as u64);
-    let style = "{bar:30} {percent:>3} %  {elapsed}, {eta} left  {wide_msg}";
-    bar.set_style(ProgressStyle::with_template(style).context("the bar's style")?);
-    bar.enable_steady_tick(TICK);
     let mut samples = Vec::new();
-    for round in 0..plan.rounds {
+    let rounds = if ways.is_empty() { 0 } else { plan.rounds };
+    for round in 0..rounds {
         if !stdout().is_terminal() {
             writeln!(stdout(), "round {} of {}", round + 1, plan.rounds)?;
         }
@@ -214,12 +230,9 @@ fn measure(plan: &Plan, ways: &[Way], arguments: &Arguments) -> Result<Vec<Sampl
                 ensure!(!is_stopped(), "stopped by a signal");
                 bar.set_message(format!("{name}: {}", task.title()));
                 let order = Order {
-                    work: task.work,
-                    streams: task.streams,
-                    targets: Vec::new(),
-                    sources: Vec::new(),
                     warm_up: plan.warm_up,
                     window: plan.window,
+                    ..Order::new(task.work, task.streams)
                 };
                 let outcome = ready.measure(&order).with_context(|| format!("{name}: {}", task.title()))?;
                 samples.push(Sample { round, way: name.to_owned(), task, outcome });
@@ -228,6 +241,5 @@ fn measure(plan: &Plan, ways: &[Way], arguments: &Arguments) -> Result<Vec<Sampl
             ready.undo().with_context(|| format!("{name}: failed to undo"))?;
         }
     }
-    bar.finish_and_clear();
     Ok(samples)
 }

@@ -1,11 +1,11 @@
-//! The report: one HTML page with a plot and a table for each task.
+//! The report: sections with plots and a table each, on one HTML page and, without plots, on the terminal.
 
 use std::fmt::Write as _;
 
 use crate::bench::Figures;
-use crate::bench::figures::{Row, Spread, Task};
-use crate::bench::plot::{Bar, bars};
-use crate::bench::table::number;
+use crate::bench::figures::{Row, Spread};
+use crate::bench::plot::{self, Bar};
+use crate::bench::table::{Table, number};
 use crate::bench::ways::WAYS;
 
 const STYLE: &str = "
@@ -27,7 +27,28 @@ th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 ";
 
-pub fn html(figures: &Figures) -> String {
+/// A heading, plots and a table.
+pub struct Section {
+    pub title: String,
+    /// A sentence about the way in which it is measured.
+    pub about: &'static str,
+    pub plots: Vec<Plot>,
+    pub table: Table,
+}
+
+/// Bars of one unit.
+pub struct Plot {
+    pub title: String,
+    pub bars: Vec<Bar>,
+}
+
+/// All sections of a report.
+pub fn sections(figures: &Figures) -> Vec<Section> {
+    let tasks = figures.rows.chunk_by(|one, other| one.task == other.task).map(of_task);
+    tasks.chain(figures.scale.sections()).collect()
+}
+
+pub fn html(figures: &Figures, sections: &[Section]) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
@@ -46,73 +67,69 @@ pub fn html(figures: &Figures) -> String {
     for warning in &figures.warnings {
         let _ = writeln!(page, "<p class=\"warning\">{}</p>", escaped(warning));
     }
-    let mut rest = &figures.rows[..];
-    while let Some(first) = rest.first() {
-        let count = rest.iter().take_while(|row| row.task == first.task).count();
-        let (rows, others) = rest.split_at(count);
-        page += &section(first.task, rows);
-        rest = others;
+    for Section { title, about, plots, table } in sections {
+        let _ = writeln!(page, "<h2>{}</h2>", capital(title));
+        if !about.is_empty() {
+            let _ = writeln!(page, "<p class=\"soft\">{about}</p>");
+        }
+        for Plot { title, bars } in plots {
+            let drawn = plot::bars(bars);
+            let _ = writeln!(page, "<figure><figcaption>{title}</figcaption>\n{drawn}</figure>");
+        }
+        page += &table.html();
     }
     page + "</html>\n"
 }
 
-fn section(task: Task, rows: &[Row]) -> String {
-    let bar = |row: &Row, spread: Spread| Bar {
-        label: row.way.clone(),
-        ours: is_ours(&row.way),
-        spread,
-        shown: number(spread.median),
-    };
-    let plot = |title: &str, spread: fn(&Row) -> Spread| {
-        let bars = bars(&rows.iter().map(|row| bar(row, spread(row))).collect::<Vec<_>>());
-        format!("<figure><figcaption>{title}</figcaption>\n{bars}</figure>\n")
-    };
-    let rate = plot(&format!("{}: more is better", task.rate_unit()), |row| row.rate);
-    let cpu = plot(&format!("{}: less is better", task.cpu_unit()), |row| row.cpu);
-    let latency = if rows.iter().any(|row| row.latency.is_some()) {
-        plot("p99, µs: less is better", |row| {
-            row.latency.map_or(Spread { median: 0.0, low: 0.0, high: 0.0 }, |latency| latency[1])
-        })
-    } else {
-        String::new()
-    };
-    format!("<h2>{}</h2>\n{rate}{cpu}{latency}{}", capital(&task.title()), table(task, rows))
-}
-
-fn table(task: Task, rows: &[Row]) -> String {
-    let is_bulk = task.work.is_bulk();
-    let latency = if is_bulk { "" } else { "<th>p50 µs<th>p99 µs<th>p99.9 µs" };
-    let mut text = format!(
-        "<div class=\"table\"><table>\n<tr><th>way<th>{}<th>±<th>ratio<th>{}<th>±<th>ratio<th>beside{latency}\n",
-        task.rate_unit(),
-        task.cpu_unit()
-    );
-    let ratio = |ratio: Option<Spread>| {
-        ratio.map_or(String::new(), |ratio| {
-            format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.low, ratio.high)
-        })
-    };
-    let percent = |spread: Spread| format!("{:.0} %", spread.width() * 100.0);
-    for row in rows {
-        let title = WAYS.iter().find(|way| way.name == row.way).map_or(&*row.way, |way| way.title);
-        let _ = write!(
-            text,
-            "<tr><td title=\"{title}\">{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
-            row.way,
-            number(row.rate.median),
-            percent(row.rate),
-            ratio(row.rate_ratio),
-            number(row.cpu.median),
-            percent(row.cpu),
-            ratio(row.cpu_ratio),
-            row.base.as_deref().unwrap_or_default(),
-        );
-        for one in row.latency.iter().flatten() {
-            let _ = write!(text, "<td>{}", number(one.median));
-        }
+/// All tables, and the warnings after them.
+pub fn text(figures: &Figures, sections: &[Section]) -> String {
+    let mut text = String::new();
+    for Section { title, table, .. } in sections {
+        let _ = write!(text, "\n{title}\n{}", table.text());
+    }
+    for warning in &figures.warnings {
+        let _ = write!(text, "\nwarning: {warning}");
+    }
+    if !figures.warnings.is_empty() {
         text.push('\n');
     }
-    text + "</table></div>\n"
+    text
+}
+
+/// The rows of one task.
+fn of_task(rows: &[Row]) -> Section {
+    let task = rows[0].task;
+    let plot = |title: String, spread: fn(&Row) -> Option<Spread>| {
+        let bar = |row: &Row| {
+            let (label, ours, spread) = (row.way.clone(), is_ours(&row.way), spread(row)?);
+            Some(Bar { label, ours, spread, shown: number(spread.median) })
+        };
+        Plot { title, bars: rows.iter().filter_map(bar).collect() }
+    };
+    let mut plots = vec![
+        plot(format!("{}: more is better", task.rate_unit()), |row| Some(row.rate)),
+        plot(format!("{}: less is better", task.cpu_unit()), |row| Some(row.cpu)),
+    ];
+    let mut head =
+        vec!["way", "beside", task.rate_unit(), "±", "ratio", "±", task.cpu_unit(), "±", "ratio", "±"];
+    if !task.work.is_bulk() {
+        plots.push(plot("p99, µs: less is better".to_owned(), |row| row.latency.map(|latency| latency[1])));
+        head.extend(["p50 µs", "p99 µs", "p99.9 µs"]);
+    }
+    let table = Table::new(&head, rows.iter().map(cells));
+    Section { title: task.title(), about: "", plots, table }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let percent = |spread: &Spread| format!("{:.0} %", spread.width() * 100.0);
+    let mut cells = vec![row.way.clone(), row.base.clone().unwrap_or_default()];
+    for (figure, ratio) in [(row.rate, row.rate_ratio), (row.cpu, row.cpu_ratio)] {
+        cells.extend([number(figure.median), percent(&figure)]);
+        cells.push(ratio.map(|ratio| format!("{:.2}", ratio.median)).unwrap_or_default());
+        cells.push(ratio.as_ref().map(percent).unwrap_or_default());
+    }
+    cells.extend(row.latency.iter().flatten().map(|latency| number(latency.median)));
+    cells
 }
 
 /// Whether the balancer is at work.
@@ -132,8 +149,9 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::{Sample, rows};
+    use crate::bench::figures::{Sample, Task, rows};
     use crate::bench::machine::Noise;
+    use crate::bench::scale::Scale;
     use crate::bench::wire::{Outcome, Work};
 
     #[test]
@@ -156,17 +174,22 @@ mod tests {
             warnings: vec!["a < b".to_owned()],
             rows: tasks.into_iter().flat_map(|task| rows(&samples, task, &ways)).collect(),
             samples,
+            scale: Scale::default(),
         };
-        let page = html(&figures);
+        let sections = sections(&figures);
+        let page = html(&figures, &sections);
         for text in [
             "<h2>Requests on one connection</h2>",
             "<h2>From the server on 64 connections</h2>",
-            "<td>1,000,000<td>0 %<td>0.50 (0.50–0.50)",
+            "<td>routed<td>1,000,000<td>0 %<td>0.50<td>0 %",
             "<p class=\"warning\">a &lt; b</p>",
         ] {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert_eq!(page.matches("<svg").count(), 5, "rates, CPU time, and the requests' p99");
         assert_eq!(page.matches("<tr><td").count(), 4);
+        let text = text(&figures, &sections);
+        assert!(text.starts_with("\nrequests on one connection\n  way      beside  "), "{text}");
+        assert!(text.ends_with("\nwarning: a < b\n"), "{text}");
     }
 }

@@ -13,9 +13,10 @@ use anyhow::{Context, Result, anyhow};
 use self::balancers::Balancers;
 use self::rivals::Proxy;
 use crate::bench::ways::{Dials, Setting, Way};
-use crate::bench::wire::{Order, Outcome};
+use crate::bench::wire::{Order, Outcome, Work};
 use crate::cluster::API_PORT;
-use crate::network::net::Net;
+use crate::cluster::daemon::Daemon;
+use crate::network::net::{Host, Net};
 use crate::options::ClusterOptions;
 use crate::support::eventually::SOON;
 use crate::support::lines::Lines as _;
@@ -26,9 +27,9 @@ const OTHER_PORT: u16 = 8080;
 /// Addresses of the client. One has 64,000 ports for each server; those of closed connections rest for a minute.
 const SOURCES: usize = 16;
 /// Beyond the window of an order.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(2);
 
-/// A client host and three controllers; b and c have a server.
+/// A client host and controllers; all but a have a server.
 pub struct Room {
     load: Process,
     _servers: Vec<Process>,
@@ -56,8 +57,9 @@ enum Helper {
 
 impl Room {
     /// Builds it; `plain` is for XDP, which needs hosts that compute checksums themselves.
-    pub fn build(tag: &str, plain: bool) -> Result<Self> {
+    pub fn build(tag: &str, plain: bool, controllers: usize) -> Result<Self> {
         let options = ClusterOptions {
+            controllers,
             client_addresses: SOURCES,
             nft: false,
             balancer: false,
@@ -148,6 +150,32 @@ impl Ready<'_> {
         let outcome: Result<Outcome, String> =
             serde_json::from_str(&line).with_context(|| format!("the load said {line}"))?;
         outcome.map_err(|error| anyhow!("{error}"))
+    }
+
+    /// Opens connections that stay when the way is undone.
+    pub fn hold(&mut self, connections: usize) -> Result<Outcome> {
+        self.measure(&Order::new(Work::Idle, connections))
+    }
+
+    /// Closes all connections that are held.
+    pub fn release(&mut self) -> Result<()> {
+        self.hold(0).map(drop)
+    }
+
+    /// One a controller, in their order; none without balancers.
+    pub fn daemons(&mut self) -> &mut [Daemon] {
+        match &mut self.helper {
+            Helper::Balancers(balancers, _) => &mut balancers.0,
+            Helper::Nothing | Helper::Routes | Helper::Table | Helper::Proxy(_) => &mut [],
+        }
+    }
+
+    pub fn controllers(&self) -> &[Host] {
+        &self.room.net.controllers
+    }
+
+    pub fn client(&self) -> &Host {
+        &self.room.net.clients[0]
     }
 
     /// Undoes the way, and tells of a failure to do so.

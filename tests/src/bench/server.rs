@@ -1,18 +1,23 @@
-//! The server: one thread, one epoll, nothing for each connection but its socket and a few bytes.
+//! The server: one thread at a time, one epoll, nothing for each connection but its socket and a few bytes.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::bench::load::FILES;
 use crate::bench::wire::{PIECE, REQUEST, Work};
 
 const BACKLOG: i32 = 4096;
+/// Tables of [`FILES`] each.
+const TABLES: usize = 4;
 /// Reads or writes of one connection before the others have their turn.
 const TURNS: usize = 8;
 
@@ -32,16 +37,41 @@ enum Next {
     Never,
 }
 
-/// Serves `ports` until the process is killed; prints `ready` first.
+/// Serves `ports` until the process is killed; prints `ready` first. One thread does it, until its table of files is full:
+/// then the next one takes over the listeners.
 pub fn serve(ports: &[u16]) -> Result<()> {
-    let mut poll = Poll::new().context("failed to make an epoll")?;
-    let mut listeners = Vec::new();
-    for (index, &port) in ports.iter().enumerate() {
-        let mut listener = listen(port).with_context(|| format!("failed to listen on port {port}"))?;
-        poll.registry().register(&mut listener, Token(index), Interest::READABLE)?;
-        listeners.push(listener);
+    let listen = |&port| listen(port).with_context(|| format!("failed to listen on port {port}"));
+    let listeners = ports.iter().map(listen).collect::<Result<Vec<_>>>()?;
+    let (first, mut turn) = channel();
+    let mut threads = Vec::new();
+    for _ in 0..TABLES {
+        let own = listeners.iter().map(StdListener::try_clone).collect::<Result<Vec<_>, _>>()?;
+        let ((full, next), (made, is_made)) = (channel(), channel());
+        let turn = std::mem::replace(&mut turn, next);
+        threads.push(std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FILES).context("no table of files for a thread")?;
+            made.send(()).context("the process ends")?;
+            turn.recv().context("the thread before has ended")?;
+            serve_on(own, &full)
+        }));
+        // It copies the table as it is now.
+        is_made.recv().context("a thread has ended")?;
     }
     writeln!(std::io::stdout(), "ready").context("no bench listens")?;
+    first.send(()).context("a thread has ended")?;
+    threads
+        .into_iter()
+        .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+/// Serves connections of `listeners`; tells `full` when it takes no more.
+fn serve_on(listeners: Vec<StdListener>, full: &Sender<()>) -> Result<()> {
+    let mut poll = Poll::new().context("failed to make an epoll")?;
+    let mut listeners: Vec<TcpListener> = listeners.into_iter().map(TcpListener::from_std).collect();
+    let ports = listeners.len();
+    for (index, listener) in listeners.iter_mut().enumerate() {
+        poll.registry().register(listener, Token(index), Interest::READABLE)?;
+    }
     let mut events = Events::with_capacity(1024);
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let (mut free, mut turns) = (Vec::new(), VecDeque::new());
@@ -54,18 +84,24 @@ pub fn serve(ports: &[u16]) -> Result<()> {
         }
         for event in &events {
             let Token(token) = event.token();
-            let Some(listener) = listeners.get(token) else {
-                turns.push_back(token - listeners.len());
+            if token >= ports {
+                turns.push_back(token - ports);
                 continue;
-            };
+            }
+            // None any more, if an event before this one has filled the table.
+            let Some(listener) = listeners.get(token) else { continue };
             while let Ok((mut stream, _)) = listener.accept() {
                 let index = free.pop().unwrap_or_else(|| {
                     connections.push(None);
                     connections.len() - 1
                 });
-                let token = Token(index + listeners.len());
+                let token = Token(index + ports);
                 poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
                 connections[index] = Some(Connection { stream, work: None, pending: 0 });
+            }
+            if connections.len() - free.len() >= FILES {
+                listeners.clear();
+                full.send(()).context("no thread takes over")?;
             }
         }
         for _ in 0..turns.len() {
@@ -114,12 +150,12 @@ fn advance(connection: &mut Connection, buffer: &mut [u8]) -> Next {
     Next::Turn
 }
 
-fn listen(port: u16) -> Result<TcpListener> {
+fn listen(port: u16) -> Result<StdListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
+    Ok(socket.into())
 }

@@ -1,52 +1,48 @@
-//! The figures as text: a table for each task.
+//! Tables: the same cells on the terminal and in the page.
 
 use std::fmt::Write as _;
 
-use crate::bench::Figures;
-use crate::bench::figures::{Row, Spread};
-
-/// All tables, and the warnings after them.
-pub fn text(figures: &Figures) -> String {
-    let mut text = String::new();
-    let mut last = None;
-    for row in &figures.rows {
-        if last != Some(row.task) {
-            let (task, latency) =
-                (row.task, row.latency.map_or("", |_| "        p50       p99     p99.9 µs"));
-            let (rate, cpu) = (task.rate_unit(), task.cpu_unit());
-            let _ = writeln!(text, "\n{}", task.title());
-            let _ = writeln!(text, "  {:<24} {rate:>10}     ±   ratio {cpu:>13}     ±   ratio{latency}", "");
-            last = Some(task);
-        }
-        text += &line(row);
-    }
-    for warning in &figures.warnings {
-        let _ = write!(text, "\nwarning: {warning}");
-    }
-    if !figures.warnings.is_empty() {
-        text.push('\n');
-    }
-    text
+/// A head and rows of cells; the first cell of a row is its name.
+#[derive(Debug, Default)]
+pub struct Table {
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
 }
 
-fn line(row: &Row) -> String {
-    let percent = |spread: Spread| format!("{:.0}%", spread.width() * 100.0);
-    let ratio = |ratio: Option<Spread>| ratio.map_or(String::new(), |ratio| format!("{:.2}", ratio.median));
-    let mut line = format!(
-        "  {:<24} {:>10} {:>5} {:>7} {:>13} {:>5} {:>7}",
-        row.base.as_ref().map_or_else(|| row.way.clone(), |base| format!("{} / {base}", row.way)),
-        number(row.rate.median),
-        percent(row.rate),
-        ratio(row.rate_ratio),
-        number(row.cpu.median),
-        percent(row.cpu),
-        ratio(row.cpu_ratio),
-    );
-    if let Some([p50, p99, p999]) = row.latency {
-        let [p50, p99, p999] = [p50, p99, p999].map(|spread| number(spread.median));
-        let _ = write!(line, " {p50:>10}{p99:>10}{p999:>10}");
+impl Table {
+    pub fn new(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+        Self { head: head.iter().map(|&name| name.to_owned()).collect(), rows: rows.into_iter().collect() }
     }
-    line + "\n"
+
+    /// Columns as wide as their longest cell.
+    pub fn text(&self) -> String {
+        let lines = || std::iter::once(&self.head).chain(&self.rows);
+        let width = |column: usize| lines().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
+        let mut text = String::new();
+        for line in lines() {
+            for (column, (cell, &width)) in line.iter().zip(&widths).enumerate() {
+                let _ = if column == 0 {
+                    write!(text, "  {cell:width$}")
+                } else {
+                    write!(text, "  {cell:>width$}")
+                };
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        text
+    }
+
+    pub fn html(&self) -> String {
+        let head: String = self.head.iter().map(|cell| format!("<th>{cell}")).collect();
+        let row = |row: &Vec<String>| {
+            let cells: String = row.iter().map(|cell| format!("<td>{cell}")).collect();
+            format!("<tr>{cells}\n")
+        };
+        let rows: String = self.rows.iter().map(row).collect();
+        format!("<div class=\"table\"><table>\n<tr>{head}\n{rows}</table></div>\n")
+    }
 }
 
 /// Three digits or more, with separators of thousands.
@@ -71,8 +67,6 @@ pub fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::Task;
-    use crate::bench::wire::Work;
 
     #[test]
     fn numbers_have_three_digits_and_separators() {
@@ -89,21 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_spread_ratio_and_latency() {
-        let spread = |median| Spread { median, low: median * 0.9, high: median * 1.1 };
-        let row = Row {
-            task: Task { work: Work::Requests, streams: 1 },
-            way: "relayed".to_owned(),
-            base: Some("routed".to_owned()),
-            rate: spread(12_000.0),
-            rate_ratio: Some(spread(0.95)),
-            cpu: spread(26.0),
-            cpu_ratio: None,
-            latency: Some([50.0, 99.0, 1500.0].map(spread)),
-            broken: 0,
-        };
-        let figures = "12,000   10%    0.95          26.0   10%               50.0      99.0     1,500";
-        let expected = format!("  relayed / routed             {figures}\n");
-        assert_eq!(line(&row), expected);
+    fn both_forms_have_the_same_cells() {
+        let rows = [["direct", "1,234"], ["nft", "±5 %"]].map(|row| row.map(str::to_owned).to_vec());
+        let table = Table::new(&["way", "a second"], rows);
+        assert_eq!(table.text(), "  way     a second\n  direct     1,234\n  nft         ±5 %\n");
+        assert!(
+            table.html().contains("<tr><th>way<th>a second\n<tr><td>direct<td>1,234\n<tr><td>nft<td>±5 %\n")
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The ways from a client to a server that are compared.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+
+use crate::bench::scale::{self, Part};
 
 /// A way, and the one beside which its figures are put.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -164,15 +166,24 @@ pub const WAYS: [Way; 17] = [
 
 const BESIDE: Balanced = Balanced { dials: Dials::Servers, ..TC };
 
-/// The ways called `names`, all without any, and those beside which they are put.
-pub fn choose(names: &[String]) -> Result<Vec<Way>> {
-    if let Some(wrong) = names.iter().find(|name| WAYS.iter().all(|way| way.name != **name)) {
-        let known: Vec<&str> = WAYS.iter().map(|way| way.name).collect();
-        bail!("no way is called {wrong:?}; the names are {}", known.join(", "));
+/// The ways and parts called `names`, all without any, and the ways beside which those are put.
+pub fn choose(names: &[String]) -> Result<(Vec<Way>, Vec<Part>)> {
+    let parts = Part::ALL.map(Part::name);
+    let known = || WAYS.iter().map(|way| way.name).chain([scale::ALL]).chain(parts);
+    if let Some(wrong) = names.iter().find(|name| known().all(|known| known != **name)) {
+        bail!("no way is called {wrong:?}; the names are {}", known().collect::<Vec<_>>().join(", "));
     }
+    let is_wanted =
+        |part: &Part| names.is_empty() || names.iter().any(|name| *name == part.name() || name == scale::ALL);
     let is_named = |way: &Way| names.is_empty() || names.iter().any(|name| name == way.name);
     let is_base = |way: &Way| WAYS.iter().any(|other| is_named(other) && other.base == Some(way.name));
-    Ok(WAYS.into_iter().filter(|way| is_named(way) || is_base(way)).collect())
+    let ways = WAYS.into_iter().filter(|way| is_named(way) || is_base(way)).collect();
+    Ok((ways, Part::ALL.into_iter().filter(is_wanted).collect()))
+}
+
+/// The way called `name`.
+pub fn way(name: &str) -> Result<Way> {
+    WAYS.into_iter().find(|way| way.name == name).with_context(|| format!("no way {name}"))
 }
 
 #[cfg(test)]
@@ -181,14 +192,21 @@ mod tests {
 
     fn chosen(names: &[&str]) -> Vec<&'static str> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        choose(&names).unwrap().iter().map(|way| way.name).collect()
+        let (ways, parts) = choose(&names).unwrap();
+        ways.iter().map(|way| way.name).chain(parts.into_iter().map(Part::name)).collect()
     }
 
     #[test]
     fn a_way_comes_with_its_base() {
         assert_eq!(chosen(&["relayed"]), ["routed", "relayed"]);
         assert_eq!(chosen(&["served", "direct"]), ["direct", "served"]);
-        assert_eq!(chosen(&[]).len(), WAYS.len());
+        assert_eq!(chosen(&[]).len(), WAYS.len() + Part::ALL.len());
+    }
+
+    #[test]
+    fn parts_of_scale_have_names_of_their_own() {
+        assert_eq!(chosen(&["short"]), ["short"]);
+        assert_eq!(chosen(&["direct", "scale"]), ["direct", "flows", "agents", "peers", "short"]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Work {
     Up,
     /// Bulk data from the server.
     Down,
+    /// One request, and then nothing: the connections stay open until an order for none of them.
+    Idle,
 }
 
 impl Work {
@@ -30,11 +32,12 @@ impl Work {
             Self::Requests => b'r',
             Self::Up => b'u',
             Self::Down => b'd',
+            Self::Idle => b'i',
         }
     }
 
     pub fn of(first_byte: u8) -> Option<Self> {
-        let all = [Self::Connections, Self::Requests, Self::Up, Self::Down];
+        let all = [Self::Connections, Self::Requests, Self::Up, Self::Down, Self::Idle];
         all.into_iter().find(|work| work.first_byte() == first_byte)
     }
 
@@ -57,6 +60,13 @@ pub struct Order {
     pub warm_up: u64,
     /// Milliseconds of the measurement.
     pub window: u64,
+}
+
+impl Order {
+    /// Lacks times, and the addresses, which [`crate::bench::room::Ready::measure`] fills in.
+    pub const fn new(work: Work, streams: usize) -> Self {
+        Self { work, streams, targets: Vec::new(), sources: Vec::new(), warm_up: 0, window: 0 }
+    }
 }
 
 /// The answer to an [`Order`].

@@ -187,12 +187,15 @@ impl Kernel {
     }
 
     /// The mean time of `times` runs of a program at the TC hook in a row, on a frame that comes in by, or leaves by,
-    /// `ifindex`. Each run gets the frame as the one before has left it.
-    pub fn time(&self, name: &str, times: u32, frame: &[u8], ifindex: u32) -> Result<Duration> {
+    /// `ifindex`, and the frame at the end. Each run gets the frame as the one before has left it.
+    pub fn time(&self, name: &str, times: u32, frame: &[u8], ifindex: u32) -> Result<(Duration, Vec<u8>)> {
         let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
         let program = program.fd()?.as_fd();
         let mut out = vec![0; 1 << 16];
-        Ok(test_runs(program, times, frame, &mut out, &of_interface(ifindex), 0).context("test run")?.took)
+        let ran =
+            test_runs(program, times, frame, &mut out, &of_interface(ifindex), 0).context("test run")?;
+        out.truncate(ran.length as usize);
+        Ok((ran.took, out))
     }
 
     /// Runs `ingress_xdp` on a frame that comes in by `ifindex`. `None`: the kernel has no test run for such

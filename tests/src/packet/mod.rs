@@ -2,6 +2,7 @@
 
 pub mod cost;
 pub mod frame;
+pub mod hop;
 pub mod host;
 pub mod kernel;
 pub mod scene;

@@ -16,10 +16,13 @@ use crate::support::eventually::eventually;
 use crate::support::files::write_private;
 
 /// Balancers know of each other within this, on a busy machine too.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_mins(1);
 
-/// Three daemons; their data path goes with them.
-pub struct Balancers(Vec<Daemon>);
+/// Connections of a controller, whatever this process's own limit of open files, from which a default is derived.
+const LIMIT: u64 = 60_000;
+
+/// One daemon a controller; their data path goes with them.
+pub struct Balancers(pub Vec<Daemon>);
 
 impl Balancers {
     /// Starts them and waits until each knows the others' states and ways.
@@ -30,6 +33,7 @@ impl Balancers {
         let prepare = |host: &Host| {
             let mut config = Config::new(&host.name, host.address(false), &key_file, &listed);
             config.api.health = Some("tcp".to_owned());
+            config.api.hard_limit = Some(LIMIT);
             config.api.hook = Some(balanced.hook.to_owned());
             config.policy.insert("steer".to_owned(), balanced.steer.into());
             let mut daemon = Daemon::prepare(&host.namespace, &host.name, directory, config)?;
@@ -50,7 +54,8 @@ impl Balancers {
 
     fn await_settled(&self, balanced: Balanced) -> Result<()> {
         let first = if balanced.dials == Dials::EntryWithServer { "ready" } else { "not-ready" };
-        let states = [first, "ready", "ready"];
+        let states: Vec<&str> =
+            (0..self.0.len()).map(|index| if index == 0 { first } else { "ready" }).collect();
         eventually(SETTLE, &format!("controllers are {states:?} for every balancer"), || {
             for daemon in &self.0 {
                 let status = daemon.status()?;
