@@ -27,7 +27,7 @@ fn a_quick_run_has_every_figure_and_leaves_nothing_behind() -> Result<()> {
     let figures: Value = serde_json::from_slice(&fs::read(out.path().join("bench.json"))?)?;
     let rows = figures["rows"].as_array().context("rows")?;
     let ways: Vec<_> = rows.iter().map(|row| row["way"].as_str().unwrap_or_default()).collect();
-    ensure!(ways == ["routed", "relayed", "nft"].repeat(5), "the ways of each of five tasks: {ways:?}");
+    ensure!(ways == ["routed", "relayed", "nft"].repeat(6), "the ways of each of six tasks: {ways:?}");
     for row in rows {
         let is_base = row["way"] == "routed";
         let has_ratio = row["rate_ratio"]["median"].as_f64().is_some_and(|ratio| ratio > 0.0);
@@ -38,7 +38,7 @@ fn a_quick_run_has_every_figure_and_leaves_nothing_behind() -> Result<()> {
     let samples = figures["samples"].as_array().context("samples")?;
     ensure!(samples.len() == 2 * rows.len(), "one for each row and round: {}", samples.len());
     let page = fs::read_to_string(out.path().join("index.html"))?;
-    ensure!(page.matches("<svg").count() == 2 * 5 + 3, "rate and CPU time of each task, and p99 of three");
+    ensure!(page.matches("<svg").count() == 2 * 6 + 4, "rate and CPU time of each task, and p99 of four");
     for place in ["/run/netns", "/sys/fs/bpf", "/tmp"] {
         let names =
             fs::read_dir(place)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());

@@ -87,6 +87,7 @@ impl Task {
         };
         match self.work {
             Work::Connections => format!("new connections, {} at a time", self.streams),
+            Work::Login => format!("TLS, websocket and login, {} at a time", self.streams),
             Work::Requests => format!("requests on {streams}"),
             Work::Up => format!("to the server on {streams}"),
             Work::Down => format!("from the server on {streams}"),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _, stdin, stdout};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,10 +14,13 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ClientConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::bench::login::{Client, Step};
 use crate::bench::machine::busy_seconds;
 use crate::bench::wire::{Order, Outcome, PIECE, REQUEST, Work};
+use crate::juju::tls;
 
 /// All connections are open within this.
 const OPEN: Duration = Duration::from_secs(10);
@@ -40,7 +44,9 @@ pub fn main() -> Result<()> {
                 Ok(Outcome::default())
             }
             Work::Idle => Idle::open(&order, &mut idle),
-            Work::Connections | Work::Requests | Work::Up | Work::Down => Load::new(&order)?.run(),
+            Work::Connections | Work::Login | Work::Requests | Work::Up | Work::Down => {
+                Load::new(&order)?.run()
+            }
         };
         let outcome = outcome.map_err(|error| format!("{error:#}"));
         writeln!(stdout(), "{}", serde_json::to_string(&outcome)?)?;
@@ -97,12 +103,17 @@ impl Drop for Idle {
 }
 
 struct Slot {
-    stream: TcpStream,
+    end: End,
     began: Instant,
     /// The first bytes are sent.
     open: bool,
     /// Bytes of the present answer.
     got: usize,
+}
+
+enum End {
+    Plain(TcpStream),
+    Login(Box<Client>),
 }
 
 /// When to look at a connection again.
@@ -126,7 +137,8 @@ struct Load<'a> {
     done: u64,
     broken: u64,
     micros: Vec<u32>,
-    error: Option<std::io::Error>,
+    error: Option<anyhow::Error>,
+    tls: Arc<ClientConfig>,
 }
 
 impl<'a> Load<'a> {
@@ -135,7 +147,8 @@ impl<'a> Load<'a> {
         let slots = (0..order.streams).map(|_| None).collect();
         let buffer = vec![order.work.first_byte(); PIECE];
         let (done, broken, micros) = (0, 0, Vec::with_capacity(1 << 18));
-        Ok(Self { order, poll, slots, dialled: 0, buffer, done, broken, micros, error: None })
+        let tls = tls::client()?;
+        Ok(Self { order, poll, slots, dialled: 0, buffer, done, broken, micros, error: None, tls })
     }
 
     fn run(&mut self) -> Result<Outcome> {
@@ -227,41 +240,64 @@ impl<'a> Load<'a> {
         self.slots[index] = None;
         let stream = connect(self.poll.registry(), Token(index), SocketAddr::new(source, 0), target)
             .with_context(|| format!("failed to dial {target} from {source}"))?;
-        self.slots[index] = Some(Slot { stream, began: Instant::now(), open: false, got: 0 });
+        let began = Instant::now();
+        let end = match self.order.work {
+            Work::Login => End::Login(Box::new(Client::new(stream, &self.tls)?)),
+            Work::Connections | Work::Requests | Work::Up | Work::Down | Work::Idle => End::Plain(stream),
+        };
+        self.slots[index] = Some(Slot { end, began, open: false, got: 0 });
         Ok(())
     }
 
     fn advance(&mut self, index: usize) -> Next {
         let Some(slot) = &mut self.slots[index] else { return Next::Event };
-        let mut ask = |slot: &mut Slot, buffer: &[u8]| match slot.stream.write(&buffer[..REQUEST]) {
+        let stream = match &mut slot.end {
+            End::Plain(stream) => stream,
+            End::Login(client) => {
+                slot.open = true;
+                match client.advance() {
+                    Ok(Step::Waits) => return Next::Event,
+                    Ok(Step::Over) => {
+                        self.done += 1;
+                        self.micros.push(slot.began.elapsed().as_micros() as u32);
+                        return Next::Done;
+                    }
+                    Err(error) => {
+                        self.error = Some(error);
+                        return Next::Broken;
+                    }
+                }
+            }
+        };
+        let mut ask = |stream: &mut TcpStream, buffer: &[u8]| match stream.write(&buffer[..REQUEST]) {
             Ok(REQUEST) => None,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                 Some(Next::Event)
             }
             outcome => {
-                self.error = outcome.err();
+                self.error = outcome.err().map(Into::into);
                 Some(Next::Broken)
             }
         };
         if !slot.open {
             self.buffer[0] = self.order.work.first_byte();
-            if let Some(next) = ask(slot, &self.buffer) {
+            if let Some(next) = ask(stream, &self.buffer) {
                 return next;
             }
             slot.open = true;
         }
         for _ in 0..TURNS {
             let moved = match self.order.work {
-                Work::Up => slot.stream.write(&self.buffer),
-                Work::Connections | Work::Requests | Work::Down | Work::Idle => {
-                    slot.stream.read(&mut self.buffer)
+                Work::Up => stream.write(&self.buffer),
+                Work::Connections | Work::Login | Work::Requests | Work::Down | Work::Idle => {
+                    stream.read(&mut self.buffer)
                 }
             };
             let length = match moved {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Event,
                 Err(error) => {
-                    self.error = Some(error);
+                    self.error = Some(error.into());
                     return Next::Broken;
                 }
             };
@@ -274,7 +310,7 @@ impl<'a> Load<'a> {
                 }
                 _ if length == 0 => return Next::Broken,
                 Work::Up | Work::Down => self.done += length as u64,
-                Work::Connections | Work::Idle => {}
+                Work::Connections | Work::Login | Work::Idle => {}
                 Work::Requests if slot.got < REQUEST => {}
                 Work::Requests => {
                     slot.got = 0;
@@ -283,7 +319,7 @@ impl<'a> Load<'a> {
                     self.micros.push((now - slot.began).as_micros() as u32);
                     slot.began = now;
                     // A socket with room takes a request at once; there is never more than one in it.
-                    return ask(slot, &self.buffer).unwrap_or(Next::Event);
+                    return ask(stream, &self.buffer).unwrap_or(Next::Event);
                 }
             }
         }

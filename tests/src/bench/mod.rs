@@ -2,6 +2,7 @@
 
 pub mod figures;
 pub mod load;
+mod login;
 mod machine;
 mod plot;
 mod report;
@@ -171,6 +172,7 @@ impl Plan {
         let task = |work, streams| Task { work, streams };
         let mut tasks = vec![
             task(Work::Connections, 50),
+            task(Work::Login, 50),
             task(Work::Requests, 1),
             task(Work::Requests, 1000),
             task(Work::Up, 1),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -10,10 +11,13 @@ use anyhow::{Context as _, Result};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use nix::sched::{CloneFlags, unshare};
+use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::bench::load::FILES;
+use crate::bench::login::{Server, Step};
 use crate::bench::wire::{PIECE, REQUEST, Work};
+use crate::juju::tls::{self, Identity};
 
 const BACKLOG: i32 = 4096;
 /// Tables of [`FILES`] each.
@@ -21,20 +25,27 @@ const TABLES: usize = 4;
 /// Reads or writes of one connection before the others have their turn.
 const TURNS: usize = 8;
 
-struct Connection {
+enum Connection {
+    /// Nothing was read yet.
+    New(TcpStream),
+    Plain(Plain),
+    Login(Box<Server>),
+}
+
+struct Plain {
     stream: TcpStream,
-    work: Option<Work>,
+    work: Work,
     /// Bytes of a request of which the rest is missing.
     pending: usize,
 }
 
 /// When to look at a connection again.
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Next {
     /// At the kernel's next event.
     Event,
     /// After the others.
     Turn,
-    Never,
 }
 
 /// Serves `ports` until the process is killed; prints `ready` first. One thread does it, until its table of files is full:
@@ -43,16 +54,17 @@ pub fn serve(ports: &[u16]) -> Result<()> {
     let listen = |&port| listen(port).with_context(|| format!("failed to listen on port {port}"));
     let listeners = ports.iter().map(listen).collect::<Result<Vec<_>>>()?;
     let (first, mut turn) = channel();
+    let tls = tls::server(&Identity::make()?)?;
     let mut threads = Vec::new();
     for _ in 0..TABLES {
         let own = listeners.iter().map(StdListener::try_clone).collect::<Result<Vec<_>, _>>()?;
-        let ((full, next), (made, is_made)) = (channel(), channel());
+        let ((full, next), (made, is_made), tls) = (channel(), channel(), Arc::clone(&tls));
         let turn = std::mem::replace(&mut turn, next);
         threads.push(std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_FILES).context("no table of files for a thread")?;
             made.send(()).context("the process ends")?;
             turn.recv().context("the thread before has ended")?;
-            serve_on(own, &full)
+            serve_on(own, &full, &tls)
         }));
         // It copies the table as it is now.
         is_made.recv().context("a thread has ended")?;
@@ -65,7 +77,7 @@ pub fn serve(ports: &[u16]) -> Result<()> {
 }
 
 /// Serves connections of `listeners`; tells `full` when it takes no more.
-fn serve_on(listeners: Vec<StdListener>, full: &Sender<()>) -> Result<()> {
+fn serve_on(listeners: Vec<StdListener>, full: &Sender<()>, tls: &Arc<ServerConfig>) -> Result<()> {
     let mut poll = Poll::new().context("failed to make an epoll")?;
     let mut listeners: Vec<TcpListener> = listeners.into_iter().map(TcpListener::from_std).collect();
     let ports = listeners.len();
@@ -97,7 +109,7 @@ fn serve_on(listeners: Vec<StdListener>, full: &Sender<()>) -> Result<()> {
                 });
                 let token = Token(index + ports);
                 poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-                connections[index] = Some(Connection { stream, work: None, pending: 0 });
+                connections[index] = Some(Connection::New(stream));
             }
             if connections.len() - free.len() >= FILES {
                 listeners.clear();
@@ -107,47 +119,78 @@ fn serve_on(listeners: Vec<StdListener>, full: &Sender<()>) -> Result<()> {
         for _ in 0..turns.len() {
             let Some(index) = turns.pop_front() else { break };
             // Gone, if it had two events at a time.
-            let Some(connection) = &mut connections[index] else { continue };
-            match advance(connection, &mut buffer) {
-                Next::Event => {}
-                Next::Turn => turns.push_back(index),
-                Next::Never => {
-                    connections[index] = None;
-                    free.push(index);
+            let Some(connection) = connections[index].take() else { continue };
+            match connection.advance(&mut buffer, tls) {
+                Some((connection, next)) => {
+                    connections[index] = Some(connection);
+                    turns.extend((next == Next::Turn).then_some(index));
                 }
+                None => free.push(index),
             }
         }
     }
 }
 
-fn advance(connection: &mut Connection, buffer: &mut [u8]) -> Next {
-    for _ in 0..TURNS {
-        let moved = match connection.work {
-            Some(Work::Down) => connection.stream.write(buffer),
-            _ => connection.stream.read(buffer),
-        };
-        let length = match moved {
-            Ok(0) => return Next::Never,
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Event,
-            Err(_) => return Next::Never,
-        };
-        let work = *connection.work.get_or_insert_with(|| Work::of(buffer[0]).unwrap_or(Work::Connections));
-        if work.is_bulk() {
-            continue;
+impl Connection {
+    /// The connection after a turn; `None` when it is over.
+    fn advance(self, buffer: &mut [u8], tls: &Arc<ServerConfig>) -> Option<(Self, Next)> {
+        match self {
+            Self::New(mut stream) => match stream.read(buffer) {
+                Ok(0) => None,
+                Ok(length) => match Work::of(buffer[0]).unwrap_or(Work::Connections) {
+                    Work::Login => {
+                        let server = Server::new(stream, tls, &buffer[..length]).ok()?;
+                        Self::Login(Box::new(server)).advance(buffer, tls)
+                    }
+                    work @ (Work::Connections | Work::Requests | Work::Up | Work::Down | Work::Idle) => {
+                        Plain { stream, work, pending: 0 }.advance(buffer, length)
+                    }
+                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Some((Self::New(stream), Next::Event)),
+                Err(_) => None,
+            },
+            Self::Login(mut server) => match server.advance() {
+                Ok(Step::Waits) => Some((Self::Login(server), Next::Event)),
+                Ok(Step::Over) | Err(_) => None,
+            },
+            Self::Plain(plain) => plain.advance(buffer, 0),
         }
-        connection.pending += length;
-        while connection.pending >= REQUEST {
-            connection.pending -= REQUEST;
-            let answered = connection.stream.write(&buffer[..REQUEST]);
-            if work == Work::Connections || !matches!(answered, Ok(REQUEST)) {
-                return Next::Never;
-            }
-        }
-        // A read that does not fill the buffer has emptied the socket, and a client sends nothing before its answer.
-        return Next::Event;
     }
-    Next::Turn
+}
+
+impl Plain {
+    /// As [`Connection::advance`]; `first` bytes have been read.
+    fn advance(mut self, buffer: &mut [u8], mut first: usize) -> Option<(Connection, Next)> {
+        for _ in 0..TURNS {
+            let moved = match (first, self.work) {
+                (0, Work::Down) => self.stream.write(buffer),
+                (0, _) => self.stream.read(buffer),
+                _ => Ok(std::mem::take(&mut first)),
+            };
+            let length = match moved {
+                Ok(0) => return None,
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Some((Connection::Plain(self), Next::Event));
+                }
+                Err(_) => return None,
+            };
+            if self.work.is_bulk() {
+                continue;
+            }
+            self.pending += length;
+            while self.pending >= REQUEST {
+                self.pending -= REQUEST;
+                let answered = self.stream.write(&buffer[..REQUEST]);
+                if self.work == Work::Connections || !matches!(answered, Ok(REQUEST)) {
+                    return None;
+                }
+            }
+            // A read that does not fill the buffer has emptied the socket, and a client sends nothing before its answer.
+            return Some((Connection::Plain(self), Next::Event));
+        }
+        Some((Connection::Plain(self), Next::Turn))
+    }
 }
 
 fn listen(port: u16) -> Result<StdListener> {

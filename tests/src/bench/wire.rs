@@ -15,6 +15,8 @@ pub const PIECE: usize = 128 * 1024;
 pub enum Work {
     /// Open, one request, and the server closes.
     Connections,
+    /// Open, TLS and a websocket, one login, and the server closes.
+    Login,
     /// One request after the other.
     Requests,
     /// Bulk data to the server.
@@ -29,6 +31,8 @@ impl Work {
     pub const fn first_byte(self) -> u8 {
         match self {
             Self::Connections => b'c',
+            // TLS's own: a record of the handshake (RFC 8446, 5.1).
+            Self::Login => 22,
             Self::Requests => b'r',
             Self::Up => b'u',
             Self::Down => b'd',
@@ -37,7 +41,7 @@ impl Work {
     }
 
     pub fn of(first_byte: u8) -> Option<Self> {
-        let all = [Self::Connections, Self::Requests, Self::Up, Self::Down, Self::Idle];
+        let all = [Self::Connections, Self::Login, Self::Requests, Self::Up, Self::Down, Self::Idle];
         all.into_iter().find(|work| work.first_byte() == first_byte)
     }
 
