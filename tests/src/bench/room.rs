@@ -145,8 +145,15 @@ impl Ready<'_> {
     pub fn measure(&mut self, order: &Order) -> Result<Outcome> {
         let patience = PATIENCE + Duration::from_millis(order.warm_up + order.window);
         let order = Order { targets: self.targets.clone(), sources: self.sources.clone(), ..*order };
-        self.room.load.write_line(&serde_json::to_string(&order)?)?;
-        let line = self.room.load.read_line(patience)?;
+        let load = &mut self.room.load;
+        let mut exchange = || {
+            load.write_line(&serde_json::to_string(&order)?)?;
+            load.read_line(patience)
+        };
+        let line = match &mut self.helper {
+            Helper::Balancers(balancers, _) => balancers.during(exchange)?,
+            Helper::Nothing | Helper::Routes | Helper::Table | Helper::Proxy(_) => exchange()?,
+        };
         let outcome: Result<Outcome, String> =
             serde_json::from_str(&line).with_context(|| format!("the load said {line}"))?;
         outcome.map_err(|error| anyhow!("{error}"))
@@ -165,7 +172,7 @@ impl Ready<'_> {
     /// One a controller, in their order; none without balancers.
     pub fn daemons(&mut self) -> &mut [Daemon] {
         match &mut self.helper {
-            Helper::Balancers(balancers, _) => &mut balancers.0,
+            Helper::Balancers(balancers, _) => &mut balancers.daemons,
             Helper::Nothing | Helper::Routes | Helper::Table | Helper::Proxy(_) => &mut [],
         }
     }

@@ -38,7 +38,7 @@ pub struct Balanced {
     /// `policy.steer`
     pub steer: &'static str,
     pub dials: Dials,
-    /// The agents end before the measurement.
+    /// The agents stand still during each measurement: nothing is relayed by a report that is older than ten seconds.
     pub stopped: bool,
 }
 
@@ -64,13 +64,20 @@ const PLAIN: Way = Way {
 };
 
 /// Every way, each after its base.
-pub const WAYS: [Way; 17] = [
+pub const WAYS: [Way; 19] = [
     PLAIN,
     Way {
         name: "served",
         base: Some("direct"),
         title: "served where it dials",
         setting: Setting::Balanced(Balanced { steer: "off", dials: Dials::Servers, ..TC }),
+        ..PLAIN
+    },
+    Way {
+        name: "served-stopped",
+        base: Some("direct"),
+        title: "served where it dials, agents stopped",
+        setting: Setting::Balanced(Balanced { steer: "off", dials: Dials::Servers, stopped: true, ..TC }),
         ..PLAIN
     },
     Way {
@@ -85,6 +92,13 @@ pub const WAYS: [Way; 17] = [
         base: Some("routed"),
         title: "relayed, TC",
         setting: Setting::Balanced(TC),
+        ..PLAIN
+    },
+    Way {
+        name: "relayed-stopped",
+        base: Some("routed"),
+        title: "relayed, TC, agents stopped",
+        setting: Setting::Balanced(Balanced { stopped: true, ..TC }),
         ..PLAIN
     },
     Way {

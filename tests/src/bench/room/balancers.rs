@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::bench::ways::{Balanced, Dials};
@@ -22,7 +23,10 @@ const SETTLE: Duration = Duration::from_mins(1);
 const LIMIT: u64 = 60_000;
 
 /// One daemon a controller; their data path goes with them.
-pub struct Balancers(pub Vec<Daemon>);
+pub struct Balancers {
+    pub daemons: Vec<Daemon>,
+    balanced: Balanced,
+}
 
 impl Balancers {
     /// Starts them and waits until each knows the others' states and ways.
@@ -42,22 +46,35 @@ impl Balancers {
         };
         let mut daemons = net.controllers.iter().map(prepare).collect::<Result<Vec<_>>>()?;
         Daemon::start_all(&mut daemons)?;
-        let mut balancers = Self(daemons);
-        balancers.await_settled(balanced)?;
-        if balanced.stopped {
-            for daemon in &mut balancers.0 {
-                daemon.sigterm()?;
-            }
-        }
+        let balancers = Self { daemons, balanced };
+        balancers.await_settled()?;
         Ok(balancers)
     }
 
-    fn await_settled(&self, balanced: Balanced) -> Result<()> {
+    /// Calls `work`; if the way says so, while all agents stand still.
+    pub fn during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.balanced.stopped {
+            return work();
+        }
+        // After the standstill before, too.
+        self.await_settled()?;
+        self.signal(Signal::SIGSTOP)?;
+        let done = work();
+        self.signal(Signal::SIGCONT)?;
+        done
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.daemons.iter_mut().try_for_each(|daemon| daemon.process()?.signal(signal))
+    }
+
+    fn await_settled(&self) -> Result<()> {
+        let balanced = self.balanced;
         let first = if balanced.dials == Dials::EntryWithServer { "ready" } else { "not-ready" };
         let states: Vec<&str> =
-            (0..self.0.len()).map(|index| if index == 0 { first } else { "ready" }).collect();
+            (0..self.daemons.len()).map(|index| if index == 0 { first } else { "ready" }).collect();
         eventually(SETTLE, &format!("controllers are {states:?} for every balancer"), || {
-            for daemon in &self.0 {
+            for daemon in &self.daemons {
                 let status = daemon.status()?;
                 let found: Vec<&Value> = controllers(&status).map(|one| &one["state"]).collect();
                 ensure!(found == states, "{status}");
@@ -76,7 +93,7 @@ impl Balancers {
 
     /// Ends them and takes their data path away.
     pub fn remove(mut self) -> Result<()> {
-        for daemon in &mut self.0 {
+        for daemon in &mut self.daemons {
             daemon.kill9();
             daemon.uninstall()?;
         }
