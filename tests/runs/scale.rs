@@ -17,6 +17,8 @@ const ALL_ACTIVE: f64 = 10.0;
 const CONNECTIONS: u64 = 10_000;
 /// Memory of an agent with so many.
 const MIB: f64 = 60.0;
+/// Bytes of an idle relayed connection in the maps of all controllers.
+const MAP_BYTES: f64 = 2_000.0;
 /// CPU time of an agent, percent of a processor.
 const CPU_PERCENT: f64 = 40.0;
 /// UDP datagrams of one of three controllers in a second: reports, and answers to them.
@@ -53,6 +55,10 @@ fn cost_does_not_grow_with_flows_connections_or_time() -> Result<()> {
     }
     let served = agents[4]["connections"].as_u64().context("a count")?;
     ensure!(served.abs_diff(CONNECTIONS) < CONNECTIONS / 20, "b serves {served} of {CONNECTIONS}");
+    let memory = scale["memory"].as_array().context("memory")?;
+    let relayed = memory.iter().find(|memory| memory["way"] == "relayed").context("a relayed connection")?;
+    let maps = relayed["maps"]["median"].as_f64().context("bytes of maps")?;
+    ensure!(maps > 0.0 && maps <= MAP_BYTES, "{relayed}, limit {MAP_BYTES} bytes of maps");
     for talk in scale["peers"].as_array().context("peers")? {
         let is_brief = number(talk, "messages")? <= MESSAGES;
         let change = talk["change_ms"][0].as_f64().context("a time")?;

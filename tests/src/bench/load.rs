@@ -238,7 +238,8 @@ impl<'a> Load<'a> {
         self.dialled += 1;
         // The old socket first, so that its port is free.
         self.slots[index] = None;
-        let stream = connect(self.poll.registry(), Token(index), SocketAddr::new(source, 0), target)
+        let (source, is_idle) = (SocketAddr::new(source, 0), self.order.work == Work::Idle);
+        let stream = connect(self.poll.registry(), Token(index), source, target, is_idle)
             .with_context(|| format!("failed to dial {target} from {source}"))?;
         let began = Instant::now();
         let end = match self.order.work {
@@ -327,12 +328,22 @@ impl<'a> Load<'a> {
     }
 }
 
-fn connect(registry: &Registry, token: Token, source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
+fn connect(
+    registry: &Registry,
+    token: Token,
+    source: SocketAddr,
+    target: SocketAddr,
+    aborts: bool,
+) -> Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // The port is chosen at connect, when the target is known: all ports for each target.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&source.into())?;
+    if aborts {
+        // Nothing of it is to rest when it is closed.
+        socket.set_linger(Some(Duration::ZERO))?;
+    }
     match socket.connect(&target.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error.into()),
         _ => {}

@@ -70,16 +70,14 @@ impl Client {
                     }
                     Err(HandshakeError::Failure(error)) => return Err(error.into()),
                 },
-                ClientState::Asked(mut socket) => match read(&mut socket)? {
-                    Some(answer) => {
-                        ensure!(answer == ANSWER, "the server said {answer}");
-                        ClientState::Answered(socket)
-                    }
-                    None => {
+                ClientState::Asked(mut socket) => {
+                    let Some(answer) = read(&mut socket)? else {
                         self.state = Some(ClientState::Asked(socket));
                         return Ok(Step::Waits);
-                    }
-                },
+                    };
+                    ensure!(answer == ANSWER, "the server said {answer}");
+                    ClientState::Answered(socket)
+                }
                 ClientState::Answered(mut socket) => match read(&mut socket) {
                     Ok(None) => {
                         self.state = Some(ClientState::Answered(socket));

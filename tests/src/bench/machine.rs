@@ -40,6 +40,26 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(Duration::from(clock.now().context("failed to read a process's clock")?).as_secs_f64())
 }
 
+/// Memory of a process and of its children, in bytes.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let children = read(format!("/proc/{pid}/task/{pid}/children").as_ref())?;
+    let children = children.split_whitespace().map(|pid| resident_bytes(pid.parse().context("a process")?));
+    let status = read(format!("/proc/{pid}/status").as_ref())?;
+    Ok(kibibytes(&status, "VmRSS:").with_context(|| status.clone())? * 1024
+        + children.sum::<Result<u64>>()?)
+}
+
+/// Memory of the kernel's objects, in bytes.
+pub fn slab_bytes() -> Result<u64> {
+    let meminfo = read("/proc/meminfo".as_ref())?;
+    Ok(kibibytes(&meminfo, "Slab:").with_context(|| meminfo.clone())? * 1024)
+}
+
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
 /// The machine before a run.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Noise {

@@ -29,7 +29,7 @@ use self::figures::{Row, Sample, Task, rows};
 use self::machine::Noise;
 use self::room::Room;
 use self::scale::{Part, Scale};
-use self::ways::{Setting, Way, choose};
+use self::ways::{Way, choose};
 use self::wire::{Order, Work};
 use crate::support::bpffs::{mount_bpffs, unmount_bpffs};
 use crate::support::cleanup::{PREFIX, cleanup_all, end_on_signals, is_stopped};
@@ -127,9 +127,8 @@ fn bench(ways: Vec<Way>, parts: &[Part], arguments: &Arguments) -> Result<()> {
     let mounted = mount_bpffs()?;
     let bar = progress(plan.rounds * ways.len() * plan.tasks.len() + parts.len())?;
     let measured = measure(&plan, &ways, arguments, &bar);
-    let measured = measured.and_then(|samples| {
-        Ok((samples, scale::measure(parts, arguments.quick, &arguments.tag, &bar).context("scale")?))
-    });
+    let measured =
+        measured.and_then(|samples| Ok((samples, scale::measure(parts, arguments, &bar).context("scale")?)));
     bar.finish_and_clear();
     if mounted {
         unmount_bpffs();
@@ -188,13 +187,8 @@ impl Plan {
 
 /// Leaves out each way that needs a program which is missing, with a warning.
 fn available(ways: Vec<Way>, packages: &Path, warnings: &mut Vec<String>) -> Vec<Way> {
-    let program = |way: &Way| match way.setting {
-        Setting::Haproxy => Some(packages.join("usr/sbin/haproxy")),
-        Setting::Nginx => Some(packages.join("usr/sbin/nginx")),
-        Setting::Direct | Setting::Routed | Setting::Nft | Setting::Balanced(_) => None,
-    };
     let is_there = |way: &Way| {
-        let missing = program(way).filter(|program| !program.is_file());
+        let missing = way.missing(packages);
         if let Some(program) = &missing {
             warnings.push(format!("{} is left out: there is no {}", way.name, program.display()));
         }

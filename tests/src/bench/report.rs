@@ -6,7 +6,7 @@ use crate::bench::Figures;
 use crate::bench::figures::{Row, Spread};
 use crate::bench::plot::{self, Bar};
 use crate::bench::table::{Table, number};
-use crate::bench::ways::WAYS;
+use crate::bench::ways::{Setting, WAYS, Way};
 
 const STYLE: &str = "
 :root { --ink: #1c2330; --soft: #66708a; --rule: #d9deea; --ours: #2f6fde; --theirs: #9aa6bd; --paper: #fff; }
@@ -67,6 +67,9 @@ pub fn html(figures: &Figures, sections: &[Section]) -> String {
     for warning in &figures.warnings {
         let _ = writeln!(page, "<p class=\"warning\">{}</p>", escaped(warning));
     }
+    let is_there = |way: &&Way| figures.rows.iter().any(|row| row.way == way.name);
+    let ways = WAYS.iter().filter(is_there).map(|way| vec![way.name.to_owned(), way.title.to_owned()]);
+    page += &Table::new(&["way", "from the client to a server"], ways).html();
     for Section { title, about, plots, table } in sections {
         let _ = writeln!(page, "<h2>{}</h2>", capital(title));
         if !about.is_empty() {
@@ -134,7 +137,7 @@ fn cells(row: &Row) -> Vec<String> {
 
 /// Whether the balancer is at work.
 fn is_ours(name: &str) -> bool {
-    WAYS.iter().any(|way| way.name == name && matches!(way.setting, crate::bench::ways::Setting::Balanced(_)))
+    WAYS.iter().any(|way| way.name == name && matches!(way.setting, Setting::Balanced(_)))
 }
 
 fn capital(text: &str) -> String {
@@ -187,7 +190,7 @@ mod tests {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert_eq!(page.matches("<svg").count(), 5, "rates, CPU time, and the requests' p99");
-        assert_eq!(page.matches("<tr><td").count(), 4);
+        assert_eq!(page.matches("<tr><td").count(), 2 + 4, "ways and rows");
         let text = text(&figures, &sections);
         assert!(text.starts_with("\nrequests on one connection\n  way      beside  "), "{text}");
         assert!(text.ends_with("\nwarning: a < b\n"), "{text}");

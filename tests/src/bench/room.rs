@@ -177,6 +177,17 @@ impl Ready<'_> {
         }
     }
 
+    /// Its own processes besides servers and load.
+    pub fn processes(&mut self) -> Result<Vec<u32>> {
+        match &mut self.helper {
+            Helper::Proxy(proxy) => Ok(vec![proxy.process.pid()]),
+            Helper::Balancers(balancers, _) => {
+                balancers.daemons.iter_mut().map(|daemon| Ok(daemon.process()?.pid())).collect()
+            }
+            Helper::Nothing | Helper::Routes | Helper::Table => Ok(Vec::new()),
+        }
+    }
+
     pub fn controllers(&self) -> &[Host] {
         &self.room.net.controllers
     }

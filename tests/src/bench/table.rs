@@ -35,18 +35,24 @@ impl Table {
     }
 
     pub fn html(&self) -> String {
-        let head: String = self.head.iter().map(|cell| format!("<th>{cell}")).collect();
-        let row = |row: &Vec<String>| {
-            let cells: String = row.iter().map(|cell| format!("<td>{cell}")).collect();
-            format!("<tr>{cells}\n")
-        };
-        let rows: String = self.rows.iter().map(row).collect();
-        format!("<div class=\"table\"><table>\n<tr>{head}\n{rows}</table></div>\n")
+        let rows = std::iter::once(("th", &self.head)).chain(self.rows.iter().map(|row| ("td", row)));
+        let mut html = "<div class=\"table\"><table>\n".to_owned();
+        for (tag, row) in rows {
+            html += "<tr>";
+            for cell in row {
+                let _ = write!(html, "<{tag}>{cell}");
+            }
+            html.push('\n');
+        }
+        html + "</table></div>\n"
     }
 }
 
 /// Three digits or more, with separators of thousands.
 pub fn number(value: f64) -> String {
+    if value < 0.0 {
+        return format!("−{}", number(-value));
+    }
     let decimals = match value {
         0.0..10.0 => 2,
         10.0..100.0 => 1,
@@ -76,6 +82,7 @@ mod tests {
             (12.34, "12.3"),
             (123.4, "123"),
             (1234.5, "1,234"),
+            (-1234.5, "−1,234"),
             (1_234_567.0, "1,234,567"),
         ] {
             assert_eq!(number(value), text);

@@ -1,5 +1,7 @@
 //! The ways from a client to a server that are compared.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result, bail};
 
 use crate::bench::scale::{self, Part};
@@ -180,6 +182,18 @@ pub const WAYS: [Way; 19] = [
 
 const BESIDE: Balanced = Balanced { dials: Dials::Servers, ..TC };
 
+impl Way {
+    /// The program that it needs and that is not in `packages`.
+    pub fn missing(&self, packages: &Path) -> Option<PathBuf> {
+        let program = match self.setting {
+            Setting::Haproxy => packages.join("usr/sbin/haproxy"),
+            Setting::Nginx => packages.join("usr/sbin/nginx"),
+            Setting::Direct | Setting::Routed | Setting::Nft | Setting::Balanced(_) => return None,
+        };
+        (!program.is_file()).then_some(program)
+    }
+}
+
 /// The ways and parts called `names`, all without any, and the ways beside which those are put.
 pub fn choose(names: &[String]) -> Result<(Vec<Way>, Vec<Part>)> {
     let parts = Part::ALL.map(Part::name);
@@ -220,7 +234,7 @@ mod tests {
     #[test]
     fn parts_of_scale_have_names_of_their_own() {
         assert_eq!(chosen(&["short"]), ["short"]);
-        assert_eq!(chosen(&["direct", "scale"]), ["direct", "flows", "agents", "peers", "short"]);
+        assert_eq!(chosen(&["direct", "scale"]), ["direct", "flows", "agents", "memory", "peers", "short"]);
     }
 
     #[test]

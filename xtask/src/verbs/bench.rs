@@ -19,7 +19,7 @@ pub struct Arguments {
     /// Two short rounds, in about two minutes
     #[arg(long)]
     quick: bool,
-    /// Only this way, such as `relayed`, and the one beside which it is put; may be repeated
+    /// Only this way, such as `relayed`, and the one beside which it is put, or this part, such as `scale`; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Directory for figures and report [default: target/bench]

@@ -19,7 +19,7 @@ use crate::support::files::write_private;
 /// Balancers know of each other within this, on a busy machine too.
 const SETTLE: Duration = Duration::from_mins(1);
 
-/// Connections of a controller, whatever this process's own limit of open files, from which a default is derived.
+/// Connections of a controller. The default follows from this process's own limit of open files, which may be low.
 const LIMIT: u64 = 60_000;
 
 /// One daemon a controller; their data path goes with them.

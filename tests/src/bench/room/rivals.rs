@@ -56,7 +56,7 @@ pub fn table(port: u16, servers: &[SocketAddr]) -> String {
 
 /// A running HAProxy or nginx; ended on drop.
 pub struct Proxy {
-    process: Process,
+    pub process: Process,
 }
 
 impl Drop for Proxy {
@@ -120,7 +120,7 @@ fn libraries(packages: &Path) -> String {
 
 fn haproxy(servers: &[SocketAddr]) -> String {
     let mut text = format!(
-        "global\n  maxconn 8000\n\
+        "global\n  maxconn 9900\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1m\n  timeout server 1m\n\
          listen api\n  bind :{API_PORT} backlog 4096\n  balance leastconn\n"
     );
@@ -136,8 +136,8 @@ fn nginx(packages: &Path, directory: &Path, servers: &[SocketAddr]) -> String {
     let module =
         if module.is_file() { format!("load_module {};\n", module.display()) } else { String::new() };
     format!(
-        "{module}user root;\nworker_processes auto;\nworker_rlimit_nofile 16384;\npid {}/nginx.pid;\n\
-         events {{ worker_connections 8192; }}\n\
+        "{module}user root;\nworker_processes auto;\nworker_rlimit_nofile 20000;\npid {}/nginx.pid;\n\
+         events {{ worker_connections 19000; }}\n\
          stream {{\n  upstream api {{ least_conn; {each}}}\n  \
          server {{ listen {API_PORT} backlog=4096; proxy_pass api; proxy_bind {NGINX}; }}\n}}\n",
         directory.display()

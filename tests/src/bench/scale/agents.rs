@@ -42,7 +42,7 @@ pub fn measure(quick: bool, tag: &str) -> Result<Vec<Agent>> {
         before.undo()?;
         let mut ready = room.ready(&way("relayed")?, "".as_ref())?;
         ready.hold(size)?;
-        // What begins with a connection is over: the first audits, and handshakes that are remembered.
+        // The work that begins with a connection is done by then: first audits, reservations that expire.
         std::thread::sleep(window / 2);
         let used = |ready: &mut Ready<'_>| {
             ready

@@ -2,6 +2,7 @@
 
 mod agents;
 mod flows;
+mod memory;
 mod peers;
 mod short;
 
@@ -9,6 +10,7 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use crate::bench::Arguments;
 use crate::bench::figures::Spread;
 use crate::bench::plot::Bar;
 use crate::bench::report::{Plot, Section};
@@ -22,17 +24,19 @@ pub const ALL: &str = "scale";
 pub enum Part {
     Flows,
     Agents,
+    Memory,
     Peers,
     Short,
 }
 
 impl Part {
-    pub const ALL: [Self; 4] = [Self::Flows, Self::Agents, Self::Peers, Self::Short];
+    pub const ALL: [Self; 5] = [Self::Flows, Self::Agents, Self::Memory, Self::Peers, Self::Short];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flows => "flows",
             Self::Agents => "agents",
+            Self::Memory => "memory",
             Self::Peers => "peers",
             Self::Short => "short",
         }
@@ -44,18 +48,21 @@ impl Part {
 pub struct Scale {
     pub flows: Vec<flows::Cost>,
     pub agents: Vec<agents::Agent>,
+    pub memory: Vec<memory::Memory>,
     pub peers: Vec<peers::Talk>,
     pub short: Option<short::Short>,
 }
 
-/// Takes all figures of `parts`; the network's names begin with `tag`.
-pub fn measure(parts: &[Part], quick: bool, tag: &str, bar: &ProgressBar) -> Result<Scale> {
+/// Takes all figures of `parts`.
+pub fn measure(parts: &[Part], arguments: &Arguments, bar: &ProgressBar) -> Result<Scale> {
+    let (quick, tag) = (arguments.quick, &arguments.tag);
     let mut scale = Scale::default();
     for part in parts {
         bar.set_message(format!("scale: {}", part.name()));
         match part {
             Part::Flows => scale.flows = flows::measure(quick)?,
             Part::Agents => scale.agents = agents::measure(quick, tag)?,
+            Part::Memory => scale.memory = memory::measure(quick, tag, &arguments.packages)?,
             Part::Peers => scale.peers = peers::measure(quick, tag)?,
             Part::Short => scale.short = Some(short::measure(quick, tag)?),
         }
@@ -68,9 +75,10 @@ impl Scale {
     pub fn sections(&self) -> Vec<Section> {
         let flows = (!self.flows.is_empty()).then(|| flows::show(&self.flows));
         let agents = (!self.agents.is_empty()).then(|| agents::show(&self.agents));
+        let memory = (!self.memory.is_empty()).then(|| memory::show(&self.memory));
         let peers = (!self.peers.is_empty()).then(|| peers::show(&self.peers));
         let short = self.short.as_ref().map(short::show);
-        [flows, agents, peers, short].into_iter().flatten().collect()
+        [flows, agents, memory, peers, short].into_iter().flatten().collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Agents among themselves: what they say to each other, and the time until a count's change is in every map.
+//! Agents among themselves: their messages to each other, and the time until a count's change is in every map.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -54,7 +54,7 @@ fn talk(tag: &str, controllers: usize, window: Duration, changes: usize) -> Resu
     let mut room = Room::build(tag, false, controllers)?;
     // Each client is served where it dials: b's count is that of its own clients.
     let mut ready = room.ready(&way("served")?, "".as_ref())?;
-    // The first probes and reports are not what an idle cluster does.
+    // An idle cluster sends fewer probes than one that has just begun.
     std::thread::sleep(window / 2);
     let (cpu, sent) = (cpu(&mut ready)?, sent(ready.controllers())?);
     std::thread::sleep(window);

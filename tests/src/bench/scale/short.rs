@@ -17,7 +17,7 @@ use crate::bench::wire::{Order, Work};
 
 /// Relays at a time.
 const STREAMS: usize = 100;
-/// What an entry or an owner does when it has no room for another relay.
+/// Counters of an entry or an owner that has no room for another relay.
 const LIMITS: [&str; 9] =
     ["no_room", "full", "steered", "relay_full", "conflict", "no_record", "flood", "repeated", "late"];
 
@@ -62,7 +62,9 @@ pub fn measure(quick: bool, tag: &str) -> Result<Short> {
     };
     let slices = (0..slices).map(slice).collect::<Result<Vec<_>>>()?;
     let mut limits = limits(&mut ready)?;
-    limits.iter_mut().for_each(|(name, value)| *value -= before[name]);
+    for (name, value) in &mut limits {
+        *value -= before[name];
+    }
     limits.retain(|_, value| *value > 0);
     ready.undo()?;
     Ok(Short { slices, limits })
@@ -107,5 +109,5 @@ pub fn show(short: &Short) -> Section {
 }
 
 const ABOUT: &str = "Each slice follows the one before; the entry has no server, so every connection is relayed. Counters \
-                     tell what entry and owners could not do. Where none has grown and the processors are busy, these are \
+                     tell of relays that did not come about. Where none has grown and the processors are busy, these are \
                      the limit.";
