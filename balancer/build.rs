@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::exit;
-use std::{env, fs, io};
+use std::{env, io};
 
 #[path = "../xtask/src/recipe.rs"]
 #[expect(dead_code, reason = "xtask uses the rest")]
@@ -25,14 +25,15 @@ fn build() -> Result<(), String> {
     let arch =
         env::var("CARGO_CFG_TARGET_ARCH").map_err(|error| format!("CARGO_CFG_TARGET_ARCH: {error}"))?;
 
+    let linker = recipe::tool(&root, "bpf-linker");
     let inputs = ["balancer-ebpf", "balancer-common", "Cargo.lock", "Cargo.toml", "xtask/src/recipe.rs"];
-    for path in inputs.map(|name| root.join(name)).into_iter().chain([recipe::linker(&root)]) {
+    for path in inputs.map(|name| root.join(name)).into_iter().chain([linker.clone()]) {
         println!("cargo:rerun-if-changed={}", path.display());
     }
 
     let toolchain = recipe::toolchain().map_err(|lacking| format!("{lacking}; {REMEDY}"))?;
-    if !recipe::linker(&root).is_file() {
-        return Err(format!("no {}; {REMEDY}", recipe::linker(&root).display()));
+    if !linker.is_file() {
+        return Err(format!("no {}; {REMEDY}", linker.display()));
     }
     let mut target = target_directory(&out);
     let mut cargo = recipe::cargo(&root, toolchain, "build", &arch);
@@ -49,9 +50,18 @@ fn build() -> Result<(), String> {
 
     let built = target.join(recipe::TARGET).join("release/balancer-ebpf");
     let embedded = out.join("balancer-ebpf");
-    fs::copy(&built, &embedded).map_err(|error| failed("copy", &built, &error))?;
+    strip(toolchain, &built, &embedded)?;
     println!("cargo:rustc-env=BALANCER_EBPF={}", embedded.display());
     Ok(())
+}
+
+/// Copies an object without its DWARF, which is most of it: the kernel reads BTF only.
+fn strip(toolchain: &str, from: &Path, to: &Path) -> Result<(), String> {
+    let libraries = recipe::ask_rustc(toolchain, &["--print", "target-libdir"])?;
+    let objcopy = Path::new(libraries.trim()).with_file_name("bin").join("rust-objcopy");
+    let status = recipe::through_rustup(toolchain, objcopy).arg("--strip-debug").args([from, to]).status();
+    let status = status.map_err(|error| format!("failed to start rustup: {error}"))?;
+    status.success().then_some(()).ok_or_else(|| format!("{} cannot be stripped: {status}", from.display()))
 }
 
 /// A directory of its own for the cargo that runs inside a cargo: two of them in one wait for each other for ever.

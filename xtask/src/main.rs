@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::host::root::NotRoot;
-use self::verbs::{bench, build, demo, fuzz, hosts, install, machines, simulate, soak, test, vm};
+use self::verbs::{bench, build, demo, fuzz, hosts, install, machines, package, simulate, soak, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
@@ -51,6 +51,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Install the binary, the systemd unit and an example configuration (needs root)
     Install(install::Arguments),
+    /// Make a Debian package
+    Package(package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Demo(arguments) => demo::main(&arguments),
         Verb::Bench(arguments) => bench::main(&arguments),
         Verb::Install(arguments) => install::main(&arguments),
+        Verb::Package(arguments) => package::main(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -3,7 +3,7 @@
 //! `balancer/build.rs` includes this file, so it uses the standard library only.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,8 +23,9 @@ pub fn tools(root: &Path) -> PathBuf {
     root.join("target/tools")
 }
 
-pub fn linker(root: &Path) -> PathBuf {
-    tools(root).join("bin/bpf-linker")
+/// One of them.
+pub fn tool(root: &Path, name: &str) -> PathBuf {
+    tools(root).join("bin").join(name)
 }
 
 /// rustup's name of the installed compiler: [`TOOLCHAIN`], or [`UNDATED`] if that is the same build.
@@ -63,7 +64,7 @@ fn sources_missing(name: &str) -> Option<String> {
     (!core.is_file()).then(|| format!("toolchain {name} has no rust-src"))
 }
 
-fn ask_rustc(toolchain: &str, question: &[&str]) -> Result<String, String> {
+pub fn ask_rustc(toolchain: &str, question: &[&str]) -> Result<String, String> {
     let output = through_rustup(toolchain, "rustc").args(question).output();
     let output = output.map_err(|error| format!("rustup cannot be started: {error}"))?;
     let answer = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -97,9 +98,9 @@ pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
 }
 
 /// `program` of a toolchain, without the environment of the cargo that runs this.
-pub fn through_rustup(toolchain: &str, program: &str) -> Command {
+pub fn through_rustup(toolchain: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("rustup");
-    command.args(["run", toolchain, program]);
+    command.args(["run", toolchain]).arg(program);
     let foreign =
         ["CARGO", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTUP_TOOLCHAIN"];
     for name in foreign.into_iter().chain(["CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS", "RUSTFLAGS"]) {

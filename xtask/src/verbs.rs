@@ -7,6 +7,7 @@ pub mod fuzz;
 pub mod hosts;
 pub mod install;
 pub mod machines;
+pub mod package;
 pub mod simulate;
 pub mod soak;
 pub mod test;

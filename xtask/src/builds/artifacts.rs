@@ -79,6 +79,11 @@ pub fn binary(built: &[Executable], name: &str) -> Result<PathBuf> {
     find(built, &TargetKind::Bin, name)
 }
 
+/// The path of an example.
+pub fn example(built: &[Executable], name: &str) -> Result<PathBuf> {
+    find(built, &TargetKind::Example, name)
+}
+
 fn find(built: &[Executable], kind: &TargetKind, name: &str) -> Result<PathBuf> {
     let test = *kind == TargetKind::Test;
     let found = built.iter().find(|built| built.kind == *kind && built.test == test && built.name == name);

@@ -1,6 +1,6 @@
 //! The compiler and linker of the kernel's programs, installed where they are missing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::command::{Shown, installed, output, root, run, succeeds};
 use crate::recipe;
 
+/// The version of cargo-deb.
+const PACKAGER: &str = "3.8.0";
 const COMPONENTS: [&str; 3] = ["rust-src", "clippy", "rustfmt"];
 
 /// Installs the compiler and the linker if they are missing, and returns rustup's name of the compiler.
@@ -57,30 +59,40 @@ fn complete(toolchain: &str) -> bool {
 }
 
 fn linker(toolchain: &str) -> Result<()> {
-    let path = recipe::linker(root());
-    if linker_version(&path).as_deref() == Some(recipe::LINKER) {
-        return Ok(());
+    tool(toolchain, "bpf-linker", recipe::LINKER, "the linker of the kernel's programs").map(drop)
+}
+
+/// Installs cargo-deb if it is missing, and returns its path.
+pub fn packager() -> Result<PathBuf> {
+    tool(compiler()?, "cargo-deb", PACKAGER, "the program that makes Debian packages")
+}
+
+/// Installs a program of the project's own if it is missing, and returns its path.
+fn tool(toolchain: &str, name: &str, version: &str, purpose: &str) -> Result<PathBuf> {
+    let path = recipe::tool(root(), name);
+    if tool_version(&path).as_deref() == Some(version) {
+        return Ok(path);
     }
     // The same compiler builds bpf-linker and runs it with its LLVM; the host's may have another LLVM.
     let mut install = recipe::through_rustup(toolchain, "cargo");
-    install.args(["install", "bpf-linker", "--version", recipe::LINKER, "--locked", "--force", "--root"]);
+    install.args(["install", name, "--version", version, "--locked", "--force", "--root"]);
     install.arg(recipe::tools(root())).env_remove("CARGO_TARGET_DIR");
-    println!("installing bpf-linker, which takes a minute or two: {}", Shown(&install));
-    let remedy = "the linker of the kernel's programs cannot be installed";
-    run(&mut install).context(remedy)?;
-    match linker_version(&path).as_deref() {
-        Some(recipe::LINKER) => Ok(()),
-        found => bail!("{remedy}: {} reports version {found:?}, not {}", path.display(), recipe::LINKER),
+    println!("installing {name}, which takes a minute or two: {}", Shown(&install));
+    let remedy = || format!("{purpose} cannot be installed");
+    run(&mut install).with_context(remedy)?;
+    match tool_version(&path).as_deref() {
+        Some(found) if found == version => Ok(path),
+        found => bail!("{}: {} reports version {found:?}, not {version}", remedy(), path.display()),
     }
 }
 
-fn linker_version(path: &Path) -> Option<String> {
+fn tool_version(path: &Path) -> Option<String> {
     version_in(&output(Command::new(path).arg("--version")).ok()?).map(str::to_owned)
 }
 
-/// The version in `NAME VERSION …`.
+/// The version in `VERSION` or `NAME VERSION …`.
 fn version_in(text: &str) -> Option<&str> {
-    text.split_whitespace().nth(1)
+    text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -92,13 +104,14 @@ mod tests {
         assert_eq!(version_in("bpf-linker 0.10.3\n"), Some("0.10.3"));
         assert_eq!(version_in("bpf-linker 0.10.3 (abc)"), Some("0.10.3"));
         assert_eq!(version_in("bpf-linker"), None);
+        assert_eq!(version_in("3.8.0\n"), Some("3.8.0"));
         let rustc = "rustc 1.97.0-nightly\nbinary: rustc\ncommit-hash: e50aa6fba\ncommit-date: 2026-05-19\n";
         assert_eq!(recipe::commit(rustc), Some("e50aa6fba"));
         assert_eq!(recipe::commit("rustc 1.97.0"), None);
     }
 
     #[test]
-    fn a_missing_linker_has_no_version() {
-        assert_eq!(linker_version(Path::new("/no/such/linker")), None);
+    fn a_missing_tool_has_no_version() {
+        assert_eq!(tool_version(Path::new("/no/such/linker")), None);
     }
 }

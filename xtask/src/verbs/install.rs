@@ -26,7 +26,7 @@ const PREFIX: &str = "/usr/local";
 const UNIT: &str = include_str!("../../../balancer/systemd/balancer.service");
 const EXAMPLE: &str = include_str!("../../../balancer/balancer.toml.example");
 /// Path of the binary in the repository's unit.
-const UNIT_BINARY: &str = "/usr/local/sbin/balancer";
+const UNIT_BINARY: &str = "/usr/sbin/balancer";
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     let own_host = arguments.root.is_none();
