@@ -3,4 +3,5 @@
 pub mod artifacts;
 pub mod balancer;
 pub mod other;
+pub mod package;
 pub mod toolchain;

@@ -51,7 +51,7 @@ enum Verb {
     Bench(bench::Arguments),
     /// Install the binary, the systemd unit and an example configuration (needs root)
     Install(install::Arguments),
-    /// Make a Debian package
+    /// Make a Debian package, and try it on Debians that systemd boots
     Package(package::Arguments),
 }
 

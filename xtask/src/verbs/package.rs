@@ -1,50 +1,41 @@
-//! `cargo xtask package`: makes a Debian package.
+//! `cargo xtask package`: makes a Debian package, and tries it.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use clap::Args;
 
-use crate::builds::artifacts::{RELEASED, binary, example, executables};
-use crate::builds::toolchain;
-use crate::command::{cargo, output, root, run};
+use crate::builds::{package, toolchain};
+use crate::host::bpffs::BpfFs;
+use crate::host::leftovers::Snapshot;
+use crate::host::packages;
+use crate::host::root::require_root;
+use crate::results::summary::Summary;
 use crate::step::step;
 
 #[derive(Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Install, run, hang, upgrade, remove and purge it on three bare Debians that systemd boots (needs root)
+    #[arg(long)]
+    verify: bool,
+}
 
-/// The profile in the workspace's Cargo.toml.
-const PROFILE: &str = "deb";
-/// No binary in a package is larger, in bytes.
-const LARGEST: u64 = 10 << 20;
-
-pub fn main(_: &Arguments) -> Result<ExitCode> {
+pub fn main(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.verify {
+        require_root("three Debians boot in namespaces: run this as root")?;
+        step("system packages", packages::ensure)?;
+    }
     step("tools", toolchain::ensure)?;
-    let packager = step("cargo-deb", toolchain::packager)?;
-    step("build", build)?;
-    let package = step("package", || pack(&packager, 1))?;
+    let package = step("package", || package::package(package::PROFILE))?;
     println!("{}", package.display());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Builds the binary, and beside it the directory `manual` with man pages and completions.
-fn build() -> Result<()> {
-    let small = ["--profile", PROFILE, "--package", "balancer", "--bin", "balancer"];
-    let program = binary(&executables(cargo("build").args(small))?, "balancer")?;
-    let size = fs::metadata(&program).with_context(|| format!("failed to find {}", program.display()))?.len();
-    println!("{} ({} KiB)", program.display(), size / 1024);
-    ensure!(size <= LARGEST, "{} has {size} bytes, above {LARGEST}", program.display());
-    let manual =
-        example(&executables(cargo("build").args(RELEASED).args(["--example", "manual"]))?, "manual")?;
-    run(Command::new(manual).arg(program.with_file_name("manual")))
-}
-
-/// Makes the package of this revision from the built files, and returns its path.
-fn pack(packager: &PathBuf, revision: u8) -> Result<PathBuf> {
-    let mut command = Command::new(packager);
-    command.current_dir(root()).args(["--no-build", "--no-strip", "--quiet", "--profile", PROFILE]);
-    command.args(["--package", "balancer", "--deb-revision", &revision.to_string()]);
-    Ok(output(&mut command)?.trim().into())
+    if !arguments.verify {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut command = step("build of the trial", || package::trial(package::PROFILE))?;
+    let _bpffs = BpfFs::mount()?;
+    let snapshot = Snapshot::take();
+    snapshot.mark(&mut command);
+    let mut summary = Summary::default();
+    step("trial", || summary.add(true, "package", &mut command))?;
+    Ok(summary.close(None, true, &snapshot.leftovers()))
 }

@@ -15,7 +15,7 @@ use clap::Args;
 
 use self::session::Session;
 use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, build_tests};
-use crate::builds::{balancer, toolchain};
+use crate::builds::{balancer, package, toolchain};
 use crate::command::cargo;
 use crate::host::root::require_root;
 use crate::host::{libjuju, packages};
@@ -85,6 +85,8 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
             session
                 .run_command("examples in the documentation", cargo("test").arg("--doc").args(selection))?;
         }
+        let mut trial = step("Debian package", || package::trial(package::RELEASE))?;
+        session.run_command("package on Debians", &mut trial)?;
         let emulator = step("QEMU and kernels", Emulator::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
         let counts = step("kernels in virtual machines", || {

@@ -1,0 +1,260 @@
+//! The Debian package on bare Debians that systemd has booted: installed by the commands of the documents, without a
+//! configuration, then run, hung, upgraded, downgraded, removed and purged.
+
+#![expect(clippy::print_stdout, reason = "the run prints its figures")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::cluster::judge::unharmed;
+use tests::cluster::{Cluster, ClusterOptions, is_even};
+use tests::juju::agent_conf::{AgentConf, Format, Secrets};
+use tests::juju::fleet::{Dial, Kind};
+use tests::juju::server::Options;
+use tests::machines::debian::{Debian, files};
+use tests::support::eventually::{eventually, wait_for};
+use tests::support::files::write;
+use tests::support::process::fixture;
+
+const CLIENTS: usize = 120;
+/// A unit is in another state within this, on a busy machine too.
+const UNIT: Duration = Duration::from_secs(30);
+/// `WatchdogSec` and `RestartSec`, with slack.
+const WATCHDOG: Duration = Duration::from_secs(30 + 2 + 30);
+/// Files that Debian itself changes.
+const DEBIANS: [&str; 6] = ["/var/log", "/var/lib/dpkg", "/var/lib/apt", "/var/cache", "/tmp", "/var/tmp"];
+
+/// The two packages of `cargo xtask package --verify`, the older one first.
+fn packages() -> Result<[PathBuf; 2]> {
+    let list = std::env::var("BALANCER_PACKAGES").context("run this by `cargo xtask package --verify`")?;
+    let paths: Vec<PathBuf> = list.split(':').map(PathBuf::from).collect();
+    paths.try_into().ok().context("two packages")
+}
+
+/// The lines of the first block of commands below a heading of docs/operating.md, without their comments.
+fn commands(heading: &str) -> Result<Vec<String>> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md"))?;
+    let section = text.split(&format!("\n{heading}\n")).nth(1).context("no such heading")?;
+    let block = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next());
+    let lines = block.context("no commands")?.lines().map(|line| line.split(" #").next().unwrap_or_default());
+    Ok(lines.map(|line| line.trim().to_owned()).collect())
+}
+
+/// Boots a Debian on each controller's host, with Juju's files and a stand-in for jujud, and the packages in `/root`.
+fn boot(cluster: &mut Cluster) -> Result<Vec<Debian>> {
+    let system = std::env::var("BALANCER_DEBIAN").context("run this by `cargo xtask package --verify`")?;
+    let secrets = Secrets::fresh();
+    let addresses = cluster.addresses();
+    cluster.servers.clear();
+    let mut hosts = Vec::new();
+    for (index, host) in cluster.net.controllers.iter().enumerate() {
+        let directory = Debian::prepare(cluster.directory(), &host.name, Path::new(&system))?;
+        let files = files(&directory);
+        AgentConf::new(&files.join("var/lib/juju"), index, Format::V3, &secrets)?.write(&addresses)?;
+        let introspection = format!("/var/lib/juju/agents/machine-{index}/introspection.socket");
+        let options = Options {
+            name: host.name.clone(),
+            introspection: Some(introspection.into()),
+            ..Options::default()
+        };
+        let put = |path: &str, text: &str| {
+            let path = files.join(path);
+            fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+            write(&path, text)
+        };
+        let options = serde_json::to_string(&options)?;
+        put(
+            &format!("etc/systemd/system/jujud-machine-{index}.service"),
+            &format!("[Service]\nExecStart=/usr/local/bin/jujud '{options}'\nLimitNOFILE=64000\n"),
+        )?;
+        put(
+            "etc/systemd/system/multi-user.target.d/jujud.conf",
+            &format!("[Unit]\nWants=jujud-machine-{index}.service\n"),
+        )?;
+        put("usr/local/bin/jujud", "")?;
+        fs::copy(fixture("stand-in-server")?, files.join("usr/local/bin/jujud"))?;
+        for (package, place) in packages()?.iter().zip(["root", "root/newer"]) {
+            fs::create_dir_all(files.join(place))?;
+            fs::copy(package, files.join(place).join(package.file_name().context("a package has a name")?))?;
+        }
+        hosts.push((&host.namespace, directory));
+    }
+    hosts.into_iter().map(|(namespace, directory)| Debian::boot(namespace, directory)).collect()
+}
+
+/// A line for each file: kind, mode, owner, path, and a file's size. The files that Debian itself changes are left out.
+fn all_files(host: &Debian) -> Result<BTreeSet<String>> {
+    let left_out = DEBIANS.map(|path| format!("-path {path} -prune")).join(" -o ");
+    let directories = "-type d -printf '%y %m %u %p\\n'";
+    let text =
+        host.run(&format!("find / -xdev {left_out} -o {directories} -o -printf '%y %m %u %p %s\\n'"))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn status(host: &Debian) -> Result<Value> {
+    let output = host.output("balancer status --json")?;
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Waits until all is well in each host's view.
+fn await_well(hosts: &[Debian]) -> Result<()> {
+    for host in hosts {
+        wait_for(UNIT, "all is well", || host.run("balancer status"), |text| text.starts_with("OK"))?;
+    }
+    Ok(())
+}
+
+/// A property of the unit.
+fn property(host: &Debian, name: &str) -> Result<String> {
+    Ok(host.run(&format!("systemctl show --value --property {name} balancer"))?.trim().to_owned())
+}
+
+fn await_active(host: &Debian) -> Result<()> {
+    wait_for(UNIT, "an active unit", || property(host, "ActiveState"), |state| state == "active").map(drop)
+}
+
+/// The agent's lines of the journal: priority and text.
+fn journal(host: &Debian) -> Result<Vec<(String, String)>> {
+    let text = host.run("journalctl --unit balancer --output json _COMM=balancer")?;
+    let lines = text.lines().map(|line| {
+        let entry: Value = serde_json::from_str(line)?;
+        let field = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        Ok((field("PRIORITY"), field("MESSAGE")))
+    });
+    lines.collect()
+}
+
+/// Ensures that nobody was lost, and that 30 more clients get in unharmed.
+fn serves(cluster: &mut Cluster, what: &str) -> Result<()> {
+    cluster.dial(what, Kind::Single, 30)?;
+    let stats = cluster.fleet.stats()?;
+    println!("{what}: {:?}, {} lost", cluster.counts()?, stats.lost);
+    ensure!((stats.lost, stats.data_errors) == (0, 0), "{what}: {stats:?}");
+    Ok(())
+}
+
+/// Runs `work`, which replaces the agent, beside a stream of new clients; none of them and of the others is to notice.
+fn replaced(
+    cluster: &mut Cluster,
+    host: &Debian,
+    what: &str,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let before = property(host, "MainPID")?;
+    let dial =
+        Dial { rate: 20.0, ..Dial::new(&format!("beside {what}"), Kind::Single, 60, &[cluster.address(0)]) };
+    cluster.fleet.start_dial(&dial)?;
+    let start = Instant::now();
+    work()?;
+    await_active(host)?;
+    unharmed(&cluster.fleet.dialled(&dial.id, UNIT)?, dial.count)?;
+    let after = property(host, "MainPID")?;
+    println!("{what}: process {before}, then {after}, {:.1} s", start.elapsed().as_secs_f64());
+    ensure!(before != after, "{what}: another process runs");
+    serves(cluster, what)
+}
+
+#[test]
+#[ignore = "needs two packages and a Debian: cargo xtask package --verify"]
+fn a_bare_debian_is_installed_operated_and_purged() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("deb") })?;
+    let start = Instant::now();
+    let hosts = boot(&mut cluster)?;
+    println!("three Debians: {:.1} s", start.elapsed().as_secs_f64());
+    let bare = hosts.iter().map(all_files).collect::<Result<Vec<_>>>()?;
+
+    // The documents' own commands; the first hosts cannot be well before the others are there.
+    let lines = commands("## Install")?;
+    ensure!((1..=6).contains(&lines.len()), "six commands or fewer: {lines:?}");
+    for line in &lines {
+        for host in &hosts {
+            let output = host.output(&line.replace("apt install", "apt-get install --quiet=2"))?;
+            let (said, errors) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            println!("# {line}\n{said}{errors}");
+            ensure!(output.status.success() || line.starts_with("balancer "), "{line}: {}", output.status);
+        }
+    }
+    await_well(&hosts)?;
+    println!("three are well {:.1} s after they began to boot", start.elapsed().as_secs_f64());
+    for host in &hosts {
+        ensure!(property(host, "UnitFileState")? == "enabled");
+        ensure!(property(host, "StatusText")?.starts_with("OK"));
+        let text = host.run("systemd-analyze security --no-pager balancer")?;
+        let level = text.split("Overall exposure level for balancer.service: ").nth(1);
+        let level = level.and_then(|rest| rest.split(' ').next()).context(text.clone())?;
+        println!("systemd-analyze security: {level}");
+        ensure!(level.parse::<f64>()? <= 3.0, "{text}");
+    }
+    cluster.dial("first", Kind::Single, CLIENTS)?;
+    ensure!(is_even(&cluster.counts()?), "clients are spread: {:?}", cluster.counts()?);
+    cluster.fleet.traffic(Duration::from_millis(300))?;
+
+    let [a, b, c] = &hosts[..] else { unreachable!("three hosts") };
+    a.run("systemctl reload balancer")?;
+    eventually(UNIT, "a reload in the journal", || {
+        let lines = journal(a)?;
+        ensure!(lines.iter().any(|(_, line)| line.contains("configuration read again")), "{lines:?}");
+        Ok(())
+    })?;
+    a.run("systemctl stop balancer")?;
+    serves(&mut cluster, "without the agent of a")?;
+    a.run("systemctl start balancer")?;
+    await_active(a)?;
+    replaced(&mut cluster, b, "hang", || {
+        b.run("kill -STOP $(systemctl show --value --property MainPID balancer)")?;
+        wait_for(WATCHDOG, "a restart", || property(b, "NRestarts"), |count| count == "1").map(drop)
+    })?;
+
+    let [older, newer] = packages()?;
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let upgrade = format!("apt-get install --yes ./newer/{}", name(&newer).context("a name")?);
+    let downgrade = format!("apt-get install --yes --allow-downgrades ./{}", name(&older).context("a name")?);
+    let version = |host: &Debian| host.run("dpkg-query --show --showformat '${Version}' balancer");
+    let first = version(a)?;
+    replaced(&mut cluster, a, "upgrade", || a.run(&upgrade).map(drop))?;
+    ensure!(version(a)? > first, "a higher version");
+    replaced(&mut cluster, a, "downgrade", || a.run(&downgrade).map(drop))?;
+    ensure!(version(a)? == first, "the first version again");
+    await_well(&hosts)?;
+
+    let lines = hosts.iter().map(journal).collect::<Result<Vec<_>>>()?.concat();
+    for level in ["4", "6"] {
+        ensure!(lines.iter().any(|(priority, _)| priority == level), "lines of priority {level}: {lines:#?}");
+    }
+    for (_, line) in lines.iter().filter(|(priority, _)| priority.as_str() <= "4") {
+        println!("warned: {line}");
+    }
+    let dated = lines.iter().find(|(_, line)| line.starts_with(['<', '[']) || line.starts_with("20"));
+    ensure!(dated.is_none(), "journald has the time and the priority: {dated:?}");
+
+    // A key and a configuration that were made by hand go by purge, and by nothing else.
+    c.run("balancer keygen && touch /etc/balancer/balancer.toml")?;
+    let relays = status(c)?["relays"].clone();
+    c.run("apt-get remove --yes balancer")?;
+    println!("removed, with relays {relays}");
+    ensure!(cluster.net.controllers[2].namespace.tcx_programs()? == 0, "no program is attached");
+    c.run("test ! -e /sys/fs/bpf/balancer")?;
+    c.run("test -s /etc/balancer/cluster.key && test -f /etc/balancer/balancer.toml")?;
+    cluster.dial("after a removal", Kind::Single, 30)?;
+    for (host, before) in hosts.iter().zip(&bare).rev() {
+        host.run("apt-get purge --yes balancer")?;
+        let after = all_files(host)?;
+        let differ: Vec<_> = after.symmetric_difference(before).collect();
+        ensure!(differ.is_empty(), "purge leaves nothing: {differ:#?}");
+        host.run("test ! -e /sys/fs/bpf/balancer && test ! -e /run/balancer")?;
+        let rules = host.run("ip rule; ip -6 rule")?;
+        ensure!(rules.lines().count() == 5, "no routing rule is left: {rules}");
+    }
+    ensure!(
+        cluster.net.controllers.iter().map(|host| host.namespace.tcx_programs().unwrap_or(9)).sum::<usize>()
+            == 0
+    );
+    println!("all in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
