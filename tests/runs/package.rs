@@ -235,9 +235,9 @@ fn a_bare_debian_is_installed_operated_and_purged() -> Result<()> {
 
     // A key and a configuration that were made by hand go by purge, and by nothing else.
     c.run("balancer keygen && touch /etc/balancer/balancer.toml")?;
-    let relays = status(c)?["relays"].clone();
+    let (relays, cpu) = (status(c)?["relays"].clone(), property(c, "CPUUsageNSec")?);
     c.run("apt-get remove --yes balancer")?;
-    println!("removed, with relays {relays}");
+    println!("removed, with relays {relays}, after {cpu} ns of CPU");
     ensure!(cluster.net.controllers[2].namespace.tcx_programs()? == 0, "no program is attached");
     c.run("test ! -e /sys/fs/bpf/balancer")?;
     c.run("test -s /etc/balancer/cluster.key && test -f /etc/balancer/balancer.toml")?;
