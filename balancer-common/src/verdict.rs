@@ -17,11 +17,11 @@ pub enum Verdict {
 }
 
 macro_rules! counters {
-    ($($(#[$enum_doc:meta])* $enum:ident from $first:literal { $($(#[$doc:meta])* $name:ident = $value:literal,)* })*) => {
+    ($($(#[$enum_doc:meta])* $enum:ident from $first:literal { $($(#[doc = $doc:literal])* $name:ident = $value:literal,)* })*) => {
         $($(#[$enum_doc])*
         #[derive(Clone, Copy, Debug, Eq, PartialEq)]
         #[repr(u32)]
-        pub enum $enum { $($(#[$doc])* $name = $value,)* }
+        pub enum $enum { $($(#[doc = $doc])* $name = $value,)* }
 
         impl $enum {
             pub const ALL: &[Self] = &[$(Self::$name,)*];
@@ -45,7 +45,17 @@ macro_rules! counters {
                     })*
                 }
             }
+
+            /// Its description: the comment at its name.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii_start(),)* }
+            }
         })*
+
+        /// Enum, name and description of each counter, in the order of the enums.
+        pub fn described() -> impl Iterator<Item = [&'static str; 3]> {
+            [].into_iter()$(.chain($enum::ALL.iter().map(|one| [stringify!($enum), one.name(), one.help()])))*
+        }
 
         /// Names of all counters by index; empty where an index is free.
         pub fn names() -> [&'static str; COUNTER_SLOTS] {

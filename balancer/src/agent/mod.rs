@@ -77,6 +77,7 @@ use crate::{
         introspection::Connections,
         key::ClusterKey,
     },
+    operator::metrics::Board,
     repeated::warn_repeated,
 };
 
@@ -150,6 +151,7 @@ struct Agent {
     /// Why nothing is relayed.
     off: Off,
     bounds: Bounds,
+    metrics: Board,
     shown: Shown,
     schedule: Schedule,
     tasks: Tasks,

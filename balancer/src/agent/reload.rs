@@ -243,6 +243,7 @@ impl Agent {
             self.balance.membership_changed(now);
         }
         self.adapt_limit();
+        self.metrics.listen(&self.config.running.metrics);
         self.jujud.prober.set_own(&self.config.running.cluster.this().addresses);
         self.write_addresses()?;
         // Connections that are there may be clients' since, or no longer.

@@ -50,7 +50,7 @@ use crate::{
         introspection,
         key::ClusterKey,
     },
-    operator::control::ControlSocket,
+    operator::{control::ControlSocket, metrics::Board},
 };
 
 /// How often the programs' messages are fetched.
@@ -185,6 +185,8 @@ impl Agent {
             handles.push(beside.spawn(introspection::watch(socket, counted)));
         }
         handles.push(beside.spawn(forward_log(data_path.logger()?)));
+        let (metrics, serve_metrics) = Board::new(config.metrics.clone());
+        handles.push(beside.spawn(serve_metrics));
         let mut config = Configuration {
             path,
             running: config,
@@ -224,6 +226,7 @@ impl Agent {
             inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
             off: Off::default(),
             bounds: Bounds::default(),
+            metrics,
             shown: Shown::new(now, digest),
             schedule: Schedule::new(now),
             tasks: Tasks { handles, stop, beside: beside.clone() },

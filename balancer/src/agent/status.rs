@@ -81,6 +81,7 @@ impl Agent {
             health: self.jujud.health.borrow().reason.clone(),
             jujud_connections: self.jujud.connections.borrow().clone(),
             balance: status::Balance { refuse_ratio, ..balance },
+            metrics_fault: self.metrics.fault(),
             drift: self.count.drift(),
         };
         status.reasons = reasons(&status);

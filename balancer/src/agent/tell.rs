@@ -81,5 +81,6 @@ impl Agent {
             notify::status(&headline);
             self.shown.headline = headline;
         }
+        self.metrics.show(now, status);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Config, ConfigError, Fault, File, Host, api, cluster, paths, policy, read_text};
+use super::{Config, ConfigError, Fault, File, Host, api, cluster, metrics, paths, policy, read_text};
 use crate::cli;
 
 /// The errors of the file at `path` that do not depend on the host, in its order.
@@ -34,6 +34,7 @@ fn of_sections(file: &File<'_>, host: &Host) -> Vec<Fault> {
     let paths = file.table("paths").and_then(|table| paths::paths(&table, host));
     let api = file.table("api").and_then(|table| api::api(&table, None));
     let policy = file.table("policy").and_then(|table| policy::policy(&table));
+    let metrics = file.table("metrics").and_then(|table| metrics::metrics(&table));
     let listed = || -> Result<(), Fault> {
         let table = file.table("cluster")?;
         let listed = table.tables("cluster.controllers")?;
@@ -46,6 +47,7 @@ fn of_sections(file: &File<'_>, host: &Host) -> Vec<Fault> {
     faults.extend(api.err());
     faults.extend(listed().err());
     faults.extend(policy.err());
+    faults.extend(metrics.err());
     faults
 }
 

@@ -12,6 +12,7 @@ mod errors;
 mod file;
 mod juju;
 pub mod keys;
+mod metrics;
 mod paths;
 mod policy;
 mod relay_ports;
@@ -34,6 +35,7 @@ pub use self::{
     controllers::{Controller, is_name, unreachable_kind},
     error::ConfigError,
     juju::{KeySource, Source},
+    metrics::Listen,
     paths::Paths,
     policy::{Policy, Ratio, Rebalance, Steer},
     relay_ports::RelayPorts,
@@ -46,6 +48,8 @@ pub struct Config {
     pub api: Api,
     pub cluster: Cluster,
     pub policy: Policy,
+    /// Where the metrics are served, if they are.
+    pub metrics: Option<Listen>,
     pub paths: Paths,
     /// Sentences about keys that have no effect.
     pub warnings: Vec<String>,
@@ -173,7 +177,8 @@ fn read(text: &str, host: &Host) -> Result<Config, Fault> {
     };
     let listed = cluster.controllers.iter().flat_map(|controller| &controller.addresses);
     api::check_deny(&api_table, &api, listed.chain(&cluster.candidates))?;
-    Ok(Config { api, cluster, warnings: policy.warnings(), policy: policy::policy(&policy)?, paths })
+    let metrics = metrics::metrics(&file.table("metrics")?)?;
+    Ok(Config { api, cluster, warnings: policy.warnings(), policy: policy::policy(&policy)?, metrics, paths })
 }
 
 #[cfg(test)]

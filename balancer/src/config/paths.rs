@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::ffi::OsStrExt as _,
-    path::{Component, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{Host, error::Fault, file::Table};
@@ -57,11 +57,16 @@ pub(super) fn paths(table: &Table<'_>, host: &Host) -> Result<Paths, Fault> {
     Ok(Paths { pins: or_default("paths.pins")?, control, cgroup, juju })
 }
 
+/// Whether `path` is absolute, below `/`, and without "..".
+pub(super) fn is_plain(path: &Path) -> bool {
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    path.is_absolute() && path.parent().is_some() && !goes_up && !path.as_os_str().as_bytes().contains(&0)
+}
+
 /// The absolute path that the file gives for `key`.
 pub(super) fn path(table: &Table<'_>, key: &str) -> Result<Option<PathBuf>, Fault> {
     let Some(path) = table.find::<PathBuf>(key)? else { return Ok(None) };
-    let plain = path.components().all(|part| part != Component::ParentDir);
-    if path.is_absolute() && path.parent().is_some() && plain && !path.as_os_str().as_bytes().contains(&0) {
+    if is_plain(&path) {
         return Ok(Some(path));
     }
     let message =

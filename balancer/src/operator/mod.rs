@@ -5,6 +5,7 @@ pub mod control;
 pub mod exit;
 pub mod journal;
 pub mod loud;
+pub mod metrics;
 pub mod minute;
 pub mod status;
 pub mod uninstall;

@@ -1,6 +1,7 @@
 //! The record of `balancer status`. `docs/status.schema.json` describes it for programs; `table` shows it to people, and
 //! `reasons` judges it.
 
+pub mod counters;
 mod reasons;
 mod table;
 mod text;
@@ -73,6 +74,9 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jujud_connections: Option<BTreeMap<String, u64>>,
     pub balance: Balance,
+    /// The reason why the metrics are not served, if they should be.
+    #[serde(default)]
+    pub metrics_fault: Option<String>,
     /// Differences found between the programs' count and the kernel's list of sockets, in total. Always 0.
     pub drift: u64,
 }

@@ -26,26 +26,42 @@ pub enum SyncDrop {
 #[derive(Debug, Default)]
 pub struct SyncCounters(Mutex<SyncCounts>);
 
-/// [`SyncCounters`] at one moment.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct SyncCounts {
+macro_rules! counts {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+        /// [`SyncCounters`] at one moment.
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+        pub struct SyncCounts { $($(#[doc = $doc])* pub $name: u64,)* }
+
+        impl SyncCounts {
+            /// Name and description of each counter.
+            pub const DESCRIBED: &[[&str; 2]] = &[$([stringify!($name), concat!($($doc),*).trim_ascii()],)*];
+        }
+    };
+}
+
+counts! {
     /// Datagrams handed to the kernel.
-    pub sent: u64,
+    sent,
     /// Datagrams that the kernel refused to send, and messages too large to send.
-    pub send_errors: u64,
-    pub received: u64,
+    send_errors,
+    /// Datagrams received.
+    received,
     /// Datagrams received and used.
-    pub accepted: u64,
-    // Datagrams received and dropped, by `SyncDrop`.
-    pub unknown_sender: u64,
-    pub malformed: u64,
-    pub wrong_key: u64,
-    pub replayed: u64,
-    pub clock_skew: u64,
-    /// Refused reports of peers; a report may arrive through a third controller.
-    pub bad_reports: u64,
+    accepted,
+    /// Datagrams dropped because they came from no controller's address, or name another controller than its own.
+    unknown_sender,
+    /// Datagrams dropped because this version cannot read them.
+    malformed,
+    /// Datagrams dropped because they were sealed with another key, or changed on their way.
+    wrong_key,
+    /// Datagrams dropped because they were accepted before, or are too old.
+    replayed,
+    /// Datagrams dropped because their sender's clock is too far from this host's.
+    clock_skew,
+    /// Refused reports of other controllers.
+    bad_reports,
     /// Times that gossip ended by itself and was started again.
-    pub restarts: u64,
+    restarts,
 }
 
 impl SyncCounters {

@@ -100,6 +100,10 @@ pub const KEYS: &[Key] = &[
         "Fraction of the time that tasks wait for memory (PSI, average of 10 s) from which memory is under pressure. \
          Pressure makes the memory guard act one stage earlier; with much headroom it only lowers this controller's weight."),
 
+    key("metrics.listen", Text("a loopback address and a port, or \"unix:\" and an absolute path"),
+        Derived("no metrics", "\"127.0.0.1:9117\""),
+        "Where the agent serves its metrics for Prometheus, at the path /metrics. docs/metrics.md lists them."),
+
     key("paths.pins", Text("an absolute path"), Value("\"/sys/fs/bpf/balancer\""),
         "Directory on a BPF file system for pinned programs, links and maps."),
     key("paths.control", Text("an absolute path of at most 107 bytes"), Value("\"/run/balancer/control.sock\""),

@@ -101,6 +101,7 @@ fn subject(cause: Cause) -> &'static str {
         Cause::Reload => "config",
         Cause::Flood => "flood",
         Cause::Bound => "bound",
+        Cause::Metrics => "metrics",
         Cause::Other => "agent",
     }
 }

@@ -13,6 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub(super) use self::server::{Place, SocketFile};
 pub use self::{
     caller::Caller,
     client::call,

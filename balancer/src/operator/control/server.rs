@@ -61,7 +61,7 @@ pub struct ControlSocket {
 
 /// The socket in the file system. Its inode tells it from the socket of a later agent at the same path.
 #[derive(Debug)]
-struct SocketFile {
+pub(in crate::operator) struct SocketFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
 }
@@ -87,30 +87,75 @@ impl Drop for SocketFile {
     }
 }
 
-impl ControlSocket {
-    /// Binds the socket at `path` with mode 0600, and creates its directory with mode 0700 if it is missing. Replaces
-    /// the socket of a dead agent, but neither one that an agent answers nor another kind of file. Must run inside the
-    /// tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self> {
-        let failed = || format!("failed to open the control socket {}", path.display());
+/// A Unix socket of the agent's: its name, the key that tells its path, and its mode.
+pub(in crate::operator) struct Place {
+    pub(in crate::operator) name: &'static str,
+    pub(in crate::operator) key: &'static str,
+    pub(in crate::operator) mode: Mode,
+}
+
+impl Place {
+    /// See [`ControlSocket::bind`].
+    pub(in crate::operator) fn bind(&self, path: &Path) -> Result<(UnixListener, SocketFile)> {
+        let Self { name, mode, .. } = *self;
         if let Some(directory) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
-                format!("failed to create {} for the control socket", directory.display())
-            })?;
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.with_context(|| format!("failed to create {} for the {name}", directory.display()))?;
         }
-        make_room(path)?;
+        self.make_room(path)?;
         let bind = || -> io::Result<_> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             // bind gives the socket's mode to its file (net/unix/af_unix.c), so there is no instant at which
             // other users can connect.
-            fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+            fchmod(&socket, mode)?;
             socket.bind(&SockAddr::unix(path)?)?;
             let file = SocketFile::new(path)?;
             socket.listen(128)?;
             socket.set_nonblocking(true)?;
             Ok((UnixListener::from_std(socket.into())?, file))
         };
-        let (listener, file) = bind().with_context(failed)?;
+        bind().with_context(|| format!("failed to open the {name} {}", path.display()))
+    }
+
+    /// Removes the socket of a dead agent.
+    fn make_room(&self, path: &Path) -> Result<()> {
+        let Self { name, key, .. } = self;
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("failed to stat {}", path.display())),
+        };
+        ensure!(
+            metadata.file_type().is_socket(),
+            "{} is in the way of the {name} and is no socket; remove it, or choose another {key}",
+            path.display()
+        );
+        // Nonblocking, so that a live agent with a full backlog answers WouldBlock at once.
+        let knock = || -> io::Result<()> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.connect(&SockAddr::unix(path)?)
+        };
+        match knock() {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+                .with_context(|| format!("failed to remove the {name} {} of a dead agent", path.display())),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error).with_context(|| {
+                format!("failed to find out whether an agent answers on {}", path.display())
+            }),
+            Ok(()) | Err(_) => {
+                bail!("another balancer answers on {}; stop it, or choose another {key}", path.display())
+            }
+        }
+    }
+}
+
+impl ControlSocket {
+    /// Binds the socket at `path` with mode 0600, and creates its directory with mode 0700 if it is missing. Replaces
+    /// the socket of a dead agent, but neither one that an agent answers nor another kind of file. Must run inside the
+    /// tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let place = Place { name: "control socket", key: "paths.control", mode: Mode::RUSR | Mode::WUSR };
+        let (listener, file) = place.bind(path)?;
         Ok(Self { listener, file, refused: Arc::default() })
     }
 
@@ -171,38 +216,6 @@ impl ControlSocket {
                 }
                 drop(place);
             });
-        }
-    }
-}
-
-/// Removes the socket of a dead agent.
-fn make_room(path: &Path) -> Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("failed to stat {}", path.display())),
-    };
-    ensure!(
-        metadata.file_type().is_socket(),
-        "{} is in the way of the control socket and is no socket; remove it, or choose another paths.control",
-        path.display()
-    );
-    // Nonblocking, so that a live agent with a full backlog answers WouldBlock at once.
-    let knock = || -> io::Result<()> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.connect(&SockAddr::unix(path)?)
-    };
-    match knock() {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| {
-                format!("failed to remove the control socket {} of a dead agent", path.display())
-            })
-        }
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error)
-            .with_context(|| format!("failed to find out whether an agent answers on {}", path.display())),
-        Ok(()) | Err(_) => {
-            bail!("another balancer answers on {}; stop it, or choose another paths.control", path.display())
         }
     }
 }

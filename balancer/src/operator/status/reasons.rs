@@ -52,9 +52,27 @@ pub enum Cause {
     Flood,
     /// A bound of the balancer's own tables is met.
     Bound,
+    /// The metrics are not served.
+    Metrics,
     /// One that a newer agent knows.
     #[serde(other)]
     Other,
+}
+
+impl Cause {
+    /// Those that this version knows.
+    #[rustfmt::skip]
+    pub const ALL: [Self; 17] = [
+        Self::Jujud, Self::Memory, Self::Limit, Self::Alone, Self::PeerAbsent, Self::OneWay, Self::PeerNotReady, Self::Hook,
+        Self::NotRelayed, Self::WrongKey, Self::OtherVersion, Self::Clock, Self::Reload, Self::ClientLimit, Self::Flood,
+        Self::Bound, Self::Metrics,
+    ];
+
+    /// Its name in the JSON.
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self);
+        name.ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
 }
 
 impl Reason {
@@ -81,6 +99,8 @@ pub fn reasons(status: &Status) -> Vec<Reason> {
     found.extend(peers(status));
     found.extend(not_relayed(status));
     found.extend(last_minute(status));
+    let unserved = status.metrics_fault.iter();
+    found.extend(unserved.map(|why| Reason::new(Cause::Metrics, "metrics are not served", why)));
     found.extend(status.bounds.iter().map(|sentence| Reason::told(Cause::Bound, sentence)));
     found.sort_by_key(|reason| reason.cause);
     found
@@ -278,7 +298,7 @@ mod tests {
         let all_absent = |status: &mut Status| {
             for one in &mut status.controllers[1..] { one.state = "absent".into(); }
         };
-        let rows: [(Status, Cause, &str, &str); 19] = [
+        let rows: [(Status, Cause, &str, &str); 20] = [
             (changed(|s| s.ready = false), Cause::Jujud, "DEGRADED: jujud is not ready", "systemctl status"),
             (changed(|s| s.hard_limit = 20), Cause::Limit, "DEGRADED: limit of 20 reached", "raise api.hard_limit"),
             (changed(|s| s.hard_limit = 3), Cause::Limit, "DEGRADED: limit of 3 reached", "add a controller"),
@@ -297,6 +317,7 @@ mod tests {
             (changed(|s| s.last_minute.client_full = 4), Cause::ClientLimit, "DEGRADED: clients above the per-client limit", "4 clients were refused"),
             (changed(|s| s.last_minute.flood = 4), Cause::Flood, "DEGRADED: flood of new clients", "api.deny"),
             (changed(|s| s.last_minute.wrong_key = 4), Cause::WrongKey, "DEGRADED: a controller has another key", "the same key"),
+            (changed(|s| s.metrics_fault = Some("the port is in use; end".into())), Cause::Metrics, "DEGRADED: metrics are not served", "in use; end"),
             (changed(|s| s.bounds.push("more than 4 addresses: no".into())), Cause::Bound, "DEGRADED: more than 4 addresses", "more than 4"),
         ];
         for (status, cause, first, remedy) in rows {
@@ -305,6 +326,15 @@ mod tests {
             assert_eq!(headline(&found), first);
             assert!(found[0].sentence.contains(remedy), "{found:?}");
         }
+    }
+
+    #[test]
+    fn the_list_of_causes_is_complete_and_the_schema_has_it() {
+        assert_eq!(Cause::ALL.len(), Cause::Other as usize);
+        let schema = include_str!("../../../../docs/status.schema.json");
+        let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+        let listed = &schema["properties"]["reasons"]["items"]["properties"]["cause"]["enum"];
+        assert_eq!(*listed, serde_json::json!(Cause::ALL.map(Cause::name)));
     }
 
     #[test]

@@ -214,6 +214,7 @@ pub(crate) mod tests {
             ready: true,
             health: "GET /health answered 200".into(),
             jujud_connections: None,
+            metrics_fault: None,
             balance: Balance { memory_stage: "normal".into(), ..Balance::default() },
             drift: 0,
         }
