@@ -4,5 +4,6 @@ pub mod bpffs;
 pub mod leftovers;
 pub mod libjuju;
 pub mod packages;
+pub mod promtool;
 pub mod rivals;
 pub mod root;

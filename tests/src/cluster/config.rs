@@ -14,6 +14,8 @@ pub struct Config {
     pub cluster: ClusterSection,
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     pub policy: toml::Table,
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub metrics: toml::Table,
     pub paths: Paths,
 }
 

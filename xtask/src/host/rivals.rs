@@ -17,19 +17,20 @@ const PROGRAMS: [&str; 2] = ["usr/sbin/haproxy", "usr/sbin/nginx"];
 pub fn fetch() -> PathBuf {
     let directory = root().join("target/rivals");
     let is_there = PROGRAMS.iter().all(|program| directory.join(program).is_file());
-    if !is_there && let Err(error) = unpack(&directory) {
+    if !is_there && let Err(error) = unpack(&directory, &PACKAGES) {
         println!("HAProxy and nginx are left out: {error:#}");
     }
     directory
 }
 
-fn unpack(directory: &Path) -> Result<()> {
+/// Fetches Debian's `wanted` packages and unpacks them in `directory`.
+pub fn unpack(directory: &Path, wanted: &[&str]) -> Result<()> {
     let packages = directory.join("packages");
     fs::create_dir_all(&packages).with_context(|| format!("failed to make {}", packages.display()))?;
-    if download(&packages).is_err() {
+    if download(&packages, wanted).is_err() {
         // The mirror may no longer have the versions of an outdated list.
         run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
-        download(&packages)?;
+        download(&packages, wanted)?;
     }
     let entries =
         fs::read_dir(&packages).with_context(|| format!("failed to read {}", packages.display()))?;
@@ -39,9 +40,9 @@ fn unpack(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Downloads [`PACKAGES`], and the libraries that they need and this system lacks.
-fn download(packages: &Path) -> Result<()> {
-    let mut wanted = PACKAGES.map(str::to_owned).to_vec();
+/// Downloads the `wanted` packages, and the libraries that they need and this system lacks.
+fn download(packages: &Path, wanted: &[&str]) -> Result<()> {
+    let mut wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
     loop {
         let listed = output(Command::new("apt-cache").args(["depends", "--important"]).args(&wanted))?;
         let is_installed = |name: &str| succeeds(Command::new("dpkg").args(["--status", name]));

@@ -18,7 +18,7 @@ use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, build
 use crate::builds::{balancer, package, toolchain};
 use crate::command::cargo;
 use crate::host::root::require_root;
-use crate::host::{libjuju, packages};
+use crate::host::{libjuju, packages, promtool};
 use crate::qemu::emulator::Emulator;
 use crate::qemu::{controllers, matrix};
 use crate::results::background::Background;
@@ -65,12 +65,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 
 fn run(filter: Option<&str>) -> Result<ExitCode> {
     let libjuju = step("python-libjuju", libjuju::ensure)?;
+    let promtool = step("promtool", promtool::ensure)?;
     let pure = step("build of the tests with overflow checks", || build_tests(&PURE))?;
     let released = step("build of the tests as released", || build_tests(&RELEASED))?;
     // The last build, so that the tests get the same binary as `cargo xtask build`.
     let binary = step("build of the balancer", balancer::build)?;
 
-    let mut session = Session::start(binary, Some(libjuju))?;
+    let mut session = Session::start(binary, &[("BALANCER_LIBJUJU", &libjuju), ("BALANCER_PROMTOOL", &promtool)])?;
     let of_this_machine = harnesses(released).filter(|harness| harness.name != controllers::HARNESS);
     for harness in harnesses(pure).chain(of_this_machine) {
         let threads =

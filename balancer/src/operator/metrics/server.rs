@@ -96,7 +96,7 @@ pub(super) async fn serve(
 enum Listener {
     Tcp(TcpListener),
     /// With its file, which it removes in the end.
-    Unix(UnixListener, SocketFile),
+    Unix { listener: UnixListener, _file: SocketFile },
 }
 
 impl Listener {
@@ -108,7 +108,7 @@ impl Listener {
                 let mode = Mode::from_raw_mode(0o666);
                 let place = Place { name: "socket of the metrics", key: "metrics.listen", mode };
                 let (listener, file) = place.bind(path)?;
-                Self::Unix(listener, file)
+                Self::Unix { listener, _file: file }
             }
         })
     }
@@ -145,7 +145,7 @@ impl Listener {
         let failed = "accept";
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await.context(failed)?.0),
-            Self::Unix(listener, _) => Box::new(listener.accept().await.context(failed)?.0),
+            Self::Unix { listener, .. } => Box::new(listener.accept().await.context(failed)?.0),
         })
     }
 }

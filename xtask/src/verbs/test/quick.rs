@@ -41,7 +41,7 @@ pub fn run(compiler: &str) -> Result<ExitCode> {
     build.args(RELEASED).args(["--tests", "--bins"]);
     let released = step("build of the tests as released", || executables(&mut build))?;
 
-    let mut session = Session::start(artifacts::binary(&released, "balancer")?, None)?;
+    let mut session = Session::start(artifacts::binary(&released, "balancer")?, &[])?;
     let (runs, units): (Vec<_>, Vec<_>) =
         harnesses(released).partition(|harness| harness.kind == TargetKind::Test);
     for harness in harnesses(pure).chain(units) {

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
@@ -27,11 +27,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a run over the balancer `binary`, with the Python interpreter of python-libjuju if tests need it.
-    pub fn start(binary: PathBuf, libjuju: Option<PathBuf>) -> Result<Self> {
+    /// Begins a run over the balancer `binary`, with the `tools` that tests look for in these variables.
+    pub fn start(binary: PathBuf, tools: &[(&'static str, &Path)]) -> Result<Self> {
         let path = env::join_paths(search_path()).context("PATH cannot be extended")?;
         let mut environment = vec![("BALANCER_BIN", binary.into_os_string()), ("PATH", path)];
-        environment.extend(libjuju.map(|interpreter| ("BALANCER_LIBJUJU", interpreter.into_os_string())));
+        environment.extend(tools.iter().map(|(name, path)| (*name, path.as_os_str().to_owned())));
         // Mounted before the snapshot, as the kernel puts files of its own there.
         let bpffs = BpfFs::mount()?;
         Ok(Self { environment, snapshot: Snapshot::take(), summary: Summary::default(), _bpffs: bpffs })
