@@ -34,6 +34,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show controllers and rates, once a second, as bars
+    #[command(
+        after_help = "Example: balancer top\n\nKeys: h help, s sort, p pause, q quit. NO_COLOR=1: no colours."
+    )]
+    Top(Configured),
     /// Empty this controller: take no clients, close the rest evenly
     #[command(after_help = "Example: balancer drain --within 30m")]
     Drain {

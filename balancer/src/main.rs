@@ -18,7 +18,7 @@ use balancer::{
         control::{self, Request},
         exit, journal,
         status::{Status, Verdict},
-        uninstall,
+        top, uninstall,
     },
 };
 use clap::Parser;
@@ -49,6 +49,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Status { configured, json } => {
             return status(&Config::load_paths(&configured.config)?, json);
         }
+        Command::Top(configured) => top::top(&Config::load_paths(&configured.config)?.control)?,
         Command::Drain { configured, within } => {
             tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;
         }

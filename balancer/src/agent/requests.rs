@@ -17,7 +17,7 @@ pub(super) type Asked = (Request, Caller, oneshot::Sender<Result<Value, String>>
 
 impl Agent {
     pub(super) fn answer(&mut self, request: &Request, caller: &Caller) -> Result<Value, String> {
-        if *request != Request::Status {
+        if !matches!(request, Request::Status | Request::Sample) {
             info!("`{request}` by {caller}");
         }
         self.try_answer(request).map_err(|error| format!("{error:#}"))
@@ -35,6 +35,7 @@ impl Agent {
                 }
                 return Ok(serde_json::to_value(self.status()?)?);
             }
+            Request::Sample => return Ok(serde_json::to_value(self.status()?)?),
             Request::Drain { within_s } => {
                 let text = self.balance.drain(now, Duration::from_secs(*within_s), &inputs)?;
                 info!("draining within {within_s} s: {load} connections");

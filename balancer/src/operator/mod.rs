@@ -8,4 +8,5 @@ pub mod loud;
 pub mod metrics;
 pub mod minute;
 pub mod status;
+pub mod top;
 pub mod uninstall;

@@ -71,7 +71,8 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
     // The last build, so that the tests get the same binary as `cargo xtask build`.
     let binary = step("build of the balancer", balancer::build)?;
 
-    let mut session = Session::start(binary, &[("BALANCER_LIBJUJU", &libjuju), ("BALANCER_PROMTOOL", &promtool)])?;
+    let mut session =
+        Session::start(binary, &[("BALANCER_LIBJUJU", &libjuju), ("BALANCER_PROMTOOL", &promtool)])?;
     let of_this_machine = harnesses(released).filter(|harness| harness.name != controllers::HARNESS);
     for harness in harnesses(pure).chain(of_this_machine) {
         let threads =

@@ -28,6 +28,8 @@ pub const ASKS: &str = "asks";
 pub enum Request {
     /// The agent's state, as a [`super::status::Status`].
     Status,
+    /// The same without counting the relays anew, once a second for `top`.
+    Sample,
     /// Send new clients to other controllers, and close the connections here evenly.
     Drain {
         /// Seconds until this controller should be empty.
@@ -57,6 +59,7 @@ impl fmt::Display for Request {
         let flag = |is_set: bool, text: &'static str| if is_set { text } else { "" };
         match self {
             Self::Status => f.write_str("balancer status"),
+            Self::Sample => f.write_str("balancer top"),
             Self::Drain { within_s } => write!(f, "balancer drain --within {within_s}s"),
             Self::Resume => f.write_str("balancer resume"),
             Self::Limit { limit, sure } => {

@@ -96,7 +96,10 @@ pub(super) async fn serve(
 enum Listener {
     Tcp(TcpListener),
     /// With its file, which it removes in the end.
-    Unix { listener: UnixListener, _file: SocketFile },
+    Unix {
+        listener: UnixListener,
+        _file: SocketFile,
+    },
 }
 
 impl Listener {
