@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -77,6 +77,18 @@ pub enum Command {
         /// Only report the effect of --now
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Explain where a new connection from an address would go, and why
+    #[command(after_help = exit::help("balancer explain 10.0.4.7"))]
+    Explain {
+        /// The client's address
+        address: IpAddr,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// The configuration file
+        #[command(flatten)]
+        configured: Configured,
     },
     /// Remove the data path; connections relayed by or to this host end
     #[command(after_help = "Example: systemctl stop balancer && balancer uninstall")]

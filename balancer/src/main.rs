@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "commands print their results")]
 
 use std::{
+    fmt::Display,
     future::Future,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
@@ -16,12 +17,18 @@ use balancer::{
     operator::{
         check,
         control::{self, Request},
-        exit, journal,
+        exit,
+        explain::Explanation,
+        journal,
         status::{Status, Verdict},
         top, uninstall,
     },
 };
 use clap::Parser;
+use serde::de::DeserializeOwned;
+
+const OTHER_VERSION: &str =
+    "the running agent is of another version; restart it with this one (systemctl restart balancer)";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -57,6 +64,9 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Limit { limit: Limit(limit), yes, configured } => order_limit(&configured, limit, yes)?,
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
+        }
+        Command::Explain { address, json, configured } => {
+            show::<Explanation>(&configured, &Request::Explain { address }, json)?;
         }
         Command::Uninstall(configured) => uninstall(&configured)?,
         Command::Keygen { file } => {
@@ -107,14 +117,24 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
     Ok(())
 }
 
+/// Asks the agent, and prints its answer.
+fn show<T: DeserializeOwned + Display>(configured: &Configured, request: &Request, json: bool) -> Result<()> {
+    let paths = Config::load_paths(&configured.config)?;
+    let answer = wait(control::call(&paths.control, request))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else {
+        print!("{}", serde_json::from_value::<T>(answer).context(OTHER_VERSION)?);
+    }
+    Ok(())
+}
+
 fn status(paths: &Paths, json: bool) -> Result<ExitCode> {
     let answer = wait(control::call(&paths.control, &Request::Status))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&answer)?);
     }
-    let status: Status = serde_json::from_value(answer).context(
-        "the running agent is of another version; restart it with this one (systemctl restart balancer)",
-    )?;
+    let status: Status = serde_json::from_value(answer).context(OTHER_VERSION)?;
     if !json {
         print!("{status}");
     }

@@ -103,7 +103,7 @@ fn fill<T: Tables>(
 /// Another controller as a candidate: eligible if it is ready, below its limit and has reported lately; relayable if the
 /// path there is proved, for the client's family and as far as is known for its network. `barred`: bit 0 tells.
 #[inline(always)]
-fn other(
+pub fn other(
     controller: &Controller,
     sent: u64,
     unreachable_until_ns: u64,

@@ -7,6 +7,7 @@
 
 mod bounds;
 mod effects;
+mod explain;
 mod firewall;
 mod inputs;
 mod install;

@@ -17,7 +17,7 @@ pub(super) type Asked = (Request, Caller, oneshot::Sender<Result<Value, String>>
 
 impl Agent {
     pub(super) fn answer(&mut self, request: &Request, caller: &Caller) -> Result<Value, String> {
-        if !matches!(request, Request::Status | Request::Sample) {
+        if !request.only_asks() {
             info!("`{request}` by {caller}");
         }
         self.try_answer(request).map_err(|error| format!("{error:#}"))
@@ -36,6 +36,7 @@ impl Agent {
                 return Ok(serde_json::to_value(self.status()?)?);
             }
             Request::Sample => return Ok(serde_json::to_value(self.status()?)?),
+            Request::Explain { address } => return Ok(serde_json::to_value(self.explain(*address)?)?),
             Request::Drain { within_s } => {
                 let text = self.balance.drain(now, Duration::from_secs(*within_s), &inputs)?;
                 info!("draining within {within_s} s: {load} connections");

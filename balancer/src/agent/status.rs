@@ -101,7 +101,7 @@ impl Agent {
         }
     }
 
-    fn not_relayed(&self) -> Vec<String> {
+    pub(super) fn not_relayed(&self) -> Vec<String> {
         let unrouted = self.programs.network.unrouted.iter();
         let unrouted = unrouted.map(|((name, address), why)| unrouted_sentence(name, *address, why));
         let cluster = &self.config.running.cluster;

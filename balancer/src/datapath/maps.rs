@@ -1,5 +1,7 @@
 //! The maps as the agent sees them.
 
+mod lookups;
+
 use std::{collections::HashSet, fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod control;
 pub mod exit;
+pub mod explain;
 pub mod journal;
 pub mod loud;
 pub mod metrics;

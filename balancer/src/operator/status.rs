@@ -4,7 +4,7 @@
 pub mod counters;
 mod reasons;
 mod table;
-mod text;
+pub(crate) mod text;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

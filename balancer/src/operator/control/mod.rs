@@ -8,7 +8,7 @@ mod caller;
 mod client;
 mod server;
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,6 +51,15 @@ pub enum Request {
         now: bool,
         dry_run: bool,
     },
+    /// How a new connection of this address would be decided, as a [`super::explain::Explanation`].
+    Explain { address: IpAddr },
+}
+
+impl Request {
+    /// Whether it only asks, so that the log need not tell.
+    pub fn only_asks(&self) -> bool {
+        matches!(self, Self::Status | Self::Sample | Self::Explain { .. })
+    }
 }
 
 /// As it was typed.
@@ -60,6 +69,7 @@ impl fmt::Display for Request {
         match self {
             Self::Status => f.write_str("balancer status"),
             Self::Sample => f.write_str("balancer top"),
+            Self::Explain { address } => write!(f, "balancer explain {address}"),
             Self::Drain { within_s } => write!(f, "balancer drain --within {within_s}s"),
             Self::Resume => f.write_str("balancer resume"),
             Self::Limit { limit, sure } => {

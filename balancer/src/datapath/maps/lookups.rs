@@ -1,0 +1,42 @@
+//! The records that one client's address leads to.
+
+use anyhow::{Context as _, Result};
+use aya::maps::{MapError, lpm_trie::Key};
+use balancer_common::{
+    records::{AddressClass, Budget, Network},
+    wire::Address,
+};
+
+use super::Maps;
+
+impl Maps {
+    /// The class of an address, as the programs find it.
+    pub fn class_of(&self, address: Address) -> Result<AddressClass> {
+        let found = found(self.classes.get(&Key::new(128, bytemuck::cast(address)), 0));
+        Ok(found.context("failed to look up the class of an address")?.unwrap_or(AddressClass::CLIENT))
+    }
+
+    /// The connections of one client address, if they are counted.
+    pub fn client(&self, address: Address) -> Result<Option<Budget>> {
+        found(self.clients.get(&address, 0)).context("failed to look up a client's count")
+    }
+
+    /// The network of one client address.
+    pub fn network_of(&self, address: Address) -> Result<Network> {
+        let network = found(self.networks.get(&Network::of(&address), 0));
+        Ok(network.context("failed to look up a client's network")?.unwrap_or(Network::NONE))
+    }
+
+    /// When a client was last refused for another controller's sake (boot clock, nanoseconds).
+    pub fn recently_refused(&self, address: Address) -> Result<Option<u64>> {
+        found(self.recently_refused.get(&address, 0)).context("failed to look up a refusal")
+    }
+}
+
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
