@@ -3,8 +3,9 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
-use crate::operator::exit;
+use crate::operator::{exit, flows::Sort};
 
 /// The configuration file without `--config`.
 pub const CONFIG: &str = "/etc/balancer/balancer.toml";
@@ -83,12 +84,41 @@ pub enum Command {
     Explain {
         /// The client's address
         address: IpAddr,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// The configuration file
         #[command(flatten)]
-        configured: Configured,
+        shown: Shown,
+    },
+    /// List relayed connections: client, entry, owner, age
+    #[command(after_help = exit::help("balancer flows --client 10.0.4.0/24 --sort idle"))]
+    Flows {
+        /// Only those of this address or network
+        #[arg(long, value_parser = parse_network)]
+        client: Option<IpNet>,
+        /// How many to list, at most 10000
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// The first ones
+        #[arg(long, next_line_help = true, value_enum, default_value_t = Sort::Newest)]
+        sort: Sort,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// List the addresses with the most connections, and their class
+    #[command(after_help = exit::help("balancer clients --limit 20"))]
+    Clients {
+        /// How many to list, at most 10000
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Show what the agent has lately decided, and why
+    #[command(after_help = exit::help("balancer events --follow"))]
+    Events {
+        /// Go on with each event as it happens
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        shown: Shown,
     },
     /// Remove the data path; connections relayed by or to this host end
     #[command(after_help = "Example: systemctl stop balancer && balancer uninstall")]
@@ -124,6 +154,21 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
         Ok(limit) if limit > 0 => Ok(Limit(Some(limit))),
         _ => Err(format!("write a number from 1 to {}, or \"default\"", u32::MAX)),
     }
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "write an address or a network, such as 10.0.4.7 or 10.0.4.0/24".into())
+}
+
+/// Arguments of the commands that show an answer of the agent.
+#[derive(Args, Clone, Debug)]
+pub struct Shown {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub configured: Configured,
 }
 
 /// Arguments of every command that needs the configuration.

@@ -11,14 +11,16 @@ use std::{
 use anyhow::{Context, Result};
 use balancer::{
     agent,
-    cli::{Cli, Command, Configured, Limit},
+    cli::{Cli, Command, Configured, Limit, Shown},
     config::{Config, Paths},
     juju::key::ClusterKey,
     operator::{
         check,
+        clients::ClientList,
         control::{self, Request},
-        exit,
+        events, exit,
         explain::Explanation,
+        flows::{FlowList, Wanted},
         journal,
         status::{Status, Verdict},
         top, uninstall,
@@ -40,7 +42,9 @@ fn main() -> ExitCode {
             out.write_all(journal::lines(record.level(), &record.args().to_string()).as_bytes())
         });
     }
-    logger.init();
+    let logger = logger.build();
+    let level = logger.filter();
+    events::Keeper::install(logger, level);
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -65,8 +69,14 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
         }
-        Command::Explain { address, json, configured } => {
-            show::<Explanation>(&configured, &Request::Explain { address }, json)?;
+        Command::Explain { address, shown } => show::<Explanation>(&shown, &Request::Explain { address })?,
+        Command::Flows { client, limit, sort, shown } => {
+            show::<FlowList>(&shown, &Request::Flows(Wanted { client, limit, sort }))?;
+        }
+        Command::Clients { limit, shown } => show::<ClientList>(&shown, &Request::Clients { limit })?,
+        Command::Events { follow, shown } => {
+            let paths = Config::load_paths(&shown.configured.config)?;
+            wait(events::show(&paths.control, follow, shown.json, &mut io::stdout()))?;
         }
         Command::Uninstall(configured) => uninstall(&configured)?,
         Command::Keygen { file } => {
@@ -118,10 +128,10 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
 }
 
 /// Asks the agent, and prints its answer.
-fn show<T: DeserializeOwned + Display>(configured: &Configured, request: &Request, json: bool) -> Result<()> {
-    let paths = Config::load_paths(&configured.config)?;
+fn show<T: DeserializeOwned + Display>(shown: &Shown, request: &Request) -> Result<()> {
+    let paths = Config::load_paths(&shown.configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
-    if json {
+    if shown.json {
         println!("{}", serde_json::to_string_pretty(&answer)?);
     } else {
         print!("{}", serde_json::from_value::<T>(answer).context(OTHER_VERSION)?);

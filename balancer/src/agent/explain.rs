@@ -28,7 +28,8 @@ impl Agent {
             dialled != Address::UNSPECIFIED,
             "this controller has no address that {client} could dial"
         );
-        let class = maps.class_of(address)?;
+        let classes = maps.classes()?;
+        let class = classes.of(address)?;
         let named = self.cluster.peers().iter().map(|peer| (peer.slot, peer.name.clone()));
         let own_name = self.config.running.cluster.name.clone();
         explain::explain(Facts {
@@ -39,7 +40,7 @@ impl Agent {
             snapshot: Snapshot {
                 client,
                 dialled: dialled.into(),
-                classes: [class, maps.class_of(dialled)?],
+                classes: [class, classes.of(dialled)?],
                 traffic: (0..MAX_CONTROLLERS).map(|slot| maps.traffic(slot)).collect::<Result<_>>()?,
                 budget: maps.budget()?,
                 own: maps.client(address)?,

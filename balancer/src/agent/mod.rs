@@ -11,6 +11,7 @@ mod explain;
 mod firewall;
 mod inputs;
 mod install;
+mod listing;
 mod names;
 mod network;
 mod off;
@@ -278,7 +279,7 @@ impl Agent {
                     self.write_views();
                 }
                 Some((request, caller, answer)) = self.inbox.asked.recv() => {
-                    let _: Result<(), _> = answer.send(self.answer(&request, &caller));
+                    self.answer(&request, &caller, answer);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use log::{info, warn};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -10,17 +10,30 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Agent, boot_s};
 use crate::{
     balance::{Inputs, Limited},
-    operator::control::{ASKS, Caller, ControlSocket, Request},
+    operator::{
+        control::{ASKS, Caller, ControlSocket, Request},
+        events,
+    },
 };
 
-pub(super) type Asked = (Request, Caller, oneshot::Sender<Result<Value, String>>);
+type Answer = oneshot::Sender<Result<Value, String>>;
+pub(super) type Asked = (Request, Caller, Answer);
+
+fn send(answer: Answer, result: Result<Value>) {
+    // The caller may have gone.
+    let _: Result<(), _> = answer.send(result.map_err(|error| format!("{error:#}")));
+}
 
 impl Agent {
-    pub(super) fn answer(&mut self, request: &Request, caller: &Caller) -> Result<Value, String> {
+    pub(super) fn answer(&mut self, request: &Request, caller: &Caller, answer: Answer) {
         if !request.only_asks() {
             info!("`{request}` by {caller}");
         }
-        self.try_answer(request).map_err(|error| format!("{error:#}"))
+        match self.listing(request) {
+            Ok(Some(listing)) => drop(tokio::task::spawn_blocking(move || send(answer, listing.make()))),
+            Ok(None) => send(answer, self.try_answer(request)),
+            Err(error) => send(answer, Err(error)),
+        }
     }
 
     fn try_answer(&mut self, request: &Request) -> Result<Value> {
@@ -37,6 +50,9 @@ impl Agent {
             }
             Request::Sample => return Ok(serde_json::to_value(self.status()?)?),
             Request::Explain { address } => return Ok(serde_json::to_value(self.explain(*address)?)?),
+            Request::Flows(_) | Request::Clients { .. } | Request::Events { .. } => {
+                bail!("this is answered beside the agent's loop")
+            }
             Request::Drain { within_s } => {
                 let text = self.balance.drain(now, Duration::from_secs(*within_s), &inputs)?;
                 info!("draining within {within_s} s: {load} connections");
@@ -76,6 +92,10 @@ pub(super) async fn serve(
     let handler = move |request, caller| {
         let ask = ask.clone();
         async move {
+            if let Request::Events { after, wait } = request {
+                let patience = if wait { events::WAIT } else { Duration::ZERO };
+                return events::after(after, patience).await.map(|page| json!(page));
+            }
             let (answer, answered) = oneshot::channel();
             ask.send((request, caller, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
             answered.await.map_err(|_gone| "the agent is ending".to_owned())?

@@ -13,19 +13,24 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 /// Records of a call, unless a bucket of the map has more.
 const AT_ONCE: usize = 4_096;
 
-/// Every record. The types are the map's, as [`super::maps::check_shapes`] and the loader ensure. A record that is added or
-/// removed meanwhile may be missing or present.
+/// Every record, as [`visit`] shows them.
 pub fn records<K: Pod, V: Pod>(map: &MapData) -> io::Result<Vec<(K, V)>> {
-    let (mut keys, mut values) = (vec![K::zeroed(); AT_ONCE], vec![V::zeroed(); AT_ONCE]);
     let mut all = Vec::new();
+    visit(map, |key, value| all.push((*key, *value)))?;
+    Ok(all)
+}
+
+/// Shows `note` every record. One that is added or removed meanwhile may be missing or present.
+pub fn visit<K: Pod, V: Pod>(map: &MapData, mut note: impl FnMut(&K, &V)) -> io::Result<()> {
+    let (mut keys, mut values) = (vec![K::zeroed(); AT_ONCE], vec![V::zeroed(); AT_ONCE]);
     let mut place = None;
     loop {
         let looked = look_up(map, &mut place, &mut keys, &mut values);
         match looked {
             Ok((count, is_end)) => {
-                all.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+                keys.iter().zip(&values).take(count).for_each(|(key, value)| note(key, value));
                 if is_end {
-                    return Ok(all);
+                    return Ok(());
                 }
             }
             // A bucket has more records than there is room for (kernel `__htab_map_lookup_and_delete_batch`).

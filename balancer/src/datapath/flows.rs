@@ -3,8 +3,9 @@
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use balancer_common::records::{Flow, Kind, Tuple};
+use bytemuck::pod_read_unaligned;
 
-use super::batch;
+use super::{batch, records::Records};
 
 /// The two maps of flows.
 pub struct Flows {
@@ -49,6 +50,14 @@ impl Flows {
         Ok(pairs)
     }
 
+    /// The same maps for another thread.
+    pub fn reader(&self) -> Result<FlowReader> {
+        Ok(FlowReader {
+            live: Records::beside(self.live.map())?,
+            half_open: Records::beside(self.half_open.map())?,
+        })
+    }
+
     /// Whether there is a record with this key.
     pub fn has(&self, key: &Tuple) -> bool {
         [&self.live, &self.half_open].iter().any(|map| map.get(key, 0).is_ok())
@@ -62,5 +71,28 @@ impl Flows {
             // It may be gone already.
             let _: Result<(), MapError> = map.remove(&key);
         }
+    }
+}
+
+/// The flows, for a thread beside the agent's loop.
+pub struct FlowReader {
+    live: Records,
+    half_open: Records,
+}
+
+impl FlowReader {
+    /// Shows `note` every record, and whether its handshake is complete.
+    pub fn visit(&self, mut note: impl FnMut(&Tuple, &Flow, bool)) -> Result<()> {
+        for (map, live) in [(&self.live, true), (&self.half_open, false)] {
+            batch::visit(map.map(), |key, flow| note(key, flow, live)).context("failed to list flows")?;
+        }
+        Ok(())
+    }
+
+    /// The record with this key.
+    pub fn get(&self, key: &Tuple) -> Option<Flow> {
+        let maps = [&self.live, &self.half_open].into_iter();
+        let found = maps.filter_map(|map| map.get(bytemuck::bytes_of(key)).ok().flatten()).next();
+        found.map(|flow| pod_read_unaligned(&flow))
     }
 }

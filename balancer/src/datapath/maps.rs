@@ -2,6 +2,8 @@
 
 mod lookups;
 
+pub use self::lookups::Classes;
+
 use std::{collections::HashSet, fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};

@@ -36,11 +36,11 @@ use crate::host::interfaces;
 
 pub use self::{
     attach::{AttachedHooks, TcHook, hook_of_this_kernel},
-    flows::{FlowPair, Flows},
+    flows::{FlowPair, FlowReader, Flows},
     hooks::{Displaced, Place},
     kernel::Kernel,
     load::{OBJECT, load_object, place_stages},
-    maps::{Counters, Maps},
+    maps::{Classes, Counters, Maps},
     news::News,
     pins::{serve_here, uninstall},
     verify::{Kind, verify},

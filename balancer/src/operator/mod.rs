@@ -1,9 +1,12 @@
 //! The operator's tools: the control socket, `status`, `check` and `uninstall`.
 
 pub mod check;
+pub mod clients;
 pub mod control;
+pub mod events;
 pub mod exit;
 pub mod explain;
+pub mod flows;
 pub mod journal;
 pub mod loud;
 pub mod metrics;

@@ -267,7 +267,7 @@ impl Daemon {
     }
 
     /// `balancer ARGUMENTS --config FILE` in the daemon's namespace.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command_in(&self.enter, &self.binary);
         command.args(arguments).arg("--config").arg(self.config_path()).stdin(Stdio::null());
         if let Some(hook) = &self.hook {

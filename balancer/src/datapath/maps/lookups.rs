@@ -1,19 +1,30 @@
 //! The records that one client's address leads to.
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapError, lpm_trie::Key};
+use aya::maps::{IterableMap, MapError};
 use balancer_common::{
     records::{AddressClass, Budget, Network},
     wire::Address,
 };
 
-use super::Maps;
+use super::{super::records::Records, Maps};
+
+/// The classes of addresses, for a thread beside the agent's loop.
+pub struct Classes(Records);
+
+impl Classes {
+    /// The class of an address, as the programs find it.
+    pub fn of(&self, address: Address) -> Result<AddressClass> {
+        let key = [bytemuck::bytes_of(&128_u32), bytemuck::bytes_of(&address)].concat();
+        let class = self.0.get(&key)?;
+        Ok(class.map_or(AddressClass::CLIENT, |class| bytemuck::pod_read_unaligned(&class)))
+    }
+}
 
 impl Maps {
-    /// The class of an address, as the programs find it.
-    pub fn class_of(&self, address: Address) -> Result<AddressClass> {
-        let found = found(self.classes.get(&Key::new(128, bytemuck::cast(address)), 0));
-        Ok(found.context("failed to look up the class of an address")?.unwrap_or(AddressClass::CLIENT))
+    /// The classes of addresses, also for another thread.
+    pub fn classes(&self) -> Result<Classes> {
+        Ok(Classes(Records::beside(IterableMap::<_, AddressClass>::map(&self.classes))?))
     }
 
     /// The connections of one client address, if they are counted.

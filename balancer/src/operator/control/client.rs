@@ -1,6 +1,10 @@
 //! The command line's side of the control socket.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
@@ -20,41 +24,59 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends `request` to the agent behind the socket at `path`, and returns its answer.
 pub async fn call(path: &Path, request: &Request) -> Result<Value> {
-    let stream = UnixStream::connect(path).await.map_err(|error| explain(path, &error))?;
-    let mut stream = BufReader::new(stream);
-    let mut line = serde_json::to_vec(request).context("failed to write the request")?;
-    line.push(b'\n');
-    let exchange = async {
-        // An agent that refuses the connection closes it before it reads, but its reason can still be read.
-        let written = stream.get_mut().write_all(&line).await;
-        let mut answer = Vec::new();
-        (&mut stream).take(LONGEST_ANSWER).read_until(b'\n', &mut answer).await?;
-        if answer.is_empty() {
-            written?;
+    Connection::open(path).await?.ask(request).await
+}
+
+/// A connection to the agent, for one request after the other.
+pub struct Connection {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Connects to the agent behind the socket at `path`.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path).await.map_err(|error| explain(path, &error))?;
+        Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
+    }
+
+    /// Sends a request, and returns its answer.
+    pub async fn ask(&mut self, request: &Request) -> Result<Value> {
+        let Self { path, stream } = self;
+        let mut line = serde_json::to_vec(request).context("failed to write the request")?;
+        line.push(b'\n');
+        let exchange = async {
+            // An agent that refuses the connection closes it before it reads, but its reason can still be read.
+            let written = stream.get_mut().write_all(&line).await;
+            let mut answer = Vec::new();
+            stream.take(LONGEST_ANSWER).read_until(b'\n', &mut answer).await?;
+            if answer.is_empty() {
+                written?;
+            }
+            io::Result::Ok(answer)
+        };
+        let answer = timeout(PATIENCE, exchange)
+            .await
+            .map_err(|_elapsed| Failure {
+                code: Code::NoAgent,
+                text: format!(
+                    "the agent on {} did not answer within {} s; systemd restarts one that hangs",
+                    path.display(),
+                    PATIENCE.as_secs()
+                ),
+            })?
+            .with_context(|| format!("the connection to the agent on {} broke", path.display()))?;
+        ensure!(
+            !answer.is_empty(),
+            "the agent on {} closed the connection without an answer; it may be stopping, see journalctl -u balancer",
+            path.display()
+        );
+        let answer = serde_json::from_slice(&answer)
+            .with_context(|| format!("the agent on {} sent an invalid answer", path.display()))?;
+        match answer {
+            Answer::Ok(value) => Ok(value),
+            Answer::Error(text) => Err(anyhow!(text)),
         }
-        io::Result::Ok(answer)
-    };
-    let answer = timeout(PATIENCE, exchange)
-        .await
-        .map_err(|_elapsed| Failure {
-            code: Code::NoAgent,
-            text: format!(
-                "the agent on {} did not answer within {} s; systemd restarts one that hangs",
-                path.display(),
-                PATIENCE.as_secs()
-            ),
-        })?
-        .with_context(|| format!("the connection to the agent on {} broke", path.display()))?;
-    ensure!(
-        !answer.is_empty(),
-        "the agent on {} closed the connection without an answer; it may be stopping, see journalctl -u balancer",
-        path.display()
-    );
-    let answer = serde_json::from_slice(&answer)
-        .with_context(|| format!("the agent on {} sent an invalid answer", path.display()))?;
-    match answer {
-        Answer::Ok(value) => Ok(value),
-        Answer::Error(text) => Err(anyhow!(text)),
     }
 }
 

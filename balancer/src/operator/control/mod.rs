@@ -13,10 +13,12 @@ use std::{fmt, net::IpAddr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::flows::Wanted;
+
 pub(super) use self::server::{Place, SocketFile};
 pub use self::{
     caller::Caller,
-    client::call,
+    client::{Connection, call},
     server::{ControlSocket, Refused, converse},
 };
 
@@ -53,12 +55,34 @@ pub enum Request {
     },
     /// How a new connection of this address would be decided, as a [`super::explain::Explanation`].
     Explain { address: IpAddr },
+    /// The relayed connections, as a [`super::flows::FlowList`].
+    Flows(Wanted),
+    /// The addresses with the most connections, as a [`super::clients::ClientList`].
+    Clients {
+        /// At most this many.
+        limit: usize,
+    },
+    /// The agent's decisions, as a [`super::events::Page`].
+    Events {
+        /// After the one with this number; 0: all.
+        after: u64,
+        /// Wait for one if there is none.
+        wait: bool,
+    },
 }
 
 impl Request {
     /// Whether it only asks, so that the log need not tell.
     pub fn only_asks(&self) -> bool {
-        matches!(self, Self::Status | Self::Sample | Self::Explain { .. })
+        matches!(
+            self,
+            Self::Status
+                | Self::Sample
+                | Self::Explain { .. }
+                | Self::Flows(_)
+                | Self::Clients { .. }
+                | Self::Events { .. }
+        )
     }
 }
 
@@ -69,6 +93,9 @@ impl fmt::Display for Request {
         match self {
             Self::Status => f.write_str("balancer status"),
             Self::Sample => f.write_str("balancer top"),
+            Self::Flows(_) => f.write_str("balancer flows"),
+            Self::Clients { limit } => write!(f, "balancer clients --limit {limit}"),
+            Self::Events { .. } => f.write_str("balancer events"),
             Self::Explain { address } => write!(f, "balancer explain {address}"),
             Self::Drain { within_s } => write!(f, "balancer drain --within {within_s}s"),
             Self::Resume => f.write_str("balancer resume"),

@@ -284,6 +284,8 @@ impl Tables for Run<'_> {
         true
     }
 
+    fn tell_agent(&self) {}
+
     fn recently_refused(&self, _address: &Address) -> Option<u64> {
         self.snapshot.refused_ns
     }
