@@ -41,7 +41,7 @@ pub enum Command {
     )]
     Top(Configured),
     /// Empty this controller: take no clients, close the rest evenly
-    #[command(after_help = "Example: balancer drain --within 30m")]
+    #[command(after_help = "Example: balancer drain --within 30m --wait")]
     Drain {
         /// The configuration file
         #[command(flatten)]
@@ -49,10 +49,29 @@ pub enum Command {
         /// Time to take; more if the others log in clients slower
         #[arg(long, next_line_help = true, default_value = "10m", value_parser = humantime::parse_duration)]
         within: Duration,
+        /// Return once no client has a connection here
+        #[arg(long)]
+        wait: bool,
     },
     /// Take clients again after a drain
     #[command(after_help = "Example: balancer resume")]
     Resume(Configured),
+    /// Serve each new client where it dials, and close none: kill switch
+    #[command(after_help = "Example: balancer bypass --for 1h")]
+    Bypass {
+        /// Time after which it ends by itself; without it, `balancer on` ends it
+        #[arg(long = "for", value_name = "TIME", next_line_help = true, value_parser = humantime::parse_duration)]
+        lasts: Option<Duration>,
+        /// Lift the limits too: refuse nobody
+        #[arg(long)]
+        all: bool,
+        /// The configuration file
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// End a bypass: relay and limit clients again
+    #[command(after_help = "Example: balancer on")]
+    On(Configured),
     /// Change the hard limit until `limit default` or a reboot
     #[command(after_help = "Examples: balancer limit 5000\n          balancer limit default")]
     Limit {

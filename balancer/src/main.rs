@@ -15,13 +15,13 @@ use balancer::{
     config::{Config, Paths},
     juju::key::ClusterKey,
     operator::{
-        check,
+        bypass, check,
         clients::ClientList,
         control::{self, Request},
-        events, exit,
+        drain, events, exit,
         explain::Explanation,
         flows::{FlowList, Wanted},
-        journal,
+        journal, keygen,
         status::{Status, Verdict},
         top, uninstall,
     },
@@ -48,8 +48,12 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("balancer: {error:#}");
-            exit::of(&error).into()
+            let code = exit::of(&error);
+            let text = format!("{error:#}");
+            let remedy =
+                if code == exit::Code::NotPermitted && !text.contains("sudo") { "; use sudo" } else { "" };
+            eprintln!("balancer: {text}{remedy}");
+            code.into()
         }
     }
 }
@@ -61,10 +65,19 @@ fn execute(command: Command) -> Result<ExitCode> {
             return status(&Config::load_paths(&configured.config)?, json);
         }
         Command::Top(configured) => top::top(&Config::load_paths(&configured.config)?.control)?,
-        Command::Drain { configured, within } => {
+        Command::Drain { configured, within, wait: waits } => {
             tell(&configured, &Request::Drain { within_s: within.as_secs().max(1) })?;
+            if waits {
+                let paths = Config::load_paths(&configured.config)?;
+                println!("{}", wait(drain::wait(&paths.control, io::stdout().is_terminal()))?);
+            }
         }
         Command::Resume(configured) => tell(&configured, &Request::Resume)?,
+        Command::Bypass { lasts, all, configured } => {
+            let paths = Config::load_paths(&configured.config)?;
+            println!("{}", wait(bypass::order(&paths, lasts, all))?);
+        }
+        Command::On(configured) => tell(&configured, &Request::On)?,
         Command::Limit { limit: Limit(limit), yes, configured } => order_limit(&configured, limit, yes)?,
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
@@ -82,8 +95,12 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Keygen { file } => {
             ClusterKey::keygen(&file)?;
             println!("{}: copy this file to every controller, owned by root, mode 0600", file.display());
+            if let Some(unused) = keygen::unused(&file) {
+                println!("{unused}");
+            }
         }
         Command::Check { configured, json } => {
+            exit::need_root("check")?;
             let findings = wait(check::check(&configured.config))?;
             if json {
                 println!("{}", serde_json::to_string_pretty(&check::json(&findings))?);

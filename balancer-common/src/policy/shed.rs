@@ -303,7 +303,7 @@ fn done(target: u64) -> u64 {
 impl fmt::Display for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Balanced => "this controller has no more than its share",
+            Self::Balanced => "this controller is near enough to its share",
             Self::Returning => "those that were closed are not back yet",
             Self::StaleView => "another controller's report is too old to go by",
             Self::JustReady => "this controller or its agent started within the last minute",

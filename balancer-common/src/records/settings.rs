@@ -52,8 +52,10 @@ pub struct Settings {
     pub steer: u8,
     /// 1 if another version's programs ran before these.
     pub upgraded: u8,
+    /// 1 if a bypass lifts the limits too.
+    pub bypass_all: u8,
     /// Explicit padding.
-    pub pad: [u8; 2],
+    pub pad: u8,
     /// Boot clock, seconds: until this time, handshakes may exist that began before these programs were
     /// attached. If these programs replaced another version's, relays may exist too that these do not know.
     pub grace_until_s: u32,
@@ -62,12 +64,17 @@ pub struct Settings {
     pub epoch: u32,
     /// The interface by which this host reaches every client, if it has only one; 0: it has several.
     pub only_way: u32,
+    /// Boot clock, seconds: until this time the operator has the balancer bypassed; 0: it is not. The agent keeps it here
+    /// across its restarts, and the command line writes it where the agent hangs.
+    pub bypass_until_s: u32,
+    /// Explicit padding.
+    pub more_pad: [u8; 4],
     /// Makes the record longer.
     #[cfg(feature = "other-layout")]
     pub later: u64,
 }
 
-const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 104 } else { 96 });
+const _: () = assert!(size_of::<Settings>() == if cfg!(feature = "other-layout") { 112 } else { 104 });
 
 /// How to treat a new client that another controller should serve.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

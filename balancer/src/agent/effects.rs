@@ -34,6 +34,7 @@ impl Agent {
                     }
                 }
                 cluster::Effect::Probe(probe) => self.begin_probe(probe),
+                cluster::Effect::Knock { name, from, to } => self.begin_knock(name, from, to),
                 cluster::Effect::LookForWaiting { slot, name } => {
                     if let Err(error) = self.reset_waiting(slot, &name) {
                         warn_repeated!(

@@ -119,6 +119,7 @@ mod tests {
     use bytemuck::Zeroable as _;
 
     use super::*;
+    use crate::balance::Bypass;
 
     #[test]
     fn an_agent_goes_on_from_the_data_path_that_it_finds() {
@@ -127,11 +128,18 @@ mod tests {
             operator_limit: 500,
             drain_from_s: 90,
             drain_until_s: 190,
+            bypass_until_s: 300,
+            bypass_all: 1,
             upgraded: 1,
             grace_until_s: 95,
             ..Settings::zeroed()
         };
-        let orders = Orders { limit: 500, drain_from_s: 90, drain_until_s: 190 };
+        let orders = Orders {
+            limit: 500,
+            drain_from_s: 90,
+            drain_until_s: 190,
+            bypass: Bypass { until_s: 300, all: true },
+        };
         let none = Orders::default();
         let rows = [
             (PreviousDataPath::Nothing, (true, none, 0, false, 130)),

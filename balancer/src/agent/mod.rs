@@ -6,6 +6,7 @@
 //! interfaces that they are attached to. This file is the loop around them.
 
 mod bounds;
+mod bypass;
 mod effects;
 mod explain;
 mod firewall;
@@ -45,8 +46,9 @@ use tokio::{
 pub use self::start::Started;
 use self::{
     bounds::Bounds,
+    firewall::Looked,
     names::Names,
-    off::{Off, Reasons},
+    off::Off,
     pace::{Due, Pace},
     programs::Programs,
     reload::Rereading,
@@ -189,11 +191,11 @@ struct Jujud {
 
 struct Inbox {
     asked: mpsc::Receiver<Asked>,
-    probed: mpsc::Receiver<Probed>,
+    probed: mpsc::Receiver<Found>,
     /// For the probes that send into `probed`.
-    probe_results: mpsc::Sender<Probed>,
+    probe_results: mpsc::Sender<Found>,
     /// Why this host's firewall allows no relays.
-    firewall: mpsc::Receiver<Reasons>,
+    firewall: mpsc::Receiver<Looked>,
     firewall_question: watch::Sender<Question>,
 }
 
@@ -202,6 +204,16 @@ struct Probed {
     probe: Probe,
     key: Option<Tuple>,
     result: Result<(), String>,
+}
+
+/// An answer that the agent has waited for.
+enum Found {
+    Probed(Probed),
+    /// Whether the host of a silent controller has answered.
+    Knocked {
+        name: String,
+        answered: bool,
+    },
 }
 
 struct Schedule {
@@ -273,9 +285,9 @@ impl Agent {
                     }
                 },
                 _ = hangup.recv() => self.reload().await,
-                Some(probed) = self.inbox.probed.recv() => self.probe_ended(probed),
-                Some(reasons) = self.inbox.firewall.recv() => {
-                    self.firewall_read(reasons);
+                Some(found) = self.inbox.probed.recv() => self.found(found),
+                Some(looked) = self.inbox.firewall.recv() => {
+                    self.firewall_read(looked);
                     self.write_views();
                 }
                 Some((request, caller, answer)) = self.inbox.asked.recv() => {
@@ -286,6 +298,7 @@ impl Agent {
         notify::stopping();
         info!("ending; the data path stays at work (`balancer uninstall` removes it)");
         let _: Result<(), _> = self.tasks.stop.send(true);
+        self.say_stops().await;
         self.gossip.shutdown().await;
         for task in self.tasks.handles {
             task.abort();

@@ -14,14 +14,22 @@ pub(super) enum Source {
     Firewall,
     /// This host's interfaces.
     Interfaces,
+    /// The operator, by `balancer bypass`.
+    Bypass,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Off {
     reasons: BTreeMap<Source, Reasons>,
+    /// Changes of this host's firewall so far.
+    pub(super) rules_changed: u64,
 }
 
 impl Off {
+    pub(super) fn has(&self, source: Source) -> bool {
+        self.reasons.get(&source).is_some_and(|reasons| reasons.iter().any(Option::is_some))
+    }
+
     /// Notes the reasons of `source`, and returns those of all sources, for [`crate::cluster::Cluster::set_off`].
     pub(super) fn set(&mut self, source: Source, reasons: Reasons) -> Reasons {
         self.reasons.insert(source, reasons);
@@ -56,7 +64,9 @@ mod tests {
             ([None, None], [None, None]),
         ];
         for (reasons, joined) in rows {
+            let is_off = joined != [None, None];
             assert_eq!(off.set(Source::Firewall, reasons), joined);
+            assert_eq!((off.has(Source::Firewall), off.has(Source::Bypass)), (is_off, false));
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Relays that the agent opens itself, to prove a path before a client uses it.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use balancer_common::{
@@ -14,11 +18,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Agent, Probed};
+use super::{Agent, Found, Probed};
 use crate::{cluster::Probe, juju::health::Prober};
 
 /// The longest wait for a connection: a SYN that was lost is repeated once within it.
 const CONNECT: Duration = Duration::from_millis(1_500);
+/// The longest wait for a silent controller's host: a SYN that was lost is repeated once within it.
+const KNOCK: Duration = Duration::from_millis(1_200);
 /// The longest wait for the answer to a request, which is lost and repeated as well.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Local ports to try: one may belong to a relay, of which the stack does not know.
@@ -36,12 +42,13 @@ impl Agent {
                 self.tasks.beside.spawn(async move {
                     let result = run(&probe, socket, &prober).await;
                     // The agent is ending where nobody listens.
-                    let _: Result<(), _> = results.send(Probed { probe, key: Some(key), result }).await;
+                    let _: Result<(), _> =
+                        results.send(Found::Probed(Probed { probe, key: Some(key), result })).await;
                 });
             }
             Err(error) => {
                 let result = Err(format!("failed to probe it: {error:#}"));
-                if results.try_send(Probed { probe, key: None, result }).is_err() {
+                if results.try_send(Found::Probed(Probed { probe, key: None, result })).is_err() {
                     warn!("failed to note a probe");
                 }
             }
@@ -74,8 +81,28 @@ impl Agent {
         bail!("every port that the kernel gave belongs to a relay")
     }
 
+    /// Asks the host at `to` whether it is there, by a connection to its API port from `from`.
+    pub(super) fn begin_knock(&self, name: String, from: IpAddr, to: IpAddr) {
+        let results = self.inbox.probe_results.clone();
+        let to = SocketAddr::new(to, self.config.running.api.port);
+        tokio::spawn(async move {
+            let answered = answers(from, to).await;
+            let _: Result<(), _> = results.send(Found::Knocked { name, answered }).await;
+        });
+    }
+
+    pub(super) fn found(&mut self, found: Found) {
+        match found {
+            Found::Probed(probed) => self.probe_ended(probed),
+            Found::Knocked { name, answered } => {
+                let effects = self.cluster.knocked(&name, answered);
+                self.carry_out_cluster(effects);
+            }
+        }
+    }
+
     /// Takes the result of a probe.
-    pub(super) fn probe_ended(&mut self, probed: Probed) {
+    fn probe_ended(&mut self, probed: Probed) {
         let Probed { probe, key, result } = probed;
         if let Some(key) = key {
             self.programs.data_path.maps.forget_probe(&key);
@@ -84,6 +111,25 @@ impl Agent {
         let effects = self.cluster.probed(now, &probe, result);
         self.carry_out_cluster(effects);
         self.write_views();
+    }
+}
+
+/// Whether anything comes back from `to`: a connection, or a refusal.
+async fn answers(from: IpAddr, to: SocketAddr) -> bool {
+    let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let Ok(socket) = socket else { return false };
+    if socket.bind(SocketAddr::new(from, 0)).is_err() {
+        return false;
+    }
+    match timeout(KNOCK, socket.connect(to)).await {
+        Ok(Ok(stream)) => {
+            reset_when_dropped(&stream);
+            true
+        }
+        Ok(Err(error)) => {
+            matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+        }
+        Err(_) => false,
     }
 }
 

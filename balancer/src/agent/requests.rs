@@ -65,6 +65,13 @@ impl Agent {
                     text
                 }
             },
+            Request::Bypass { for_s, all } => {
+                self.balance.begin_bypass(for_s.map(Duration::from_secs), *all, &inputs)
+            }
+            Request::On => match self.balance.end_bypass() {
+                None => return Ok("the balancer is not bypassed".into()),
+                Some(text) => text.into(),
+            },
             Request::Limit { limit, sure } => match self.balance.order_limit(now, *limit, *sure, &inputs) {
                 Limited::Asks(text) => return Ok(json!({ ASKS: text })),
                 Limited::Set(text) => {

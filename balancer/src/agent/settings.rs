@@ -46,7 +46,7 @@ pub(super) fn settings(inputs: &Inputs) -> Settings {
     let announced = inputs.relay_out.iter().map(|port| port.host()).filter(|&port| port != 0);
     let (peer_first, peer_last) = announced
         .fold((relay_ports.first, relay_ports.last), |range, port| (range.0.min(port), range.1.max(port)));
-    Settings {
+    let mut settings = Settings {
         tag_key: inputs.tag_key,
         netns: inputs.netns,
         adjust: inputs.adjust,
@@ -76,11 +76,15 @@ pub(super) fn settings(inputs: &Inputs) -> Settings {
         own: inputs.own_slot as u8,
         active: 1,
         ..Settings::zeroed()
-    }
+    };
+    orders.bypass.apply(&mut settings);
+    settings
 }
 
 impl Agent {
     pub(super) fn write_settings(&mut self) -> Result<()> {
+        let before = self.programs.data_path.maps.settings()?;
+        self.follow_bypass(&before);
         let maps = &self.programs.data_path.maps;
         let relay_out = self.cluster.peers().iter().map(|peer| Ok(maps.controller(peer.slot)?.relay_out));
         let relay_out = relay_out.collect::<Result<Vec<_>>>()?;
@@ -101,7 +105,6 @@ impl Agent {
             only_way: self.programs.network.only_way,
             relay_out: &relay_out,
         });
-        let before = maps.settings()?;
         if before != settings {
             self.programs.data_path.maps.set_settings(&settings)?;
         }
@@ -154,7 +157,7 @@ mod tests {
         settings(&Inputs {
             config: &config,
             limit: admit,
-            orders: Orders { limit: 9, drain_from_s: 1, drain_until_s: 2 },
+            orders: Orders { limit: 9, drain_from_s: 1, drain_until_s: 2, ..Orders::default() },
             own_slot: 3,
             adjust: -4,
             tag_key: [5, 6],

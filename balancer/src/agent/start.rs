@@ -50,7 +50,11 @@ use crate::{
         introspection,
         key::ClusterKey,
     },
-    operator::{control::ControlSocket, metrics::Board},
+    operator::{
+        control::ControlSocket,
+        exit::{Code, Failure},
+        metrics::Board,
+    },
 };
 
 /// How often the programs' messages are fetched.
@@ -79,7 +83,7 @@ impl Started {
         let config = Config::load(path, &interfaces::addresses()?)?;
         let missing = privileges::check()?;
         if let Some(first) = missing.first() {
-            bail!("{first}");
+            return Err(Failure { code: Code::NotPermitted, text: first.to_string() }.into());
         }
         privileges::raise_limits()?;
         let key = config.cluster.key.load()?;

@@ -43,6 +43,7 @@ impl Agent {
             version: None,
             uptime_s: None,
             hears: None,
+            silence: None,
             relay: "none".into(),
         }));
         let hooks = &self.programs.data_path.hooks;
@@ -98,6 +99,8 @@ impl Agent {
             version: VERSION.into(),
             since_s: self.shown.since_s,
             deaf_to: self.cluster.peers().iter().filter(is_deaf).map(|peer| peer.name.clone()).collect(),
+            stops: self.shown.stops,
+            rules_changed: self.off.rules_changed,
         }
     }
 
@@ -107,7 +110,7 @@ impl Agent {
         let cluster = &self.config.running.cluster;
         let unclaimed = cluster.candidates.iter();
         let unclaimed =
-            unclaimed.map(|address| sentences::not_heard(&address.to_string(), cluster.listen.port()));
+            unclaimed.map(|address| sentences::not_heard(&address.to_string(), cluster.listen.port(), None));
         let told = self.cluster.not_relayed().into_iter().chain(unclaimed).chain(unrouted);
         told.chain(self.programs.doubts()).collect()
     }
@@ -126,6 +129,7 @@ impl Agent {
             version: Some(VERSION.into()),
             uptime_s: Some(self.shown.uptime_s()),
             hears: Some(true),
+            silence: None,
             relay: "self".into(),
         }
     }
@@ -144,6 +148,7 @@ impl Agent {
             version: told.map(|about| about.version.clone()),
             uptime_s: told.map(|about| seconds().saturating_sub(about.since_s)),
             hears: about.and_then(|about| about.hears(&self.config.running.cluster.name)),
+            silence: peer.silence().map(|silence| silence.word().to_owned()),
             relay: self.cluster.relay(peer).into(),
         }
     }

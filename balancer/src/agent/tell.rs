@@ -1,6 +1,6 @@
 //! Once a second: looks at the status as an operator would.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::log;
 
@@ -27,6 +27,8 @@ pub(super) struct Shown {
     pub(super) since_s: u64,
     /// [`crate::config::digest`] of the file that is in force.
     pub(super) digest: String,
+    /// The agent is being stopped.
+    pub(super) stops: bool,
     /// Why a later one was refused.
     pub(super) refused: Option<String>,
 }
@@ -40,6 +42,7 @@ impl Shown {
             started: now,
             since_s: seconds(),
             digest,
+            stops: false,
             refused: None,
         }
     }
@@ -60,7 +63,17 @@ pub(super) fn seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
 
+/// A report reaches the others within this.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
 impl Agent {
+    /// Tells the other controllers that this agent stops, so that they need not wonder.
+    pub(super) async fn say_stops(&mut self) {
+        self.shown.stops = true;
+        self.publish();
+        tokio::time::sleep(LAST_WORD).await;
+    }
+
     pub(super) fn tell(&mut self, now: Instant) {
         let status = match self.status() {
             Ok(status) => status,

@@ -2,58 +2,83 @@
 
 use std::{fmt::Write as _, time::Instant};
 
-use balancer_common::policy::shed::{self, MIN_AGE_S, ShedInput};
+use balancer_common::policy::shed::{self, MIN_AGE_S, Rest, ShedInput};
 
-use super::{Balance, Inputs, rules, word};
+use super::{Balance, Inputs, orders::per_second, rules, word};
 use crate::{
     config::{Policy, Rebalance, Steer},
     operator::status,
 };
 
 impl Balance {
-    /// The plan in words: how many connections it closes, and why not more. `asked`: as if the threshold did not matter.
-    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    pub(super) fn explain(&self, now: Instant, inputs: &Inputs, asked: bool) -> String {
+    /// The plan in words: how many connections it closes, and why not more. `asked`: as if the threshold did not matter;
+    /// `supposed`: nobody has asked for that yet.
+    pub(super) fn explain(&self, now: Instant, inputs: &Inputs, asked: bool, supposed: bool) -> String {
         let own = self.own_load(now, inputs);
         let input = ShedInput { now: asked || self.asked, ..self.shed_input(now, &own, inputs) };
         let rules = rules(inputs.policy);
         let plan = shed::plan(&input, &rules, self.sheds());
-        let mut text = format!(
-            "this controller has {} connections; its share is {}, {} are too many\n",
-            own.load, plan.target, plan.excess
-        );
         let loads: Vec<_> = inputs.others.iter().map(|other| other.load.to_string()).collect();
-        let loads = if loads.is_empty() { "none".into() } else { loads.join(", ") };
-        let _ = writeln!(text, "the others have {loads}");
+        let mut text = format!("{} connections are here", own.load);
+        if !loads.is_empty() {
+            let _ = write!(
+                text,
+                "; the share of this controller is {}, and the others have {}",
+                plan.target,
+                loads.join(", ")
+            );
+        }
+        text.push('\n');
         for left_out in inputs.left_out {
             let _ = writeln!(text, "without a share: {left_out}");
         }
-        match plan.because {
-            Ok(bound) => {
-                let per_s = plan.rate_milli as f64 / 1_000.0;
-                let _ = writeln!(text, "closing {per_s:.1} a second; not more: {bound}");
-                let left_s = plan.excess as f64 / per_s.max(0.001);
-                let _ =
-                    writeln!(text, "about {left_s:.0} s to go; none younger than {MIN_AGE_S} s is closed");
+        let above = own.load.saturating_sub(plan.target);
+        let policy = match inputs.policy.rebalance {
+            Rebalance::On => None,
+            Rebalance::Off => Some("off"),
+            Rebalance::DryRun => Some("dry-run"),
+        }
+        .filter(|_| input.drain.is_none() && own.load <= own.limit);
+        let verdict = match plan.because {
+            _ if self.bypass().is_on() => {
+                "closing none: the balancer is bypassed; `balancer on` ends that".to_owned()
             }
-            Err(rest) => {
-                let _ = writeln!(text, "closing none: {rest}");
-                if rest == shed::Rest::Balanced && own.load > plan.target {
-                    let begins = plan.target * rules.threshold_permille / 1_000;
-                    let _ = writeln!(
-                        text,
-                        "it would begin above {} (policy.threshold, policy.min_excess); `--now` begins at once",
-                        begins.max(plan.target + rules.min_excess)
-                    );
+            _ if !inputs.ready => "closing none: jujud here is not ready".to_owned(),
+            _ if loads.is_empty() => "closing none: no other controller is heard".to_owned(),
+            Err(Rest::Balanced) if above == 0 => "closing none: it has no more than its share".to_owned(),
+            Err(Rest::Balanced) if input.now => {
+                format!("closing none: {above} more than its share is too few")
+            }
+            Err(Rest::Balanced) => {
+                let begins = plan.target * rules.threshold_permille / 1_000;
+                format!(
+                    "closing none: {above} more than its share is too few; it begins above {} (policy.threshold, \
+                     policy.min_excess), or at once by `balancer rebalance --now`",
+                    begins.max(plan.target + rules.min_excess)
+                )
+            }
+            Err(rest) => format!("closing none for now: {rest}"),
+            Ok(bound) => {
+                let course = format!(
+                    "{} a second at most, for about {} s; not faster: {bound}; none younger than {MIN_AGE_S} s",
+                    per_second(plan.rate_milli),
+                    plan.excess * 1_000 / plan.rate_milli.max(1)
+                );
+                match policy {
+                    Some(policy) => {
+                        format!(
+                            "it would close {}, but policy.rebalance is \"{policy}\": {course}",
+                            plan.excess
+                        )
+                    }
+                    None if supposed => {
+                        format!("`balancer rebalance --now` would close {}: {course}", plan.excess)
+                    }
+                    None => format!("closing {}: {course}", plan.excess),
                 }
             }
-        }
-        match inputs.policy.rebalance {
-            Rebalance::On => {}
-            Rebalance::Off => text.push_str("policy.rebalance is \"off\": nothing is closed for it\n"),
-            Rebalance::DryRun => text.push_str("policy.rebalance is \"dry-run\": nothing is closed for it\n"),
-        }
-        let _ = writeln!(text, "{} closed since the agent started", self.closed_in_all);
+        };
+        let _ = writeln!(text, "{verdict}\n{} closed since the agent started", self.closed_in_all);
         text
     }
 
@@ -83,6 +108,10 @@ impl Balance {
             // The programs' counters tell.
             refuse_ratio: None,
             drain_left_s: (drain_until_s != 0).then(|| drain_until_s.saturating_sub(boot_s)),
+            bypass: self
+                .bypass()
+                .is_on()
+                .then(|| status::Bypassed { all: self.bypass().all, left_s: self.bypass().left_s(boot_s) }),
             memory: self.memory.to_string(),
             memory_stage: word(self.memory.stage()).into(),
             operator_limit: (self.orders.limit != 0).then_some(self.orders.limit),

@@ -3,6 +3,7 @@
 //! [`Balance`] owns the state. Its steps decide from [`Inputs`] alone and return [`Effect`]s, which the agent carries
 //! out; they read no clock and no map.
 
+mod bypass;
 mod explain;
 pub mod limits;
 mod memory;
@@ -27,12 +28,13 @@ use balancer_common::{
 };
 use log::Level;
 
-use self::{memory::Memory, ramp::Ramp, returns::Returns};
 pub use self::{
+    bypass::Bypass,
     memory::{weigh, word},
     orders::{Limited, Orders},
     returns::Here,
 };
+use self::{memory::Memory, ramp::Ramp, returns::Returns};
 use crate::{
     cluster::views::fixed_weight,
     config::{Config, Policy, Rebalance},
@@ -44,6 +46,8 @@ pub struct Balance {
     started: Instant,
     limit: Limit,
     orders: Orders,
+    /// The bypass as the settings have it.
+    written: Bypass,
     ramp: Ramp,
     memory: Memory,
     shedder: Shedder,
@@ -131,6 +135,7 @@ impl Balance {
             started: now,
             limit,
             orders: Orders::default(),
+            written: Bypass::default(),
             ramp: Ramp::default(),
             memory: Memory::default(),
             shedder: Shedder::default(),
@@ -149,7 +154,7 @@ impl Balance {
 
     /// Goes on with the orders that the operator gave an earlier agent.
     pub fn resume_orders(&mut self, orders: Orders) {
-        self.orders = orders;
+        (self.orders, self.written) = (orders, orders.bypass);
     }
 
     pub fn orders(&self) -> Orders {
@@ -260,6 +265,11 @@ impl Balance {
 
     /// Once a second: decides how many connections to close, and why not more.
     pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Vec<Effect> {
+        if self.orders.bypass.is_on() {
+            (self.may_close, self.asked, self.plan) = (false, false, None);
+            self.shedder = Shedder::default();
+            return Vec::new();
+        }
         let mut own = self.own_load(now, inputs);
         let starved = self.memory.starves();
         // A limit that nobody set refuses new clients, and closes nothing.

@@ -11,7 +11,7 @@ use balancer_common::{
     records::Settings,
 };
 
-use super::{Balance, Inputs, ramp::RAMP, rules};
+use super::{Balance, Bypass, Inputs, ramp::RAMP, rules};
 use crate::config::Rebalance;
 
 /// The orders in force. They lie in the settings, and so outlive the agent.
@@ -23,6 +23,7 @@ pub struct Orders {
     pub drain_from_s: u32,
     /// Boot clock, seconds: when it is to be over; 0: none.
     pub drain_until_s: u32,
+    pub bypass: Bypass,
 }
 
 impl Orders {
@@ -32,6 +33,7 @@ impl Orders {
             limit: settings.operator_limit,
             drain_from_s: settings.drain_from_s,
             drain_until_s: settings.drain_until_s,
+            bypass: Bypass::of(settings),
         }
     }
 }
@@ -48,6 +50,9 @@ pub enum Limited {
 impl Balance {
     /// `drain`: other controllers serve new clients, and the connections here are closed evenly over `within`.
     pub fn drain(&mut self, now: Instant, within: Duration, inputs: &Inputs) -> Result<String> {
+        if self.orders.bypass.is_on() {
+            bail!("the balancer is bypassed here, so nothing is drained; end that first: `balancer on`");
+        }
         if !inputs.others.iter().any(|other| other.takes && other.reachable) {
             bail!(
                 "no other controller that relays reach takes clients, so nothing is drained (`balancer status` shows \
@@ -60,12 +65,34 @@ impl Balance {
         self.orders.drain_until_s = from_s.saturating_add(within_s);
         self.shedder = Shedder::default();
         self.drained_from = Some(u64::from(inputs.load));
-        Ok(format!(
-            "draining {} connections within {} s; other controllers serve new clients\n{}",
-            inputs.load,
-            within.as_secs(),
-            self.explain(now, inputs, false)
-        ))
+        Ok(self.foresee_drain(now, within, inputs))
+    }
+
+    /// The course of a drain that has just begun, in words.
+    fn foresee_drain(&self, now: Instant, within: Duration, inputs: &Inputs) -> String {
+        let (load, within_s) = (u64::from(inputs.load), within.as_secs());
+        let served = "other controllers serve new clients (`balancer resume` ends it)";
+        if load == 0 {
+            return format!("draining: no client has a connection here; {served}");
+        }
+        let own = self.own_load(now, inputs);
+        let plan = shed::plan(&self.shed_input(now, &own, inputs), &rules(inputs.policy), false);
+        let takes = match plan.because {
+            Ok(shed::Bound::Time) => format!("it takes about {within_s} s"),
+            Ok(_) => format!(
+                "it takes about {} s instead of {within_s} s, as the others log in no more than {} a second",
+                plan.excess * 1_000 / plan.rate_milli.max(1),
+                per_second(plan.rate_milli)
+            ),
+            Err(rest) => format!("none is closed for now, as {rest}"),
+        };
+        let stay = load - plan.excess;
+        let stay = if plan.because.is_ok() && stay > 0 {
+            format!("; {stay} of them stay until the others have room")
+        } else {
+            String::new()
+        };
+        format!("draining {load} connections: {takes}{stay}; {served}")
     }
 
     /// `resume`: ends a drain. `None`: there is none.
@@ -73,11 +100,15 @@ impl Balance {
         if self.orders.drain_until_s == 0 {
             return None;
         }
-        (self.orders.drain_from_s, self.orders.drain_until_s) = (0, 0);
-        self.drained_from = None;
+        self.end_drain();
         self.ramp.begin(now);
         self.membership_changed(now);
         Some(format!("taking clients again, with full weight in {} s", RAMP.as_secs()))
+    }
+
+    pub(super) fn end_drain(&mut self) {
+        (self.orders.drain_from_s, self.orders.drain_until_s) = (0, 0);
+        self.drained_from = None;
     }
 
     /// `limit N`, or the configured limit again. An order that closes connections must be `sure`.
@@ -108,12 +139,14 @@ impl Balance {
         let mut text = "new clients are refused here".to_owned();
         let _infallible = match plan.because {
             Ok(_) => {
-                let (rate_milli, left_s) = (plan.rate_milli, close * 1_000 / plan.rate_milli.max(1));
+                let room = |other: &ControllerLoad| other.limit.saturating_sub(other.load);
+                let takers = inputs.others.iter().filter(|other| other.takes && other.reachable);
                 write!(
                     text,
-                    ", and {close} connections are closed, at most {}.{} a second (about {left_s} s)",
-                    rate_milli / 1_000,
-                    rate_milli % 1_000 / 100
+                    ", and {close} connections are closed, at most {} a second (about {} s); the others have room for {}",
+                    per_second(plan.rate_milli),
+                    close * 1_000 / plan.rate_milli.max(1),
+                    takers.map(room).sum::<u64>()
                 )
             }
             Err(rest) => write!(text, ", and the {above} above it are closed later, as for now {rest}"),
@@ -133,6 +166,11 @@ impl Balance {
             }
             self.asked = true;
         }
-        Ok(self.explain(now, inputs, begin))
+        Ok(self.explain(now, inputs, begin, begin && dry_run))
     }
+}
+
+/// A rate of 1/1000 a second for people.
+pub(super) fn per_second(milli: u64) -> String {
+    format!("{}.{}", milli / 1_000, milli % 1_000 / 100)
 }

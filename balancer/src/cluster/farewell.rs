@@ -116,6 +116,7 @@ mod tests {
             alive: true,
             generation: 1,
             ends: None,
+            unread: false,
         };
         let told = ["b", "c"].map(name_hash).into_iter().collect();
         let rows: [(&[PeerView], &[&str]); 6] = [

@@ -13,6 +13,7 @@ pub mod peers;
 pub mod rotation;
 pub mod sentences;
 mod shares;
+pub mod silence;
 pub mod slots;
 mod steady;
 #[cfg(test)]
@@ -104,6 +105,12 @@ pub enum Effect {
     },
     /// Open a relay, and report by [`Cluster::probed`] whether it worked.
     Probe(Probe),
+    /// Ask the silent controller's host whether it is there, and report by [`Cluster::knocked`].
+    Knock {
+        name: String,
+        from: IpAddr,
+        to: IpAddr,
+    },
     /// The agent of the controller in `slot` is silent: reset the connections that [`Cluster::waiting`] finds.
     LookForWaiting {
         slot: usize,
@@ -294,7 +301,7 @@ impl Cluster {
             let mut controller = peer.step(
                 now,
                 inputs.boot_ns,
-                (&self.own_name, self.listed.listen.port()),
+                (&self.own_name, &self.own_addresses, self.listed.listen.port()),
                 view,
                 record,
                 &mut effects,
@@ -380,6 +387,21 @@ impl Cluster {
                 vec![Effect::Say(Level::Warn, sentences::to_controller(name, probe.family, &reason))]
             }
         }
+    }
+
+    /// Notes whether the host of the silent controller `name` has answered a knock.
+    pub fn knocked(&mut self, name: &str, answered: bool) -> Vec<Effect> {
+        let udp = self.listed.listen.port();
+        let peer = self.peers.iter_mut().find(|peer| peer.name == name && peer.state == State::Silent);
+        let news = peer.and_then(|peer| {
+            peer.silent.note(answered).then(|| sentences::not_heard(name, udp, peer.silence()))
+        });
+        news.into_iter().map(|text| Effect::Say(Level::Warn, text)).collect()
+    }
+
+    /// The host's firewall has changed: one failed probe breaks a path.
+    pub fn rules_changed(&mut self, now: Instant) {
+        self.peers.iter_mut().flat_map(|peer| &mut peer.paths).for_each(|path| path.doubt(now));
     }
 
     /// Whether to list the networks for [`Cluster::note_networks`].

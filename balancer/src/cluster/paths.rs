@@ -129,6 +129,11 @@ impl Path {
         }
     }
 
+    /// A firewall on the way has changed: looks again at once, and one failure is enough.
+    pub fn doubt(&mut self, now: Instant) {
+        (self.failures, self.due) = (BREAKS - 1, now);
+    }
+
     /// The host's network has changed: looks again soon.
     pub fn look_again(&mut self, now: Instant) {
         (self.failures, self.due) = (self.failures.min(1), now);
@@ -179,8 +184,10 @@ mod tests {
         Possible(bool),
         Works,
         Fails,
+        /// A firewall on the way has changed.
+        Rules,
     }
-    use Heard::{Doubts, Fails, Nothing, Possible, Works};
+    use Heard::{Doubts, Fails, Nothing, Possible, Rules, Works};
 
     /// Steps through `rows`: time, news; whether a probe begins, and whether the path is proved.
     fn prove(found: bool, rows: &[(u64, Heard, bool, bool)]) {
@@ -195,6 +202,7 @@ mod tests {
                 Possible(is) => possible = is,
                 Works => drop(path.probed(now, Ok(()))),
                 Fails => drop(path.probed(now, Err("refused".into()))),
+                Rules => path.doubt(now),
             }
             let found = (path.step(now, possible, doubts), path.is_proved());
             assert_eq!(found, (begins, proved), "{ms} ms: {heard:?}");
@@ -280,6 +288,24 @@ mod tests {
                 (2_000, Nothing, true, true),
                 (2_010, Works, false, true),
                 (9_000, Doubts(10), true, true),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_firewall_that_changes_brings_a_probe_whose_failure_counts() {
+        prove(
+            true,
+            &[
+                (0, Nothing, true, true),
+                (10, Works, false, true),
+                (5_000, Rules, true, true),
+                (5_010, Works, false, true),
+                (9_000, Rules, true, true),
+                (10_500, Fails, false, false),
+                // It is put right.
+                (10_600, Rules, true, false),
+                (10_610, Works, false, true),
             ],
         );
     }

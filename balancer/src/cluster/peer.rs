@@ -16,6 +16,7 @@ use super::{
     paths::{FAMILIES, Path, family_name},
     peers::{PeerView, Report},
     sentences,
+    silence::{Silence, Silent},
     steady::Steady,
     views::{Sent, fixed_rate, fixed_weight},
     waiting::Waiting,
@@ -41,6 +42,7 @@ pub struct Peer {
     pub(super) liveness: Liveness,
     pub(super) steady: Steady,
     pub(super) waiting: Waiting,
+    pub(super) silent: Silent,
     /// The next look for clients that wait.
     pub(super) look: Instant,
     /// The time at which it was no longer listed.
@@ -68,6 +70,7 @@ impl Peer {
             liveness: Liveness::new(now, state),
             steady: Steady::default(),
             waiting: Waiting::default(),
+            silent: Silent::default(),
             look: now,
             leaving: None,
             takes_tag: true,
@@ -79,13 +82,14 @@ impl Peer {
         &mut self,
         now: Instant,
         boot_ns: u64,
-        (own_name, udp): (&str, u16),
+        (own_name, own, udp): (&str, &[IpAddr], u16),
         view: Option<&PeerView>,
         record: &Record,
         effects: &mut Vec<Effect>,
     ) -> Controller {
         let alive = view.filter(|view| view.alive).and_then(|view| view.report.as_ref());
         let mut controller = record.controller;
+        self.silent.unread = view.is_some_and(|view| view.unread);
         self.sent.note(now, record.traffic.sent);
         if let Some(view) = view
             && let Some(report) = &view.report
@@ -107,6 +111,13 @@ impl Peer {
             }
             controller.relay_out = Port::new(self.relay_port.unwrap_or(0));
             self.note_off(report, effects);
+            if self
+                .report
+                .as_ref()
+                .is_some_and(|before| before.agent.rules_changed != report.agent.rules_changed)
+            {
+                self.paths.iter_mut().for_each(|path| path.doubt(now));
+            }
             self.report = Some(report.clone());
         }
         // The report of a silent controller ages, and the programs stop picking by it.
@@ -124,7 +135,8 @@ impl Peer {
             effects.push(if alive.is_some_and(|report| report.leaving) {
                 Effect::Say(Level::Info, format!("{text}: its balancer is being removed"))
             } else if matches!(state, State::Absent | State::Silent) {
-                let sentence = sentences::not_heard(&self.name, udp);
+                let silence = self.silent.reason(self.stops());
+                let sentence = sentences::not_heard(&self.name, udp, silence);
                 Effect::Say(Level::Warn, format!("{text}: {sentence} {}", sentences::RELAYED_THERE))
             } else {
                 Effect::Say(Level::Info, text)
@@ -141,12 +153,36 @@ impl Peer {
         }
         controller.state = state as u8;
         if alive.is_some() {
-            self.waiting = Waiting::default();
-        } else if state == State::Silent && now >= self.look {
+            (self.waiting, self.silent) = Default::default();
+        } else if state == State::Silent
+            && self.silent.step(now, self.stops())
+            && let Some((from, to)) = self.way(own)
+        {
+            effects.push(Effect::Knock { name: self.name.clone(), from, to });
+        }
+        if alive.is_none() && state == State::Silent && now >= self.look {
             self.look = now + LOOK;
             effects.push(Effect::LookForWaiting { slot: self.slot, name: self.name.clone() });
         }
         controller
+    }
+
+    /// Its agent has said that it stops.
+    fn stops(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| report.leaving || report.agent.stops)
+    }
+
+    /// Why it is not heard, if that is known.
+    pub fn silence(&self) -> Option<Silence> {
+        if self.state == State::Silent { self.silent.reason(self.stops()) } else { None }
+    }
+
+    /// The addresses between which relays to it would go, of the first family that both have.
+    fn way(&self, own: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
+        FAMILIES.into_iter().find_map(|family| {
+            let first = |addresses| relay_address(addresses, family == Family::V4);
+            Some((first(own)?, first(&self.addresses)?))
+        })
     }
 
     /// The bits of the families over which clients are relayed to it.

@@ -13,6 +13,7 @@ use super::{
     networks,
     paths::{FAMILIES, family_name},
     peers::Report,
+    silence::Silence,
 };
 use crate::config::RelayPorts;
 
@@ -33,11 +34,26 @@ pub fn off_there(name: &str, family: Family, why: &str) -> String {
     to_controller(name, family, &format!("{why}; `balancer status` at {name} says how to put it right"))
 }
 
-pub fn not_heard(name: &str, udp: u16) -> String {
-    format!(
-        "no client is relayed to {name}: no report arrives from it; is its host or its agent down, does a firewall block \
-         UDP {udp}, or does it run an earlier version of the balancer?"
-    )
+pub fn not_heard(name: &str, udp: u16, silence: Option<Silence>) -> String {
+    let why = match silence {
+        Some(Silence::Stopped) => format!(
+            "its agent was stopped; its programs go on, and serve its new clients there; `systemctl start balancer` at \
+             {name} brings it back"
+        ),
+        Some(Silence::Crashed) => format!(
+            "its host answers, but its agent does not: it has crashed or hangs, or a firewall blocks UDP {udp}; its \
+             programs serve its new clients there; see `systemctl status balancer` at {name}"
+        ),
+        Some(Silence::CutOff) => format!(
+            "nothing comes back from its host: it is down, or cut off from this one; its clients dial another controller; \
+             look at the host, and at links and firewalls on the way (TCP 17070, UDP {udp})"
+        ),
+        None => format!(
+            "no report arrives from it; is its host or its agent down, does a firewall block UDP {udp}, or does it run an \
+             earlier version of the balancer?"
+        ),
+    };
+    format!("no client is relayed to {name}: {why}")
 }
 
 /// What a controller that is not heard means for the clients that were relayed to it.
@@ -80,7 +96,7 @@ impl Cluster {
         }
         for peer in &self.peers {
             if matches!(peer.state, State::Absent | State::Silent) {
-                told.push(not_heard(&peer.name, self.listed.listen.port()));
+                told.push(not_heard(&peer.name, self.listed.listen.port(), peer.silence()));
                 continue;
             }
             if !peer.takes_tag {

@@ -125,6 +125,7 @@ impl Bench {
             alive: true,
             generation: 1,
             ends: None,
+            unread: false,
         };
         match heard {
             Load(connections) => self.view = Some(fresh(report(connections))),
@@ -159,6 +160,7 @@ impl Bench {
                 Effect::WriteController { slot: SLOT, controller } => self.record.controller = **controller,
                 Effect::Probe(probe) => self.probe = Some(probe.clone()),
                 Effect::WriteController { .. }
+                | Effect::Knock { .. }
                 | Effect::LookForWaiting { .. }
                 | Effect::Unbar(_)
                 | Effect::Say(..) => {}
@@ -179,6 +181,7 @@ fn short(effects: &[Effect]) -> String {
         Effect::Probe { .. } => Some("probe"),
         Effect::LookForWaiting { .. } => Some("look"),
         Effect::Unbar(_) => Some("unbar"),
+        Effect::Knock { .. } => Some("knock"),
         Effect::Say(Level::Info, _) => Some("info"),
         Effect::Say(..) => Some("warn"),
     };
@@ -207,10 +210,10 @@ fn a_controller_is_heard_falls_silent_and_comes_back() {
             (200, Load(6), Ready, ""),
             (300, Heartbeat, Ready, ""),
             // Its agent is silent: it is not picked, and its clients are looked at twice a second.
-            (5_000, Nothing, Silent, "warn look"),
+            (5_000, Nothing, Silent, "warn knock look"),
             (5_100, Nothing, Silent, ""),
             (5_500, Nothing, Silent, "look"),
-            (60_000, Nothing, Silent, "look"),
+            (60_000, Nothing, Silent, "knock look"),
             (60_100, Load(0), Ready, "info probe"),
             (60_200, Works, Ready, ""),
             (60_600, Heartbeat, Ready, ""),
@@ -224,13 +227,20 @@ fn a_new_agent_keeps_the_states_that_it_finds_for_three_seconds() {
     for found in [Ready, State::NotReady, State::Draining] {
         prove(
             found,
-            &[(0, Nothing, found, ""), (2_999, Nothing, found, ""), (3_000, Nothing, Silent, "warn look")],
+            &[
+                (0, Nothing, found, ""),
+                (2_999, Nothing, found, ""),
+                (3_000, Nothing, Silent, "warn knock look"),
+            ],
         );
     }
     // One that was absent before was never heard.
     prove(Absent, &[(0, Nothing, Absent, ""), (3_000, Nothing, Absent, "")]);
     // Once heard, a controller is not given the state from before the start.
-    prove(Ready, &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "warn look")]);
+    prove(
+        Ready,
+        &[(100, Draining, State::Draining, "info probe"), (200, Nothing, Silent, "warn knock look")],
+    );
 }
 
 #[test]
@@ -359,6 +369,14 @@ fn nothing_is_probed_from_a_host_that_relays_nothing() {
     bench.step(5_000);
     let [sentence] = &bench.cluster.not_relayed()[..] else { panic!("one sentence") };
     assert!(sentence.starts_with("no client is relayed to b: no report arrives from it; "), "{sentence}");
+    for (answered, said, why) in
+        [(true, "warn", "its host answers"), (true, "", "its host answers"), (false, "warn", "nothing")]
+    {
+        assert_eq!(short(&bench.cluster.knocked("b", answered)), said);
+        let told = bench.cluster.not_relayed();
+        assert!(told[0].starts_with(&format!("no client is relayed to b: {why}")), "{told:?}");
+    }
+    assert_eq!(short(&bench.cluster.knocked("nobody", true)), "");
 }
 
 /// Addresses of both controllers, whether a port is announced, the bits of proved paths, the word.
@@ -668,6 +686,7 @@ fn controllers_come_change_and_leave() {
                         alive: true,
                         generation: 1,
                         ends: None,
+                        unread: false,
                     };
                     views.insert(name, view);
                 }

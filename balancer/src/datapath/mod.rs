@@ -42,7 +42,7 @@ pub use self::{
     load::{OBJECT, load_object, place_stages},
     maps::{Classes, Counters, Maps},
     news::News,
-    pins::{serve_here, uninstall},
+    pins::{change_settings, serve_here, uninstall},
     verify::{Kind, verify},
 };
 

@@ -42,25 +42,37 @@ pub fn uninstall(pins: &Path, interfaces: &[String]) -> Result<bool> {
 /// Has the programs serve new clients here, if this version's are at work. Returns the controllers as the last agent left
 /// them, and this one's index.
 pub fn serve_here(pins: &Path) -> Result<Option<(Vec<Controller>, usize)>> {
+    // The limit goes with the programs: until then it must refuse nobody who was relayed before.
+    let serve = |settings: &mut Settings| (settings.steer, settings.limit) = (Steer::Off as u8, u32::MAX);
+    let Some(own) = change_settings(pins, serve)? else { return Ok(None) };
+    let maps = pins.join(LAYOUT).join("maps");
+    let controllers = Records::open(&maps.join(map::CONTROLLERS))?.all()?;
+    let controllers: Result<Vec<Controller>, _> =
+        controllers.iter().map(|(_, record)| bytemuck::try_pod_read_unaligned(record)).collect();
+    let controllers = controllers.ok().with_context(|| another_version(&maps))?;
+    Ok(Some((controllers, own)))
+}
+
+fn another_version(maps: &Path) -> String {
+    format!("{} holds records of another version", maps.display())
+}
+
+/// Changes the settings under `pins`, if this version's programs are at work, and returns this controller's index. An agent
+/// that is at work may write over it.
+pub fn change_settings(pins: &Path, change: impl FnOnce(&mut Settings)) -> Result<Option<usize>> {
     let maps = pins.join(LAYOUT).join("maps");
     if !maps.join(map::SETTINGS).exists() {
         return Ok(None);
     }
-    let controllers = Records::open(&maps.join(map::CONTROLLERS))?.all()?;
-    let controllers: Result<Vec<Controller>, _> =
-        controllers.iter().map(|(_, record)| bytemuck::try_pod_read_unaligned(record)).collect();
     let settings = Records::open(&maps.join(map::SETTINGS))?;
     let all = settings.all()?;
     let known = all
         .first()
         .and_then(|(key, record)| Some((key, bytemuck::try_pod_read_unaligned::<Settings>(record).ok()?)));
-    let (Ok(controllers), Some((key, mut known))) = (controllers, known) else {
-        bail!("{} holds records of another version", maps.display());
-    };
-    // The limit goes with the programs: until then it must refuse nobody who was relayed before.
-    (known.steer, known.limit) = (Steer::Off as u8, u32::MAX);
+    let (key, mut known) = known.with_context(|| another_version(&maps))?;
+    change(&mut known);
     settings.set(key, bytemuck::bytes_of_mut(&mut known))?;
-    Ok(Some((controllers, known.own.into())))
+    Ok(Some(known.own.into()))
 }
 
 /// Closes the connections that other controllers relay to this one.

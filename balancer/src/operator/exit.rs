@@ -1,6 +1,6 @@
 //! The exit codes of the commands.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
 use crate::config::ConfigError;
 
@@ -56,8 +56,22 @@ pub fn of(error: &anyhow::Error) -> Code {
     match error.downcast_ref::<ConfigError>() {
         Some(error) if error.is_forbidden() => Code::NotPermitted,
         Some(_) => Code::Usage,
+        None if error.chain().any(is_forbidden) => Code::NotPermitted,
         None => Code::Degraded,
     }
+}
+
+fn is_forbidden(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// An error for a command that only root may give.
+pub fn need_root(command: &str) -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let text = format!("only root may run `balancer {command}`, so use sudo; nothing is changed");
+    Err(Failure { code: Code::NotPermitted, text })
 }
 
 #[cfg(test)]
@@ -73,8 +87,13 @@ mod tests {
     fn errors_have_codes() {
         let failure = Failure { code: Code::NoAgent, text: "nobody".into() };
         let missing = Config::load_paths(Path::new("/nonexistent/balancer.toml")).unwrap_err();
-        let rows =
-            [(anyhow!("no"), Code::Degraded), (failure.into(), Code::NoAgent), (missing.into(), Code::Usage)];
+        let forbidden = io::Error::from(io::ErrorKind::PermissionDenied);
+        let rows = [
+            (anyhow!(forbidden).context("failed to create a file"), Code::NotPermitted),
+            (anyhow!("no"), Code::Degraded),
+            (failure.into(), Code::NoAgent),
+            (missing.into(), Code::Usage),
+        ];
         for (error, code) in rows {
             assert_eq!(of(&error), code, "{error}");
             assert_eq!(of(&Err::<(), _>(error).context("more").unwrap_err()), code);

@@ -25,9 +25,9 @@ impl Counted {
             client_full,
             flood: count("flood"),
             closed,
-            wrong_key: count("sync_wrong_key"),
-            malformed: count("sync_malformed"),
-            clock_skew: count("sync_clock_skew"),
+            wrong_key: count("sync_unheard_wrong_key"),
+            malformed: count("sync_unheard_malformed"),
+            clock_skew: count("sync_unheard_clock_skew"),
         })
     }
 

@@ -1,13 +1,16 @@
 //! The operator's tools: the control socket, `status`, `check` and `uninstall`.
 
+pub mod bypass;
 pub mod check;
 pub mod clients;
 pub mod control;
+pub mod drain;
 pub mod events;
 pub mod exit;
 pub mod explain;
 pub mod flows;
 pub mod journal;
+pub mod keygen;
 pub mod loud;
 pub mod metrics;
 pub mod minute;

@@ -137,6 +137,9 @@ pub struct Balance {
     pub refuse_ratio: Option<RefuseRatio>,
     /// Seconds until a drain should end.
     pub drain_left_s: Option<u32>,
+    /// `balancer bypass`, if it is in force.
+    #[serde(default)]
+    pub bypass: Option<Bypassed>,
     /// The memory guard's stage in words, and the memory that is left.
     pub memory: String,
     /// `normal`, `lower-weight`, `relay-away`, `refuse` or `close`.
@@ -144,6 +147,15 @@ pub struct Balance {
     pub memory_stage: String,
     /// The hard limit set by `balancer limit`.
     pub operator_limit: Option<u32>,
+}
+
+/// `balancer bypass`: each new client is served where it dials.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Bypassed {
+    /// Whether the limits are lifted too.
+    pub all: bool,
+    /// Seconds until it ends by itself, if it does.
+    pub left_s: Option<u32>,
 }
 
 /// The share of new clients that is refused at random.
@@ -176,6 +188,10 @@ pub struct ControllerStatus {
     pub uptime_s: Option<u64>,
     /// Whether it hears this controller, if it tells.
     pub hears: Option<bool>,
+    /// Why it is not heard, if that is known: `stopped` (its agent said so), `crashed` (its host answers, its agent does not)
+    /// or `cut-off` (nothing comes back from there).
+    #[serde(default)]
+    pub silence: Option<String>,
     /// `ok` if connections are relayed there over every family of which both have addresses; `v4 only` or `v6 only` if relays
     /// over the other one are not proved to work, `off` if none is; `none` if it has announced no relay port; `self` for
     /// this controller.

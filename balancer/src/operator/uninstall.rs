@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Paths},
     datapath,
     host::{clock, interfaces},
+    operator::exit,
 };
 
 /// Relayed handshakes that were under way when the others heard are over after this.
@@ -17,6 +18,7 @@ const UNDER_WAY: Duration = Duration::from_millis(300);
 
 /// Removes the data path, with the configuration at `path` and its `paths`. Returns whether there was anything.
 pub async fn uninstall(path: &Path, paths: &Paths) -> Result<bool> {
+    exit::need_root("uninstall")?;
     if std::os::unix::net::UnixStream::connect(&paths.control).is_ok() {
         bail!(
             "the agent is running and would attach the data path again; stop it first (systemctl stop balancer)"

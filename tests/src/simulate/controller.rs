@@ -250,6 +250,7 @@ impl Agent {
             alive: false,
             generation,
             ends: None,
+            unread: false,
         });
         (view.report, view.received_at, view.generation) = (Some(report.clone()), Some(now), generation);
     }
@@ -280,7 +281,8 @@ impl Agent {
                     let result = if is_up(probe.slot) { Ok(()) } else { Err("no answer".to_owned()) };
                     self.cluster.probed(now, &probe, result);
                 }
-                Effect::LookForWaiting { .. } | Effect::Unbar(_) | Effect::Say(..) => {}
+                Effect::Knock { .. } | Effect::LookForWaiting { .. } | Effect::Unbar(_) | Effect::Say(..) => {
+                }
             }
         }
         let weight = self.balance.weight(now, self.config.cluster.this().weight);

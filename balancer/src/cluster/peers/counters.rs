@@ -58,6 +58,12 @@ counts! {
     replayed,
     /// Datagrams dropped because their sender's clock is too far from this host's.
     clock_skew,
+    /// Malformed datagrams from the address of a controller that is not heard by any others.
+    unheard_malformed,
+    /// Datagrams with another key from the address of a controller that is not heard by any others.
+    unheard_wrong_key,
+    /// Datagrams with another time from the address of a controller that is not heard by any others.
+    unheard_clock_skew,
     /// Refused reports of other controllers.
     bad_reports,
     /// Times that gossip ended by itself and was started again.
@@ -88,6 +94,17 @@ impl SyncCounters {
             Err(SyncDrop::Replayed) => &mut counts.replayed,
             Err(SyncDrop::ClockSkew) => &mut counts.clock_skew,
         } += 1;
+    }
+
+    /// A dropped datagram may be the reason why a controller is not heard.
+    pub(super) fn unheard(&self, reason: SyncDrop) {
+        let mut counts = lock(&self.0);
+        match reason {
+            SyncDrop::Malformed => counts.unheard_malformed += 1,
+            SyncDrop::WrongKey => counts.unheard_wrong_key += 1,
+            SyncDrop::ClockSkew => counts.unheard_clock_skew += 1,
+            SyncDrop::UnknownSender | SyncDrop::Replayed => {}
+        }
     }
 
     pub(super) fn bad_report(&self) {

@@ -47,6 +47,7 @@ pub(super) struct Link {
     keys: Mutex<Keys>,
     roster: Mutex<Roster>,
     pub(super) counters: SyncCounters,
+    strangers: Throttle,
     wrong_key: Throttle,
     clock_skew: Throttle,
     #[cfg(test)]
@@ -85,6 +86,7 @@ impl Link {
             keys: Mutex::new(keys),
             roster: Mutex::new(roster),
             counters: SyncCounters::default(),
+            strangers: Throttle::default(),
             wrong_key: Throttle::default(),
             clock_skew: Throttle::default(),
             #[cfg(test)]
@@ -139,9 +141,41 @@ impl Link {
         age >= LATELY && roster.all_have(newest, now, Some(LATELY))
     }
 
+    /// Judges one datagram, and tells those that may be the reason why a controller is not heard from those that are not: a
+    /// controller that is heard tries a new key, and anybody can send in its name.
+    pub(super) fn accept(
+        &self,
+        source: SocketAddr,
+        datagram: &[u8],
+        clock: Clock,
+    ) -> Result<Option<(MemberId, ChitchatMessage)>, SyncDrop> {
+        self.judge(source, datagram, clock)
+            .inspect_err(|reason| self.note_dropped(source, *reason, clock.now))
+    }
+
+    fn note_dropped(&self, source: SocketAddr, reason: SyncDrop, now: Instant) {
+        let mut roster = self.roster();
+        let Some(name) = roster.name_at(source.ip()) else {
+            if self.strangers.passes(now) {
+                info!(
+                    "dropped a sync datagram from {source}, which is no controller's address; sync_unknown_sender in \
+                     `balancer status --json` counts them"
+                );
+            }
+            return;
+        };
+        if roster.note_dropped(source.ip(), now) {
+            return;
+        }
+        self.counters.unheard(reason);
+        if reason == SyncDrop::WrongKey {
+            self.warn_of_key(&name, source, now);
+        }
+    }
+
     /// Judges one datagram. Returns the sender and the message that it completes, if it does. Cheap checks come first: a
     /// stranger costs a look-up, and where agents are heard that nobody lists, the look at one tag.
-    pub(super) fn accept(
+    fn judge(
         &self,
         source: SocketAddr,
         datagram: &[u8],
@@ -157,11 +191,7 @@ impl Link {
         if !self.roster().is_own(header.to) {
             return Err(known(SyncDrop::Malformed));
         }
-        let (key, part) = self.keys().open(datagram).map_err(known).inspect_err(|reason| {
-            if let (SyncDrop::WrongKey, Some(name)) = (reason, &at_source) {
-                self.warn_of_key(name, source, clock.now);
-            }
-        })?;
+        let (key, part) = self.keys().open(datagram).map_err(known)?;
         let mut roster = self.roster();
         let peer = roster.speaker(header.from, clock.now).ok_or(SyncDrop::UnknownSender)?;
         // Before the clock is judged: the time in a repeated datagram says nothing about the sender's clock.

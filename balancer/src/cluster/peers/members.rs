@@ -15,6 +15,7 @@ use anyhow::{Result, ensure};
 use balancer_common::records::MAX_CONTROLLERS;
 
 use super::{
+    heartbeat::DEAD_AFTER,
     parts::Parts,
     replay::ReplayWindow,
     seal::{Header, KeyNumber, MemberId},
@@ -85,6 +86,8 @@ pub(super) struct Peer {
     /// The source of its last datagram.
     heard: Option<(SocketAddr, Instant)>,
     accepted_at: Option<Instant>,
+    /// The time of the last datagram from its address that was dropped while it was not heard.
+    dropped_at: Option<Instant>,
     /// The addresses that its datagrams go between, and the time of the last one from there.
     ends: Option<(Ends, Instant)>,
     /// The last look for this host's own end.
@@ -191,6 +194,25 @@ impl Roster {
         peer.map(|peer| peer.name.clone()).or_else(sought)
     }
 
+    /// Notes a datagram from the address of a controller that was dropped; returns whether that controller is heard all the
+    /// same.
+    pub(super) fn note_dropped(&mut self, address: IpAddr, now: Instant) -> bool {
+        let index = self.by_address.get(&address.to_canonical());
+        let Some(peer) = index.and_then(|index| self.peers.get_mut(*index)) else { return false };
+        let is_heard = peer.accepted_at.is_some_and(|at| now.saturating_duration_since(at) < DEAD_AFTER);
+        if !is_heard {
+            peer.dropped_at = Some(now);
+        }
+        is_heard
+    }
+
+    /// Whether all datagrams that come from the agent's address are dropped.
+    pub(super) fn is_unread(&self, id: MemberId, now: Instant) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.id == id);
+        let dropped_at = peer.and_then(|peer| peer.dropped_at);
+        dropped_at.is_some_and(|at| now.saturating_duration_since(at) < ROUTE_LASTS)
+    }
+
     /// Whether the agent `id` may be heard, if it has the key.
     pub(super) fn may_speak(&self, id: MemberId) -> bool {
         !self.is_own(id) && (self.open || self.peers.iter().any(|peer| peer.id == id))
@@ -293,6 +315,7 @@ impl Peer {
             turn: 0,
             heard: None,
             accepted_at: None,
+            dropped_at: None,
             ends: None,
             looked_at: None,
             key: KeyNumber::default(),

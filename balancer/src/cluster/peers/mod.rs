@@ -159,7 +159,9 @@ impl Peers {
     /// Every other controller, in the order of their names.
     pub fn views(&self) -> Vec<PeerView> {
         let ends = |name: &str| self.shared.link.roster().ends(MemberId::of(name));
-        lock(&self.shared.views).list(ends)
+        let now = host::now();
+        let unread = |name: &str| self.shared.link.roster().is_unread(MemberId::of(name), now);
+        lock(&self.shared.views).list(ends, unread)
     }
 
     /// Changes whenever a report says something else, or a controller dies or comes to life.

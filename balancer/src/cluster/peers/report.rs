@@ -83,6 +83,12 @@ pub struct About {
     pub since_s: u64,
     /// The controllers that it does not hear.
     pub deaf_to: BTreeSet<String>,
+    /// It is being stopped in an orderly way.
+    #[serde(default)]
+    pub stops: bool,
+    /// Changes of its host's firewall that it has noticed.
+    #[serde(default)]
+    pub rules_changed: u64,
 }
 
 impl About {
@@ -238,6 +244,8 @@ pub(super) mod tests {
                 version: "0.1.0".to_owned(),
                 since_s: 1_700_000_000,
                 deaf_to: BTreeSet::from(["a".to_owned()]),
+                stops: true,
+                rules_changed: 3,
             },
         }
     }

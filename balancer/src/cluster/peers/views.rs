@@ -23,6 +23,8 @@ pub struct PeerView {
     pub generation: u64,
     /// The addresses between which it and this host hear each other; `None`: it was never heard directly.
     pub ends: Option<Ends>,
+    /// Datagrams come from its address, and none of them can be used.
+    pub unread: bool,
 }
 
 pub(super) struct Views {
@@ -92,7 +94,11 @@ impl Views {
         }
     }
 
-    pub(super) fn list(&self, ends: impl Fn(&str) -> Option<Ends>) -> Vec<PeerView> {
+    pub(super) fn list(
+        &self,
+        ends: impl Fn(&str) -> Option<Ends>,
+        unread: impl Fn(&str) -> bool,
+    ) -> Vec<PeerView> {
         let view = |(name, view): (&String, &View)| PeerView {
             name: name.clone(),
             report: view.report.clone(),
@@ -100,6 +106,7 @@ impl Views {
             alive: view.heartbeat.is_alive(),
             generation: view.newest.generation(),
             ends: ends(name),
+            unread: unread(name),
         };
         self.by_name.iter().map(view).collect()
     }
@@ -320,14 +327,18 @@ mod tests {
             for (number, (ms, event, expected, shown)) in steps.iter().enumerate() {
                 let now = start + Duration::from_millis(*ms);
                 assert_eq!(outcome(&mut views, event, now), *expected, "{what}, step {number}");
-                let view = views.list(|_| None).pop().map_or_else(String::new, |view| {
+                let view = views.list(|_| None, |_| false).pop().map_or_else(String::new, |view| {
                     let connections =
                         view.report.map_or_else(|| "-".to_owned(), |report| report.connections.to_string());
                     format!("{connections} {} {}", view.generation, view.alive)
                 });
                 assert_eq!(view, *shown, "{what}, step {number}");
                 if matches!(*expected, "News" | "Renewed") {
-                    assert_eq!(views.list(|_| None)[0].received_at, Some(now), "{what}, step {number}");
+                    assert_eq!(
+                        views.list(|_| None, |_| false)[0].received_at,
+                        Some(now),
+                        "{what}, step {number}"
+                    );
                 }
             }
         }
@@ -342,21 +353,25 @@ mod tests {
         let mut open = Views::new("a", [].into_iter(), true);
         for (name, seen) in [("b", 1), ("a", 1), ("no name\n", 1), ("c", 2), ("b", 2)] {
             open.take_report(name, 1, &text, now);
-            assert_eq!(open.list(|_| None).len(), seen, "{name:?}");
+            assert_eq!(open.list(|_| None, |_| false).len(), seen, "{name:?}");
         }
         open.set_names(["c".to_owned(), "10.0.0.4".to_owned()].into_iter());
-        assert_eq!(open.list(|_| None).len(), 3, "the others stay");
+        assert_eq!(open.list(|_| None, |_| false).len(), 3, "the others stay");
         open.set_names(["c".to_owned()].into_iter());
-        assert_eq!(open.list(|_| None).len(), 2, "one that never reported goes");
+        assert_eq!(open.list(|_| None, |_| false).len(), 2, "one that never reported goes");
         let beats = |views: &mut Views, at: Duration| {
             views.judge([("b", 1, 1), ("c", 1, 1)], |_| None, None, now + at);
         };
         beats(&mut open, Duration::ZERO);
         beats(&mut open, Duration::from_millis(FORGOTTEN));
-        assert_eq!(open.list(|_| None).len(), 1, "one that is listed stays even when it is forgotten");
+        assert_eq!(
+            open.list(|_| None, |_| false).len(),
+            1,
+            "one that is listed stays even when it is forgotten"
+        );
         for number in 0..MOST {
             open.take_report(&format!("n{number}"), 1, &text, now);
         }
-        assert_eq!(open.list(|_| None).len(), MOST);
+        assert_eq!(open.list(|_| None, |_| false).len(), MOST);
     }
 }

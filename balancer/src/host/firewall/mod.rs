@@ -3,6 +3,7 @@
 //! [`Texts`] are the rules as `nft` and `iptables-save` print them ([`read`]); [`Rules`] is both in one form; [`judge`]
 //! holds the argument.
 
+pub mod changes;
 mod iptables;
 pub mod judge;
 mod nft;

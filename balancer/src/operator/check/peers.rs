@@ -102,6 +102,7 @@ fn subject(cause: Cause) -> &'static str {
         Cause::Flood => "flood",
         Cause::Bound => "bound",
         Cause::Metrics => "metrics",
+        Cause::Bypass => "bypass",
         Cause::Other => "agent",
     }
 }

@@ -19,8 +19,8 @@ use crate::operator::exit::{Code, Failure};
 
 /// Longest answer, bytes.
 const LONGEST_ANSWER: u64 = 64 << 20;
-/// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for an answer: an agent takes milliseconds.
+const PATIENCE: Duration = Duration::from_millis(2_500);
 
 /// Sends `request` to the agent behind the socket at `path`, and returns its answer.
 pub async fn call(path: &Path, request: &Request) -> Result<Value> {
@@ -57,14 +57,7 @@ impl Connection {
         };
         let answer = timeout(PATIENCE, exchange)
             .await
-            .map_err(|_elapsed| Failure {
-                code: Code::NoAgent,
-                text: format!(
-                    "the agent on {} did not answer within {} s; systemd restarts one that hangs",
-                    path.display(),
-                    PATIENCE.as_secs()
-                ),
-            })?
+            .map_err(|_elapsed| Failure { code: Code::NoAgent, text: hangs(path) })?
             .with_context(|| format!("the connection to the agent on {} broke", path.display()))?;
         ensure!(
             !answer.is_empty(),
@@ -80,9 +73,23 @@ impl Connection {
     }
 }
 
+fn hangs(path: &Path) -> String {
+    format!(
+        "the agent on {} hangs: it has not answered within {:.1} s; its programs serve new clients where they dial 10 s \
+         after it stopped, and relayed connections go on; systemd restarts it within 30 s, or `systemctl restart balancer` \
+         does now",
+        path.display(),
+        PATIENCE.as_secs_f64()
+    )
+}
+
 fn explain(path: &Path, error: &io::Error) -> anyhow::Error {
-    use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+    use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied, WouldBlock};
     let kind = error.kind();
+    if kind == WouldBlock {
+        // More commands wait for it than the kernel keeps.
+        return Failure { code: Code::NoAgent, text: hangs(path) }.into();
+    }
     let (code, hint) = if kind == NotFound || kind == ConnectionRefused {
         (Code::NoAgent, "is it running? See systemctl status balancer")
     } else if kind == PermissionDenied {

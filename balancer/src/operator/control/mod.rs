@@ -39,6 +39,15 @@ pub enum Request {
     },
     /// End a drain.
     Resume,
+    /// Serve each new client where it dials, and close none.
+    Bypass {
+        /// Seconds until it ends by itself, or `None` for no end.
+        for_s: Option<u64>,
+        /// Lift the limits too.
+        all: bool,
+    },
+    /// End a bypass.
+    On,
     /// Change the hard limit.
     Limit {
         /// Most client connections, or `None` for the configured limit.
@@ -98,6 +107,11 @@ impl fmt::Display for Request {
             Self::Events { .. } => f.write_str("balancer events"),
             Self::Explain { address } => write!(f, "balancer explain {address}"),
             Self::Drain { within_s } => write!(f, "balancer drain --within {within_s}s"),
+            Self::Bypass { for_s, all } => {
+                let lasts = for_s.map_or_else(String::new, |seconds| format!(" --for {seconds}s"));
+                write!(f, "balancer bypass{lasts}{}", flag(*all, " --all"))
+            }
+            Self::On => f.write_str("balancer on"),
             Self::Resume => f.write_str("balancer resume"),
             Self::Limit { limit, sure } => {
                 let limit = limit.map_or_else(|| "default".into(), |limit| limit.to_string());

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ControllerStatus, LastMinute, Status, text};
+use super::{Bypassed, ControllerStatus, LastMinute, Status, text};
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -20,6 +20,8 @@ pub struct Reason {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
+    /// The operator has the balancer bypassed.
+    Bypass,
     /// jujud on this host is not ready.
     Jujud,
     /// Memory runs short.
@@ -125,6 +127,19 @@ pub fn headline(reasons: &[Reason]) -> String {
 
 fn host(status: &Status) -> Vec<Reason> {
     let mut found = Vec::new();
+    if let Some(Bypassed { all, left_s }) = status.balance.bypass {
+        let left = left_s.map_or_else(
+            || "until `balancer on`".to_owned(),
+            |left_s| format!("{} left", text::age(u64::from(left_s) * 1_000)),
+        );
+        let limits = if all { "no limit holds" } else { "the limits hold" };
+        let sentence = format!(
+            "the balancer is bypassed on this host, {left}: each new client is served where it dials, and none is closed; \
+             relayed connections go on, and {limits}; `balancer on` ends it"
+        );
+        found.push(Reason::new(Cause::Bypass, format!("bypassed, {left}"), sentence));
+    }
+    let lifted = status.balance.bypass.is_some_and(|bypass| bypass.all);
     if !status.ready {
         let sentence = format!(
             "jujud on this host is not ready: {}; new clients are relayed to other controllers that have room; see its \
@@ -134,13 +149,14 @@ fn host(status: &Status) -> Vec<Reason> {
         found.push(Reason::new(Cause::Jujud, "jujud is not ready", sentence));
     }
     let stage = status.balance.memory_stage.as_str();
-    if !matches!(stage, "normal" | "") {
+    if !matches!(stage, "normal" | "") && !lifted {
         let short = if refuses_for_memory(stage) { "no memory for new clients" } else { "memory runs short" };
         found.push(Reason::new(Cause::Memory, short, format!("memory: {}", status.balance.memory)));
     }
     let connections = own(status).map_or(0, |own| own.connections);
     let limit = u64::from(status.hard_limit);
-    if connections >= limit && !refuses_for_memory(stage) && status.balance.drain_left_s.is_none() {
+    if connections >= limit && !lifted && !refuses_for_memory(stage) && status.balance.drain_left_s.is_none()
+    {
         found.push(Reason::new(Cause::Limit, format!("limit of {limit} reached"), limit_reached(limit)));
     }
     found.extend(status.displaced.iter().map(|line| Reason::new(Cause::Hook, "hook missing", line)));
@@ -178,13 +194,19 @@ fn peers(status: &Status) -> Vec<Reason> {
         );
         found.push(Reason::new(Cause::Alone, "alone, no other controller is heard", sentence));
     }
-    for ControllerStatus { name, state, version, hears, .. } in others {
+    for ControllerStatus { name, state, version, hears, silence, .. } in others {
         match state.as_str() {
             "absent" => {
                 let of = format!("no client is relayed to {name}: ");
                 let sentence = status.not_relayed.iter().find(|sentence| sentence.starts_with(&of));
                 let sentence = sentence.cloned().unwrap_or_else(|| format!("controller {name} is not heard"));
-                found.push(Reason::new(Cause::PeerAbsent, format!("{name} is not heard"), sentence));
+                let short = match silence.as_deref() {
+                    Some("stopped") => format!("the agent on {name} is stopped"),
+                    Some("crashed") => format!("the agent on {name} has crashed or hangs"),
+                    Some("cut-off") => format!("{name} is down or cut off"),
+                    _ => format!("{name} is not heard"),
+                };
+                found.push(Reason::new(Cause::PeerAbsent, short, sentence));
                 continue;
             }
             "not-ready" => {
@@ -226,7 +248,13 @@ fn not_relayed(status: &Status) -> impl Iterator<Item = Reason> {
     let absent = status.controllers.iter().filter(|one| one.state == "absent");
     let absent: Vec<_> = absent.map(|one| format!("no client is relayed to {}: ", one.name)).collect();
     let others = status.not_relayed.iter();
-    let others = others.filter(move |sentence| !absent.iter().any(|of| sentence.starts_with(of)));
+    // The bypass has a reason of its own.
+    let bypassed = status.balance.bypass.is_some();
+    let is_told = move |sentence: &str| {
+        absent.iter().any(|of| sentence.starts_with(of))
+            || (bypassed && sentence.starts_with("no client is relayed over "))
+    };
+    let others = others.filter(move |sentence| !is_told(sentence));
     others.map(|sentence| Reason::told(Cause::NotRelayed, sentence))
 }
 
@@ -298,7 +326,15 @@ mod tests {
         let all_absent = |status: &mut Status| {
             for one in &mut status.controllers[1..] { one.state = "absent".into(); }
         };
-        let rows: [(Status, Cause, &str, &str); 20] = [
+        let bypass = |all, left_s| move |s: &mut Status| s.balance.bypass = Some(Bypassed { all, left_s });
+        let silent = |word: &str| { let word = word.to_owned(); move |s: &mut Status| { s.controllers[1].state = "absent".into(); s.controllers[1].silence = Some(word); s.not_relayed.push(absent.into()); } };
+        let rows: [(Status, Cause, &str, &str); 26] = [
+            (changed(silent("stopped")), Cause::PeerAbsent, "DEGRADED: the agent on b is stopped", absent),
+            (changed(silent("crashed")), Cause::PeerAbsent, "DEGRADED: the agent on b has crashed or hangs", absent),
+            (changed(silent("cut-off")), Cause::PeerAbsent, "DEGRADED: b is down or cut off", absent),
+            (changed(bypass(false, Some(3_600))), Cause::Bypass, "DEGRADED: bypassed, 60 min left", "the limits hold; `balancer on`"),
+            (changed(bypass(true, None)), Cause::Bypass, "DEGRADED: bypassed, until `balancer on`", "no limit holds"),
+            (changed(|s| { bypass(true, None)(s); s.hard_limit = 3; s.not_relayed.push("no client is relayed over IPv4: bypassed".into()); }), Cause::Bypass, "DEGRADED: bypassed, until `balancer on`", "no limit holds"),
             (changed(|s| s.ready = false), Cause::Jujud, "DEGRADED: jujud is not ready", "systemctl status"),
             (changed(|s| s.hard_limit = 20), Cause::Limit, "DEGRADED: limit of 20 reached", "raise api.hard_limit"),
             (changed(|s| s.hard_limit = 3), Cause::Limit, "DEGRADED: limit of 3 reached", "add a controller"),

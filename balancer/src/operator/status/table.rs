@@ -79,6 +79,8 @@ impl Status {
             steer,
             refuse_ratio,
             drain_left_s,
+            // The first reason tells it.
+            bypass: _,
             memory,
             memory_stage,
             operator_limit,
@@ -123,8 +125,10 @@ fn write_controller(f: &mut fmt::Formatter<'_>, controller: &ControllerStatus) -
         version,
         uptime_s,
         hears: _,
+        silence,
         relay,
     } = controller;
+    let state = silence.as_ref().unwrap_or(state);
     let none = || "-".to_owned();
     // One that was never heard has told nothing.
     let is_known = age_ms.is_some();
@@ -184,6 +188,7 @@ pub(crate) mod tests {
             version: Some("0.1.0".into()),
             uptime_s: Some(7_200),
             hears: Some(true),
+            silence: None,
             relay: relay.into(),
         }
     }

@@ -58,6 +58,7 @@ impl Cluster {
             clock_skew: now.clock_skew - before.clock_skew,
             bad_reports: now.bad_reports - before.bad_reports,
             restarts: now.restarts - before.restarts,
+            ..SyncCounts::default()
         };
         let SyncCounts { unknown_sender, malformed, wrong_key, replayed, clock_skew, .. } = counts;
         let dropped = unknown_sender + malformed + wrong_key + replayed + clock_skew;

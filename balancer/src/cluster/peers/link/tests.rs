@@ -94,6 +94,39 @@ async fn datagrams_are_judged() {
 }
 
 #[tokio::test]
+async fn only_datagrams_of_a_controller_that_is_not_heard_are_a_fault() {
+    let (a, b) = (link("a", BOOT, &KEY), link("b", BOOT, &KEY));
+    let other = link("b", BOOT, &[8; 32]);
+    let start = Instant::now();
+    // Milliseconds since b was heard, the source; counted as malformed and as sealed with another key.
+    let rows = [
+        (0, "10.0.0.2", (0, 0)),
+        (1_299, "10.0.0.2", (0, 0)),
+        (1_300, "10.0.0.2", (1, 1)),
+        (60_000, "10.0.0.2", (1, 1)),
+        // Never heard.
+        (0, "10.0.0.3", (1, 1)),
+        (60_000, "10.0.0.9", (0, 0)),
+    ];
+    let heard = packed(&b, "10.0.0.1", &message(3), clock(1_000_000)).remove(0);
+    assert!(a.accept(source("10.0.0.2"), &heard, Clock { now: start, wall_ms: 1_000_000 }).is_ok());
+    for (ms, from, expected) in rows {
+        let now = Clock { now: start + Duration::from_millis(ms), wall_ms: 1_000_000 + ms };
+        let before = a.counters.snapshot();
+        let foreign = packed(&other, "10.0.0.1", &message(3), now).remove(0);
+        for datagram in [&[0; 100][..], &foreign] {
+            assert!(a.accept(source(from), datagram, now).is_err());
+        }
+        let after = a.counters.snapshot();
+        let counted = (
+            after.unheard_malformed - before.unheard_malformed,
+            after.unheard_wrong_key - before.unheard_wrong_key,
+        );
+        assert_eq!(counted, expected, "{ms} ms from {from}");
+    }
+}
+
+#[tokio::test]
 async fn an_older_start_is_refused_until_its_silence_outlasts_the_clock_bound() {
     let a = link("a", BOOT, &KEY);
     let (older, newer) = (link("b", 1, &KEY), link("b", 2, &KEY));
@@ -181,6 +214,9 @@ async fn no_order_of_a_new_key_isolates_a_controller() {
                 let has_it = order[..=done].contains(&other);
                 assert_eq!(agree, all || !has_it, "{order:?}: {other} after {index}");
             }
+        }
+        for link in &links {
+            assert_eq!(link.counters.snapshot().unheard_wrong_key, 0, "no fault while it changes");
         }
         // The old key is worth nothing now.
         let old = link("b", BOOT + 1, &KEY);
