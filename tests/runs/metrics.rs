@@ -64,8 +64,8 @@ fn connections(status: &Status) -> Result<u64> {
     Ok(own.context("this controller")?.connections)
 }
 
-/// Ensures that all four say the same about each controller, while nobody comes or goes.
-fn all_agree(cluster: &Cluster, what: &str, total: usize) -> Result<()> {
+/// Ensures that all four say the same about each controller, while nobody comes or goes; returns the counts.
+fn all_agree(cluster: &Cluster, what: &str, total: usize) -> Result<Seen> {
     let counts = eventually(SETTLED, what, || {
         let counts = cluster.counts()?;
         ensure!(counts.iter().sum::<usize>() == total, "ss {counts:?}, {total} in all wanted");
@@ -87,7 +87,7 @@ fn all_agree(cluster: &Cluster, what: &str, total: usize) -> Result<()> {
         Ok(counts)
     })?;
     println!("{what}: ss, status, metrics and top say {counts:?}");
-    Ok(())
+    Ok(vec![(Instant::now(), counts)])
 }
 
 /// Ensures that the metrics are those of `status`.
@@ -166,9 +166,9 @@ fn status_metrics_top_and_ss_agree_under_load() -> Result<()> {
         config.metrics.insert("listen".into(), listen.into());
     })?;
     cluster.await_settled()?;
-    all_agree(&cluster, "nobody is there", 0)?;
+    let mut seen = all_agree(&cluster, "nobody is there", 0)?;
 
-    let (address, mut seen, mut samples) = (cluster.address(0), Seen::new(), 0);
+    let (address, mut samples) = (cluster.address(0), 0);
     let come = Dial { concurrency: 10, rate: 20.0, ..Dial::new("come", Kind::Raw, 2 * LIMIT, &[address]) };
     cluster.fleet.start_dial(&come)?;
     let begun = Instant::now();
@@ -186,12 +186,12 @@ fn status_metrics_top_and_ss_agree_under_load() -> Result<()> {
     cluster.fleet.dial_all(&fill)?;
     let refused = cluster.fleet.dial(&Dial::new("more", Kind::Raw, 10, &[address]))?;
     ensure!(refused.refused == 10, "{refused:?}");
-    all_agree(&cluster, "all are full", 3 * LIMIT)?;
+    let mut seen = all_agree(&cluster, "all are full", 3 * LIMIT)?;
     let text = scrape(&cluster, 0)?;
     ensure!(value(&text, "balancer_refused_total{reason=\"limit\"}")? == 10, "{text}");
     ensure!(value(&text, "balancer_degraded{reason=\"limit\"}")? == 1, "{text}");
 
-    let (mut seen, mut samples) = (Seen::new(), 0);
+    samples = 0;
     for _ in 0..9 {
         cluster.fleet.close(LIMIT / 3, How::Fin)?;
         within_bounds(&cluster, &mut seen)?;
