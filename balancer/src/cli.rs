@@ -34,6 +34,9 @@ pub enum Command {
         /// Print JSON, as docs/status.schema.json describes it
         #[arg(long)]
         json: bool,
+        /// Ask every controller how it sees itself
+        #[arg(long)]
+        all: bool,
     },
     /// Show controllers and rates, once a second, as bars
     #[command(
@@ -56,7 +59,7 @@ pub enum Command {
     /// Take clients again after a drain
     #[command(after_help = "Example: balancer resume")]
     Resume(Configured),
-    /// Serve each new client where it dials, and close none: kill switch
+    /// Kill switch: serve new clients where they dial, close none
     #[command(after_help = "Example: balancer bypass --for 1h")]
     Bypass {
         /// Time after which it ends by itself; without it, `balancer on` ends it
@@ -98,7 +101,7 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Explain where a new connection from an address would go, and why
+    /// Explain where a new connection would go, and why
     #[command(after_help = exit::help("balancer explain 10.0.4.7"))]
     Explain {
         /// The client's address
@@ -115,8 +118,8 @@ pub enum Command {
         /// How many to list, at most 10000
         #[arg(long, default_value_t = 50)]
         limit: usize,
-        /// The first ones
-        #[arg(long, next_line_help = true, value_enum, default_value_t = Sort::Newest)]
+        /// Begin with the newest, oldest or idle ones
+        #[arg(long, value_enum, hide_possible_values = true, default_value_t = Sort::Newest)]
         sort: Sort,
         #[command(flatten)]
         shown: Shown,
@@ -139,7 +142,18 @@ pub enum Command {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Remove the data path; connections relayed by or to this host end
+    /// Write a file for somebody who helps: no secrets are in it
+    #[command(after_help = "Example: balancer support-bundle /tmp/balancer.tar.gz")]
+    SupportBundle {
+        /// File to make, never overwritten; in this directory without
+        file: Option<PathBuf>,
+        /// Keep the addresses of clients; else each has a number
+        #[arg(long)]
+        addresses: bool,
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Remove the data path; relayed connections of this host end
     #[command(after_help = "Example: systemctl stop balancer && balancer uninstall")]
     Uninstall(Configured),
     /// Make a cluster key, to be copied to every controller
@@ -177,7 +191,7 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 
 fn parse_network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| "write an address or a network, such as 10.0.4.7 or 10.0.4.0/24".into())
+    network.map_err(|_invalid| "write an address or a network, such as 10.0.4.7 or 10.0.4.0/24".into())
 }
 
 /// Arguments of the commands that show an answer of the agent.

@@ -15,14 +15,15 @@ use balancer::{
     config::{Config, Paths},
     juju::key::ClusterKey,
     operator::{
-        bypass, check,
+        all::All,
+        bundle, bypass, check,
         clients::ClientList,
         control::{self, Request},
         drain, events, exit,
         explain::Explanation,
         flows::{FlowList, Wanted},
         journal, keygen,
-        status::{Status, Verdict},
+        status::{self, Status, Verdict},
         top, uninstall,
     },
 };
@@ -61,8 +62,11 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(configured) => agent::main(&configured.config)?,
-        Command::Status { configured, json } => {
-            return status(&Config::load_paths(&configured.config)?, json);
+        Command::Status { configured, json, all: true } => {
+            return Ok(show::<All>(&Shown { json, configured }, &Request::StatusAll)?.code());
+        }
+        Command::Status { configured, json, all: false } => {
+            return show_status(&Config::load_paths(&configured.config)?, json);
         }
         Command::Top(configured) => top::top(&Config::load_paths(&configured.config)?.control)?,
         Command::Drain { configured, within, wait: waits } => {
@@ -75,21 +79,29 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Resume(configured) => tell(&configured, &Request::Resume)?,
         Command::Bypass { lasts, all, configured } => {
             let paths = Config::load_paths(&configured.config)?;
-            println!("{}", wait(bypass::order(&paths, lasts, all))?);
+            say(&wait(bypass::order(&paths, lasts, all))?);
         }
         Command::On(configured) => tell(&configured, &Request::On)?,
         Command::Limit { limit: Limit(limit), yes, configured } => order_limit(&configured, limit, yes)?,
         Command::Rebalance { configured, now, dry_run } => {
             tell(&configured, &Request::Rebalance { now, dry_run })?;
         }
-        Command::Explain { address, shown } => show::<Explanation>(&shown, &Request::Explain { address })?,
+        Command::Explain { address, shown } => {
+            show::<Explanation>(&shown, &Request::Explain { address })?;
+        }
         Command::Flows { client, limit, sort, shown } => {
             show::<FlowList>(&shown, &Request::Flows(Wanted { client, limit, sort }))?;
         }
-        Command::Clients { limit, shown } => show::<ClientList>(&shown, &Request::Clients { limit })?,
+        Command::Clients { limit, shown } => {
+            show::<ClientList>(&shown, &Request::Clients { limit })?;
+        }
         Command::Events { follow, shown } => {
             let paths = Config::load_paths(&shown.configured.config)?;
             wait(events::show(&paths.control, follow, shown.json, &mut io::stdout()))?;
+        }
+        Command::SupportBundle { file, addresses, configured } => {
+            let file = wait(bundle::write(&configured.config, file, addresses))?;
+            println!("{}: look through it before you send it", file.display());
         }
         Command::Uninstall(configured) => uninstall(&configured)?,
         Command::Keygen { file } => {
@@ -119,8 +131,15 @@ fn execute(command: Command) -> Result<ExitCode> {
 fn tell(configured: &Configured, request: &Request) -> Result<()> {
     let paths = Config::load_paths(&configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
-    println!("{}", answer.as_str().unwrap_or_default().trim_end());
+    say(answer.as_str().unwrap_or_default());
     Ok(())
+}
+
+/// Prints `text` in lines of at most 80 columns.
+fn say(text: &str) {
+    for line in text.lines() {
+        println!("{}", status::wrap(line, 2));
+    }
 }
 
 /// Sets the limit; asks before connections are closed.
@@ -132,7 +151,7 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
         if !io::stdin().is_terminal() {
             anyhow::bail!("{question}; nothing is changed; add --yes if you mean it");
         }
-        eprint!("{question}\nSet the limit? [y/N] ");
+        eprint!("{}\nSet the limit? [y/N] ", status::wrap(question, 0));
         let mut reply = String::new();
         io::stdin().read_line(&mut reply).context("failed to read the reply")?;
         if !matches!(reply.trim(), "y" | "Y" | "yes") {
@@ -140,23 +159,24 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
         }
         answer = order(true)?;
     }
-    println!("{}", answer.as_str().unwrap_or_default().trim_end());
+    say(answer.as_str().unwrap_or_default());
     Ok(())
 }
 
-/// Asks the agent, and prints its answer.
-fn show<T: DeserializeOwned + Display>(shown: &Shown, request: &Request) -> Result<()> {
+/// Asks the agent, prints its answer, and returns it.
+fn show<T: DeserializeOwned + Display>(shown: &Shown, request: &Request) -> Result<T> {
     let paths = Config::load_paths(&shown.configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
-    if shown.json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
-    } else {
-        print!("{}", serde_json::from_value::<T>(answer).context(OTHER_VERSION)?);
+    let json = shown.json.then(|| serde_json::to_string_pretty(&answer)).transpose()?;
+    let answer: T = serde_json::from_value(answer).context(OTHER_VERSION)?;
+    match json {
+        Some(json) => println!("{json}"),
+        None => print!("{answer}"),
     }
-    Ok(())
+    Ok(answer)
 }
 
-fn status(paths: &Paths, json: bool) -> Result<ExitCode> {
+fn show_status(paths: &Paths, json: bool) -> Result<ExitCode> {
     let answer = wait(control::call(&paths.control, &Request::Status))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&answer)?);

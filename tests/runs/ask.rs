@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,10 +13,12 @@ use serde_json::Value;
 use tests::cluster::{Cluster, ClusterOptions};
 use tests::juju::fleet::{Dial, Fleet, Kind as Client};
 use tests::support::eventually::{SOON, eventually};
+use tests::support::files::write_private;
 use tests::support::lines::Lines as _;
-use tests::support::process::Process;
+use tests::support::process::{Process, run};
 
 const CLIENTS: usize = 6;
+const PASSWORD: &str = "dGhlIHBhc3N3b3JkIG9m";
 /// Nearly all that the table takes.
 const MANY: u32 = 250_000;
 
@@ -112,6 +115,24 @@ fn an_explanation_comes_true_and_the_lists_are_the_kernel_s() -> Result<()> {
         ensure!(Instant::now() < deadline, "the follower hears of it");
     }
 
+    bundle(&mut cluster, &client)?;
+    let (code, said) = cluster.daemons[0].judge(&["status", "--all", "--json"])?;
+    let all: Value = serde_json::from_str(&said)?;
+    let views = all["controllers"].as_array().context("controllers")?;
+    let counts: Vec<_> = views.iter().map(|one| one["view"]["connections"].as_u64()).collect();
+    ensure!(counts == [Some(0), Some(CLIENTS as u64), Some(CLIENTS as u64)], "{all}");
+    let is_well = views.iter().all(|one| one["view"]["line"] == "OK");
+    ensure!(code == i32::from(!is_well), "{code}: {all}");
+    cluster.daemons[2].sigterm()?;
+    eventually(SOON, "c is not heard", || {
+        let (code, said) = cluster.daemons[0].judge(&["status", "--all"])?;
+        ensure!(
+            code == 1 && said.contains("1 without an answer") && said.contains("- is not heard"),
+            "{said}"
+        );
+        Ok(())
+    })?;
+
     many(&cluster)?;
     cluster.daemons[0].sigterm()?;
     for command in ["flows", "clients", "events"] {
@@ -150,5 +171,44 @@ fn many(cluster: &Cluster) -> Result<()> {
     ensure!(all["flows"].as_array().map(Vec::len) == Some(10_000), "bounded");
     let clients = ask(cluster, 0, &["clients", "--limit", "5"])?;
     ensure!(clients["addresses"].as_u64() > Some(u64::from(MANY)), "{clients}");
+    Ok(())
+}
+
+/// No secret is in a bundle, and a client's address only if it is asked for.
+fn bundle(cluster: &mut Cluster, client: &str) -> Result<()> {
+    let directory = cluster.directory().to_owned();
+    let agents = directory.join("juju/agents/machine-0");
+    std::fs::create_dir_all(&agents)?;
+    write_private(&agents.join("agent.conf"), &format!("statepassword: {PASSWORD}\n"))?;
+    let daemon = &mut cluster.daemons[0];
+    daemon.config.paths.juju = Some(directory.join("juju"));
+    let commented = format!("{}\n# {PASSWORD}\n# a comment\n", toml::to_string(&daemon.config)?);
+    daemon.write_config_text(&commented)?;
+    let cluster = &*cluster;
+    let key = std::fs::read_to_string(directory.join("cluster.key"))?;
+    let text = |options: &[&str], name: &str| {
+        let file = directory.join(name);
+        let file = file.to_str().context("a path in UTF-8")?;
+        cluster.daemons[0].operate(&[&["support-bundle", file], options].concat())?;
+        let again = cluster.daemons[0].cli(&["support-bundle", file])?;
+        ensure!(again.0 == Some(1) && again.2.contains("exists"), "it is never overwritten: {again:?}");
+        run(Command::new("tar").args(["-xzOf", file]))
+    };
+    let (bare, full) = (text(&[], "bare.tar.gz")?, text(&["--addresses"], "full.tar.gz")?);
+    // The control: the same words of another file are found.
+    ensure!(
+        full.contains(client) && full.contains("taking clients again") && full.contains("MemTotal"),
+        "{full}"
+    );
+    ensure!(
+        !bare.contains(client) && bare.contains("address-1") && bare.contains("taking clients again"),
+        "{bare}"
+    );
+    for text in [&bare, &full] {
+        ensure!(!text.contains(PASSWORD) && text.contains("# a comment"), "the password is in it");
+        ensure!(!text.contains(key.trim()) && text.contains("key_file"), "the key is in it");
+        let own = cluster.net.controllers[0].address(false).to_string();
+        ensure!(text.contains(&own), "the controllers' addresses stay");
+    }
     Ok(())
 }

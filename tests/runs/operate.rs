@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::cluster::daemon::Daemon;
 use tests::cluster::{Cluster, ClusterOptions, SYNC_PORT, hex_key};
 use tests::juju::fleet::{Dial, How, Kind};
 use tests::network::firewall;
@@ -110,7 +111,7 @@ fn each_fault_shows_in_the_first_line_the_exit_code_and_the_log() -> Result<()> 
 
     let key = cluster.directory().join("wrong.key");
     write_private(&key, &format!("{}\n", hex_key()))?;
-    cluster.daemons[2].config.cluster.key_file = Some(key);
+    let good = cluster.daemons[2].config.cluster.key_file.replace(key);
     cluster.daemons[2].restart()?;
     ensure_shown(&mut cluster, 1, "a controller has another key", "give every controller the same key")?;
     ensure_shown(&mut cluster, 1, "c is not heard", "give every controller the same key")?;
@@ -118,6 +119,11 @@ fn each_fault_shows_in_the_first_line_the_exit_code_and_the_log() -> Result<()> 
     cluster.daemons[2].sigterm()?;
     ensure!(cluster.daemons[2].cli(&["status"])?.0 == Some(3), "no agent");
 
+    cluster.daemons[2].config.cluster.key_file = good;
+    cluster.daemons[2].restart()?;
+    cluster.daemons[0].restart()?;
+    cluster.await_settled()?;
+    await_well(&cluster, 0, "they have the same key")?;
     // The agents run, and nobody dials.
     firewall::drop_ports(&cluster.net.controllers[1].namespace, "17080-17095")?;
     ensure_shown(&mut cluster, 0, "no client is relayed to b over IPv4", "does a firewall drop TCP port")?;
@@ -266,9 +272,9 @@ fn the_first_day_is_as_the_document_says() -> Result<()> {
         for line in lines.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
             match line {
                 "systemctl restart balancer" => {
-                    cluster.daemons.iter_mut().try_for_each(|d| d.restart().map(drop))?
+                    cluster.daemons.iter_mut().try_for_each(|d| d.restart().map(drop))?;
                 }
-                "systemctl reload balancer" => cluster.daemons.iter_mut().try_for_each(|d| d.reload())?,
+                "systemctl reload balancer" => cluster.daemons.iter_mut().try_for_each(Daemon::reload)?,
                 _ => {
                     let command = line.strip_prefix("balancer ").context("a command")?;
                     let arguments: Vec<_> = command.split(' ').collect();

@@ -31,7 +31,7 @@ impl Agent {
         Ok(match request {
             Request::Flows(wanted) => Some(Listing::Flows {
                 reader: maps.flows.reader()?,
-                wanted: wanted.clone(),
+                wanted: *wanted,
                 own: self.config.running.cluster.name.clone(),
                 names: self.cluster.peers().iter().map(|peer| (peer.slot, peer.name.clone())).collect(),
             }),
@@ -41,7 +41,17 @@ impl Agent {
                 limit: *limit,
                 config: Box::new(self.config.running.clone()),
             }),
-            _ => None,
+            Request::Status
+            | Request::Sample
+            | Request::StatusAll
+            | Request::Drain { .. }
+            | Request::Bypass { .. }
+            | Request::On
+            | Request::Resume
+            | Request::Limit { .. }
+            | Request::Rebalance { .. }
+            | Request::Explain { .. }
+            | Request::Events { .. } => None,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! decides by, `effects` carries out the effects that it returns, and `Programs` holds the programs and the
 //! interfaces that they are attached to. This file is the loop around them.
 
+mod all;
 mod bounds;
 mod bypass;
 mod effects;

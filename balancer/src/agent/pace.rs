@@ -132,7 +132,9 @@ mod tests {
         }
     }
 
-    /// What happens at a time, in milliseconds.
+    /// Milliseconds, something that happens then, and what is due.
+    type Step = (u64, Happens, Due);
+
     enum Happens {
         Nothing,
         News,
@@ -143,7 +145,7 @@ mod tests {
     fn an_agent_is_quick_while_something_moves_and_rests_else() {
         use Due::{Nothing as Rest, Report, Tick};
         use Happens::{Moves, News, Nothing};
-        let rows: &[(&str, &[(u64, Happens, Due)])] = &[
+        let rows: &[(&str, &[Step])] = &[
             (
                 "ten times a second at first, and four times at rest",
                 &[

@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-type Answer = oneshot::Sender<Result<Value, String>>;
+pub(super) type Answer = oneshot::Sender<Result<Value, String>>;
 pub(super) type Asked = (Request, Caller, Answer);
 
-fn send(answer: Answer, result: Result<Value>) {
+pub(super) fn send(answer: Answer, result: Result<Value>) {
     // The caller may have gone.
     let _: Result<(), _> = answer.send(result.map_err(|error| format!("{error:#}")));
 }
@@ -28,6 +28,10 @@ impl Agent {
     pub(super) fn answer(&mut self, request: &Request, caller: &Caller, answer: Answer) {
         if !request.only_asks() {
             info!("`{request}` by {caller}");
+        }
+        if *request == Request::StatusAll {
+            tokio::spawn(self.ask_all(answer));
+            return;
         }
         match self.listing(request) {
             Ok(Some(listing)) => drop(tokio::task::spawn_blocking(move || send(answer, listing.make()))),
@@ -50,7 +54,7 @@ impl Agent {
             }
             Request::Sample => return Ok(serde_json::to_value(self.status()?)?),
             Request::Explain { address } => return Ok(serde_json::to_value(self.explain(*address)?)?),
-            Request::Flows(_) | Request::Clients { .. } | Request::Events { .. } => {
+            Request::StatusAll | Request::Flows(_) | Request::Clients { .. } | Request::Events { .. } => {
                 bail!("this is answered beside the agent's loop")
             }
             Request::Drain { within_s } => {

@@ -172,8 +172,7 @@ impl Agent {
             let _there = beside.enter();
             Peers::start(sync)?
         };
-        let now = Instant::now();
-        let reported = known_controllers(&data_path, &config.cluster)?;
+        let (now, reported) = (Instant::now(), known_controllers(&data_path, &config.cluster)?);
         let (publish, health) = health::channel();
         let own = &config.cluster.this().addresses;
         let prober = Arc::new(Prober::new(config.api.health, config.api.port, own));
@@ -189,8 +188,7 @@ impl Agent {
             handles.push(beside.spawn(introspection::watch(socket, counted)));
         }
         handles.push(beside.spawn(forward_log(data_path.logger()?)));
-        let (metrics, serve_metrics) = Board::new(config.metrics.clone());
-        handles.push(beside.spawn(serve_metrics));
+        let metrics = Board::start(config.metrics.clone(), beside, &mut handles);
         let mut config = Configuration {
             path,
             running: config,
@@ -237,8 +235,7 @@ impl Agent {
         };
         let listed = agent.config.running.cluster.clone();
         agent.config.running.cluster = agent.cluster.grouped(now, &listed);
-        let slots = agent.programs.data_path.maps.controllers()?;
-        let left = left_over(&slots, &agent.config.running.cluster);
+        let left = left_over(&agent.programs.data_path.maps.controllers()?, &agent.config.running.cluster);
         keep_leaving(&mut agent.config.running.cluster, left.into_iter());
         agent.adopt_controllers(now, listed)?;
         Box::pin(agent.begin_firewall(legacy, questions, tell)).await;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::log;
 
-use super::Agent;
+use super::{Agent, all::own_view};
 use crate::{
     host::notify,
     operator::{
@@ -90,6 +90,7 @@ impl Agent {
             log!(target: "balancer::operator", level, "{line}");
         }
         let headline = headline(&status.reasons);
+        self.gossip.set_own_view(own_view(&status, &headline));
         if headline != self.shown.headline {
             notify::status(&headline);
             self.shown.headline = headline;

@@ -10,7 +10,7 @@ use super::{Balance, Inputs};
 /// A bypass that is in force, or none. It lies in the settings, and so outlives the agent.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Bypass {
-    /// Boot clock, seconds: when it ends by itself; [`Bypass::FOR_GOOD`]: when the operator ends it; 0: there is none.
+    /// Boot clock, seconds: when it ends by itself; `FOR_GOOD`: when the operator ends it; 0: there is none.
     pub until_s: u32,
     /// The limits are lifted too.
     pub all: bool,
@@ -66,7 +66,8 @@ impl Balance {
             lasts.map_or_else(String::new, |lasts| format!(" by itself in {} s, or", lasts.as_secs().max(1)));
         format!(
             "bypassed: each new client is served where it dials, and none is closed; relayed connections go on;\n\
-             {limits}{drain}; it ends{end} by `balancer on`"
+             {limits}{drain};\n\
+             it ends{end} by `balancer on`"
         )
     }
 

@@ -360,12 +360,15 @@ fn a_drain_empties_the_controller_evenly_and_on_time() {
     assert_eq!(bench.balance.resume(bench.at(131)), None);
 }
 
+/// The load, a change of the bench, the seconds given, the words.
+type Foreseen = (u32, fn(&mut Bench), u64, &'static str);
+
 #[test]
 fn a_drain_says_how_long_it_takes() {
     let full = |bench: &mut Bench| bench.others.iter_mut().for_each(|other| other.limit = 0);
     let some = |bench: &mut Bench| bench.others.iter_mut().for_each(|other| other.limit = 300);
     let none = |_: &mut Bench| {};
-    let rows: [(u32, fn(&mut Bench), u64, &str); 5] = [
+    let rows: [Foreseen; 5] = [
         (
             600,
             none,

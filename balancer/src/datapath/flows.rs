@@ -91,8 +91,8 @@ impl FlowReader {
 
     /// The record with this key.
     pub fn get(&self, key: &Tuple) -> Option<Flow> {
-        let maps = [&self.live, &self.half_open].into_iter();
-        let found = maps.filter_map(|map| map.get(bytemuck::bytes_of(key)).ok().flatten()).next();
+        let mut maps = [&self.live, &self.half_open].into_iter();
+        let found = maps.find_map(|map| map.get(bytemuck::bytes_of(key)).ok().flatten());
         found.map(|flow| pod_read_unaligned(&flow))
     }
 }

@@ -54,7 +54,7 @@ pub struct Page {
     pub lost: u64,
 }
 
-/// The last [`KEPT`] events.
+/// The last `KEPT` events.
 #[derive(Debug, Default)]
 pub struct Ring {
     events: VecDeque<Event>,
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_reader_gets_the_events_after_its_last() {
         // Events so far, the reader's last one, then the first and the last one that it gets, and those that it has missed.
-        let rows: [(u64, u64, Option<(u64, u64)>, u64); 9] = [
+        let rows = [
             (0, 0, None, 0),
             (3, 0, Some((1, 3)), 0),
             (3, 1, Some((2, 3)), 0),

@@ -20,7 +20,7 @@ use crate::operator::status::age;
 pub const MOST: usize = 10_000;
 
 /// The connections that `flows` asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// Of clients in this network only.
     pub client: Option<IpNet>,
@@ -201,8 +201,8 @@ mod tests {
         flow
     }
 
-    fn listed(wanted: &Wanted) -> FlowList {
-        let mut collector = Collector::new(wanted.clone(), 1_000);
+    fn listed(wanted: Wanted) -> FlowList {
+        let mut collector = Collector::new(wanted, 1_000);
         for number in 1..=200 {
             let (key, flow) = record(Kind::Forward, number);
             collector.note(&key, &flow, true);
@@ -221,18 +221,14 @@ mod tests {
     fn flows_are_counted_sorted_and_bounded() {
         let all = Wanted { client: None, limit: 2, sort: Sort::Newest };
         let rows = [
-            (all.clone(), 201, vec!["10.1.0.250:40250", "10.1.0.200:40200"]),
-            (Wanted { sort: Sort::Oldest, ..all.clone() }, 201, vec!["10.1.0.1:40001", "10.1.0.2:40002"]),
-            (Wanted { sort: Sort::Idle, ..all.clone() }, 201, vec!["10.1.0.1:40001", "10.1.0.2:40002"]),
-            (
-                Wanted { client: Some("10.1.0.7/32".parse().unwrap()), ..all.clone() },
-                1,
-                vec!["10.1.0.7:40007"],
-            ),
-            (Wanted { client: Some("10.1.0.8/29".parse().unwrap()), limit: 0, ..all.clone() }, 8, vec![]),
+            (all, 201, vec!["10.1.0.250:40250", "10.1.0.200:40200"]),
+            (Wanted { sort: Sort::Oldest, ..all }, 201, vec!["10.1.0.1:40001", "10.1.0.2:40002"]),
+            (Wanted { sort: Sort::Idle, ..all }, 201, vec!["10.1.0.1:40001", "10.1.0.2:40002"]),
+            (Wanted { client: Some("10.1.0.7/32".parse().unwrap()), ..all }, 1, vec!["10.1.0.7:40007"]),
+            (Wanted { client: Some("10.1.0.8/29".parse().unwrap()), limit: 0, ..all }, 8, vec![]),
         ];
         for (wanted, matching, clients) in rows {
-            let list = listed(&wanted);
+            let list = listed(wanted);
             let shown: Vec<String> = list.flows.iter().map(|one| one.client.to_string()).collect();
             assert_eq!(
                 (list.matching, shown),
@@ -242,7 +238,7 @@ mod tests {
             assert_eq!((list.relayed["b"], list.half_open), ([200, 1], 1));
             assert!(list.to_string().lines().all(|line| line.chars().count() <= 80), "{list}");
         }
-        let list = listed(&all);
+        let list = listed(all);
         let ends: Vec<_> = list.flows.iter().map(|one| (one.entry.as_str(), one.owner.as_str())).collect();
         assert_eq!(ends, [("b", "a"), ("a", "b")]);
         let first = &list.flows[0];

@@ -1,5 +1,7 @@
 //! The operator's tools: the control socket, `status`, `check` and `uninstall`.
 
+pub mod all;
+pub mod bundle;
 pub mod bypass;
 pub mod check;
 pub mod clients;
@@ -14,6 +16,7 @@ pub mod keygen;
 pub mod loud;
 pub mod metrics;
 pub mod minute;
+mod redact;
 pub mod status;
 pub mod top;
 pub mod uninstall;

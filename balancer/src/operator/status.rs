@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     reasons::{Cause, Reason, headline, limit_reached, reasons},
     table::by_endpoint,
-    text::age,
+    text::{age, wrap},
 };
 
 #[cfg(test)]

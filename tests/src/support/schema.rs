@@ -21,7 +21,7 @@ pub fn check(schema: &Value, value: &Value, place: &str) -> Result<()> {
             ),
             "required" => {
                 for name in rule.as_array().into_iter().flatten().filter_map(Value::as_str) {
-                    ensure!(value.get(name).is_some(), "{place}: {name} is missing");
+                    ensure!(!value.is_object() || value.get(name).is_some(), "{place}: {name} is missing");
                 }
             }
             "items" => {

@@ -26,6 +26,7 @@ use super::{
     lock,
     members::{Roster, handle},
     seal::{Header, MAX_PARTS, MemberId, PART},
+    talk::{Aside, Talk},
 };
 use crate::repeated::warn_repeated;
 
@@ -48,6 +49,7 @@ pub(super) struct Link {
     roster: Mutex<Roster>,
     pub(super) counters: SyncCounters,
     strangers: Throttle,
+    pub(super) talk: Talk,
     wrong_key: Throttle,
     clock_skew: Throttle,
     #[cfg(test)]
@@ -69,6 +71,13 @@ impl Throttle {
     }
 }
 
+/// A message of a peer.
+#[derive(Debug, PartialEq)]
+pub(super) enum Heard {
+    Gossip(ChitchatMessage),
+    Aside(Aside),
+}
+
 /// This host's clocks at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
@@ -87,6 +96,7 @@ impl Link {
             roster: Mutex::new(roster),
             counters: SyncCounters::default(),
             strangers: Throttle::default(),
+            talk: Talk::default(),
             wrong_key: Throttle::default(),
             clock_skew: Throttle::default(),
             #[cfg(test)]
@@ -148,7 +158,7 @@ impl Link {
         source: SocketAddr,
         datagram: &[u8],
         clock: Clock,
-    ) -> Result<Option<(MemberId, ChitchatMessage)>, SyncDrop> {
+    ) -> Result<Option<(MemberId, Heard)>, SyncDrop> {
         self.judge(source, datagram, clock)
             .inspect_err(|reason| self.note_dropped(source, *reason, clock.now))
     }
@@ -180,7 +190,7 @@ impl Link {
         source: SocketAddr,
         datagram: &[u8],
         clock: Clock,
-    ) -> Result<Option<(MemberId, ChitchatMessage)>, SyncDrop> {
+    ) -> Result<Option<(MemberId, Heard)>, SyncDrop> {
         let at_source = self.roster().name_at(source.ip());
         // Strangers send anything.
         let known = |reason| if at_source.is_some() { reason } else { SyncDrop::UnknownSender };
@@ -206,9 +216,13 @@ impl Link {
         peer.accept(&header, source, key, clock.now);
         peer.note_source(source, clock.now, |source| self.host.source_towards(source));
         let Some(message) = peer.parts.assemble(&header, part) else { return Ok(None) };
+        if let Some(aside) = Aside::parse(&message) {
+            let aside = aside.map_err(|()| SyncDrop::Malformed)?;
+            return Ok(Some((header.from, Heard::Aside(aside))));
+        }
         let mut rest = message.as_slice();
         match ChitchatMessage::deserialize(&mut rest) {
-            Ok(message) if rest.is_empty() => Ok(Some((header.from, message))),
+            Ok(message) if rest.is_empty() => Ok(Some((header.from, Heard::Gossip(message)))),
             Ok(_) => Err(SyncDrop::Malformed),
             Err(error) => {
                 debug!("a sync message from {} is malformed: {error:#}", peer.name);
@@ -276,7 +290,15 @@ impl Link {
             let outcome = self.accept(source, &buffer[..length], self.clock());
             self.counters.received(outcome.as_ref().map(|_| ()).map_err(|reason| *reason));
             match outcome {
-                Ok(Some((sender, message))) => return (handle(sender), message),
+                Ok(Some((sender, Heard::Gossip(message)))) => return (handle(sender), message),
+                Ok(Some((sender, Heard::Aside(Aside::Question(number))))) => {
+                    if let Some(answer) = self.talk.answer(sender, number, host::now()) {
+                        self.send(handle(sender), &answer).await;
+                    }
+                }
+                Ok(Some((sender, Heard::Aside(Aside::Answer(number, view))))) => {
+                    self.talk.take(sender, number, view);
+                }
                 Ok(None) => {}
                 Err(reason) => debug!("dropped a sync datagram from {source}: {reason:?}"),
             }

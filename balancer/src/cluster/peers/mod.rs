@@ -19,12 +19,14 @@ mod parts;
 mod replay;
 mod report;
 mod seal;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod transport;
 mod views;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -46,6 +48,7 @@ pub use self::{
     newest::Newest,
     offline::{Datagram, Receiver},
     report::{About, MAX_HOST, MAX_REPORTED, Report},
+    talk::OwnView,
     views::PeerView,
 };
 use self::{
@@ -167,6 +170,20 @@ impl Peers {
     /// Changes whenever a report says something else, or a controller dies or comes to life.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
+    }
+
+    /// Makes `view` the answer to the others' questions.
+    pub fn set_own_view(&self, view: OwnView) {
+        self.shared.link.talk.set_own(view);
+    }
+
+    /// Asks the controllers `names` how they see themselves, for two seconds at most; those that do not answer are missing.
+    pub fn ask(
+        &self,
+        names: BTreeSet<String>,
+    ) -> impl Future<Output = BTreeMap<String, OwnView>> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move { talk::ask(&shared.link, names).await }
     }
 
     pub fn counters(&self) -> &SyncCounters {

@@ -401,3 +401,24 @@ async fn a_key_that_is_replaced_on_one_after_the_other_isolates_nobody() {
         assert_eq!(peers.shared.link.keys().changing_for(Instant::now()), None);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_answers_how_it_sees_itself() {
+    let net = Net::new(40, &["a", "b", "c"]);
+    let [a, b] = [net.start(1), net.start(2)];
+    let view = OwnView { line: "DEGRADED: hook missing".into(), connections: 7, ..OwnView::default() };
+    b.set_own_view(view.clone());
+    for peers in [&a, &b] {
+        peers.publish(report(1));
+    }
+    eventually(&a, SOON, |views| self::view(views, "b").alive).await;
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let start = Instant::now();
+    let answers = a.ask(names(&["b"])).await;
+    assert_eq!(answers.into_iter().collect::<Vec<_>>(), [("b".to_owned(), view)]);
+    assert!(start.elapsed() < Duration::from_secs(2), "nobody else is waited for");
+    // c is not there, and nobody has ever listed d.
+    assert!(a.ask(names(&["c", "d"])).await.is_empty());
+    let counts = b.counters().snapshot();
+    assert_eq!((counts.malformed, counts.unknown_sender), (0, 0), "{counts:?}");
+}

@@ -60,7 +60,7 @@ impl RuleChanges {
     async fn wait(&self) {
         if is_empty(self.socket.recv(&mut buffer()).await) {
             // Nothing is told any more, and the rules are read now and then.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::operator::exit::{Code, Failure};
 const LONGEST_ANSWER: u64 = 64 << 20;
 /// Longest wait for an answer: an agent takes milliseconds.
 const PATIENCE: Duration = Duration::from_millis(2_500);
+/// The same where it lists a quarter of a million relays, or asks other controllers.
+const PATIENCE_FOR_LISTS: Duration = Duration::from_secs(30);
 
 /// Sends `request` to the agent behind the socket at `path`, and returns its answer.
 pub async fn call(path: &Path, request: &Request) -> Result<Value> {
@@ -55,9 +57,11 @@ impl Connection {
             }
             io::Result::Ok(answer)
         };
-        let answer = timeout(PATIENCE, exchange)
+        let is_list = matches!(request, Request::StatusAll | Request::Flows(_) | Request::Clients { .. });
+        let patience = if is_list { PATIENCE_FOR_LISTS } else { PATIENCE };
+        let answer = timeout(patience, exchange)
             .await
-            .map_err(|_elapsed| Failure { code: Code::NoAgent, text: hangs(path) })?
+            .map_err(|_elapsed| Failure { code: Code::NoAgent, text: hangs(path, patience) })?
             .with_context(|| format!("the connection to the agent on {} broke", path.display()))?;
         ensure!(
             !answer.is_empty(),
@@ -73,13 +77,13 @@ impl Connection {
     }
 }
 
-fn hangs(path: &Path) -> String {
+fn hangs(path: &Path, patience: Duration) -> String {
     format!(
         "the agent on {} hangs: it has not answered within {:.1} s; its programs serve new clients where they dial 10 s \
          after it stopped, and relayed connections go on; systemd restarts it within 30 s, or `systemctl restart balancer` \
          does now",
         path.display(),
-        PATIENCE.as_secs_f64()
+        patience.as_secs_f64()
     )
 }
 
@@ -88,7 +92,7 @@ fn explain(path: &Path, error: &io::Error) -> anyhow::Error {
     let kind = error.kind();
     if kind == WouldBlock {
         // More commands wait for it than the kernel keeps.
-        return Failure { code: Code::NoAgent, text: hangs(path) }.into();
+        return Failure { code: Code::NoAgent, text: hangs(path, PATIENCE) }.into();
     }
     let (code, hint) = if kind == NotFound || kind == ConnectionRefused {
         (Code::NoAgent, "is it running? See systemctl status balancer")

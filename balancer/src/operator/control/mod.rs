@@ -32,6 +32,8 @@ pub enum Request {
     Status,
     /// The same without counting the relays anew, once a second for `top`.
     Sample,
+    /// Every controller as it sees itself, as a [`super::all::All`].
+    StatusAll,
     /// Send new clients to other controllers, and close the connections here evenly.
     Drain {
         /// Seconds until this controller should be empty.
@@ -87,6 +89,7 @@ impl Request {
             self,
             Self::Status
                 | Self::Sample
+                | Self::StatusAll
                 | Self::Explain { .. }
                 | Self::Flows(_)
                 | Self::Clients { .. }
@@ -102,6 +105,7 @@ impl fmt::Display for Request {
         match self {
             Self::Status => f.write_str("balancer status"),
             Self::Sample => f.write_str("balancer top"),
+            Self::StatusAll => f.write_str("balancer status --all"),
             Self::Flows(_) => f.write_str("balancer flows"),
             Self::Clients { limit } => write!(f, "balancer clients --limit {limit}"),
             Self::Events { .. } => f.write_str("balancer events"),

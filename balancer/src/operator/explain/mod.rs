@@ -122,10 +122,13 @@ pub fn class_in_words(config: &Config, address: IpAddr, class: AddressClass) -> 
     }
 }
 
+/// A verdict, the slot of the controller that it names, and whether the client has all that it may have here.
+type Ending = (Verdict, Option<usize>, bool);
+
 /// Explains the decision about a new connection.
 pub fn explain(facts: Facts) -> Result<Explanation> {
     let snapshot = &facts.snapshot;
-    let mut results: Vec<((Verdict, Option<usize>, bool), u32)> = Vec::new();
+    let mut results: Vec<(Ending, u32)> = Vec::new();
     let mut pick = PickScratch::default();
     for turn in 0..TURNS {
         let decided = snapshot.decide(turn)?;

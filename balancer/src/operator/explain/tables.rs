@@ -75,7 +75,11 @@ impl Snapshot {
                 Verdict::Next(Stage::ClientSyn) => client_syn::decide(&mut syn, &run),
                 Verdict::Next(Stage::Choose) => choose::decide(&mut syn, &run),
                 Verdict::Next(Stage::Commit) => commit::decide(&mut syn, &run),
-                verdict => {
+                Verdict::Next(_)
+                | Verdict::Pass(_)
+                | Verdict::Send(..)
+                | Verdict::Drop(_)
+                | Verdict::Reset(_) => {
                     let (pick, is_client_full) = (run.scratch.get(), run.is_client_full.get());
                     return Ok(Decided { verdict, pick, is_client_full });
                 }

@@ -1,4 +1,4 @@
-//! The metrics for Prometheus: the latest status, told as [`table`] says and served by [`server`].
+//! The metrics for Prometheus: the latest status, told as `table` says and served by `server`.
 //!
 //! A scrape reads the status that the agent has looked at last, at most a second ago. So it asks the agent for nothing,
 //! and neither a scraper that is stuck nor a thousand of them are in its way.
@@ -9,7 +9,7 @@ mod table;
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 pub use self::{
     encode::encode,
@@ -32,9 +32,11 @@ pub struct Board {
 }
 
 impl Board {
-    /// With the task that serves the metrics on `listen`.
-    pub fn new(listen: Option<Listen>) -> (Self, impl Future<Output = ()>) {
-        Self::paced(listen, server::PACE)
+    /// Serves the metrics on `listen` in a task of `runtime`, which joins `tasks`.
+    pub fn start(listen: Option<Listen>, runtime: &Handle, tasks: &mut Vec<JoinHandle<()>>) -> Self {
+        let (board, serve) = Self::paced(listen, server::PACE);
+        tasks.push(runtime.spawn(serve));
+        board
     }
 
     fn paced(listen: Option<Listen>, pace: server::Pace) -> (Self, impl Future<Output = ()>) {

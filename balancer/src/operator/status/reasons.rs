@@ -64,8 +64,8 @@ pub enum Cause {
 impl Cause {
     /// Those that this version knows.
     #[rustfmt::skip]
-    pub const ALL: [Self; 17] = [
-        Self::Jujud, Self::Memory, Self::Limit, Self::Alone, Self::PeerAbsent, Self::OneWay, Self::PeerNotReady, Self::Hook,
+    pub const ALL: [Self; 18] = [
+        Self::Bypass, Self::Jujud, Self::Memory, Self::Limit, Self::Alone, Self::PeerAbsent, Self::OneWay, Self::PeerNotReady, Self::Hook,
         Self::NotRelayed, Self::WrongKey, Self::OtherVersion, Self::Clock, Self::Reload, Self::ClientLimit, Self::Flood,
         Self::Bound, Self::Metrics,
     ];
@@ -328,7 +328,7 @@ mod tests {
         };
         let bypass = |all, left_s| move |s: &mut Status| s.balance.bypass = Some(Bypassed { all, left_s });
         let silent = |word: &str| { let word = word.to_owned(); move |s: &mut Status| { s.controllers[1].state = "absent".into(); s.controllers[1].silence = Some(word); s.not_relayed.push(absent.into()); } };
-        let rows: [(Status, Cause, &str, &str); 26] = [
+        let rows: Vec<(Status, Cause, &str, &str)> = vec![
             (changed(silent("stopped")), Cause::PeerAbsent, "DEGRADED: the agent on b is stopped", absent),
             (changed(silent("crashed")), Cause::PeerAbsent, "DEGRADED: the agent on b has crashed or hangs", absent),
             (changed(silent("cut-off")), Cause::PeerAbsent, "DEGRADED: b is down or cut off", absent),

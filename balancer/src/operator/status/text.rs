@@ -3,9 +3,9 @@
 /// Most columns of a line.
 pub(super) const COLUMNS: usize = 80;
 
-/// `text` in lines of at most [`COLUMNS`]; all but the first begin with `indent` spaces. A word that is longer than a line
+/// `text` in lines of at most `COLUMNS`; all but the first begin with `indent` spaces. A word that is longer than a line
 /// has one to itself.
-pub(crate) fn wrap(text: &str, indent: usize) -> String {
+pub fn wrap(text: &str, indent: usize) -> String {
     let mut wrapped = String::new();
     let (mut column, mut is_fresh) = (0, true);
     for word in text.split_whitespace() {

@@ -65,9 +65,9 @@ fn run(
         terminal.draw(|frame| draw(frame, &history, choices, shown_at)).context("failed to draw")?;
         let wait = due.saturating_duration_since(Instant::now());
         if event::poll(wait).context("failed to read the keys")? {
-            match event::read().context("failed to read the keys")? {
-                Event::Key(key) if !press(key, &mut choices) => return Ok(()),
-                _ => {}
+            let read = event::read().context("failed to read the keys")?;
+            if matches!(read, Event::Key(key) if !press(key, &mut choices)) {
+                return Ok(());
             }
         } else {
             due = Instant::now() + SECOND;
@@ -81,6 +81,7 @@ fn run(
 }
 
 /// Carries out a key. Returns whether to go on.
+#[expect(clippy::wildcard_enum_match_arm, reason = "most keys do nothing")]
 fn press(key: KeyEvent, choices: &mut Choices) -> bool {
     if key.kind == KeyEventKind::Release {
         return true;

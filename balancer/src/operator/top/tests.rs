@@ -88,6 +88,7 @@ c            ready     v4 only      20     100  ██████······�
 
 #[test]
 fn each_situation_fits_its_window() {
+    type Row = (&'static str, (u16, u16), Vec<Result<Status, String>>, &'static [&'static str]);
     let drained = changed(|status| {
         status.controllers[0].state = "draining".into();
         status.controllers[0].connections = 0;
@@ -98,7 +99,6 @@ fn each_situation_fits_its_window() {
         status.controllers[1].age_ms = None;
     });
     let gone = || Err("no agent answers".to_owned());
-    type Row = (&'static str, (u16, u16), Vec<Result<Status, String>>, &'static [&'static str]);
     let rows: [Row; 8] = [
         ("seven", (80, 24), vec![Ok(of(7))], &["OK\n", "\nmachine-6    ready", "\nclosed       -/s"]),
         ("sixteen", (80, 24), vec![Ok(of(16))], &["\nmachine-13   ready", "(2 more controllers)"]),

@@ -48,6 +48,7 @@ pub enum Sort {
 }
 
 impl Sort {
+    #[must_use]
     pub fn next(self) -> Self {
         match self {
             Self::Name => Self::Connections,

@@ -153,7 +153,10 @@ async fn a_long_message_travels_in_parts() {
     for datagram in datagrams.iter().rev() {
         assert_eq!(a.accept(source("10.0.0.2"), datagram, time), Ok(None));
     }
-    assert_eq!(a.accept(source("10.0.0.2"), &last, time), Ok(Some((MemberId::of("b"), message(5000)))));
+    assert_eq!(
+        a.accept(source("10.0.0.2"), &last, time),
+        Ok(Some((MemberId::of("b"), Heard::Gossip(message(5000)))))
+    );
     assert!(b.pack(source("10.0.0.1"), &vec![0; 64 * PART + 1], time).is_err());
     assert_eq!(packed(&b, "10.0.0.1", &message(60_000), time).len(), 46);
 }
