@@ -51,8 +51,8 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = exit::of(&error);
             let text = format!("{error:#}");
-            let remedy =
-                if code == exit::Code::NotPermitted && !text.contains("sudo") { "; use sudo" } else { "" };
+            let is_told = ["sudo", "as root"].iter().any(|remedy| text.contains(remedy));
+            let remedy = if code == exit::Code::NotPermitted && !is_told { "; use sudo" } else { "" };
             eprintln!("balancer: {text}{remedy}");
             code.into()
         }

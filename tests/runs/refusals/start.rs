@@ -204,7 +204,7 @@ fn a_missing_privilege_is_named() -> Result<()> {
     for (switches, capability) in rows {
         let (code, errors) = run(switches, "run")?;
         println!("{switches:?}: {}", errors.trim());
-        ensure!(code == Some(1), "{switches:?}: {code:?} {errors}");
+        ensure!(code == Some(4), "{switches:?}: {code:?} {errors}");
         let wanted = format!("balancer: {capability} is missing, needed for ");
         ensure!(
             errors.contains(&wanted) && errors.contains("run as root, or let the systemd unit"),

@@ -22,6 +22,8 @@ use crate::bench::machine::busy_seconds;
 use crate::bench::wire::{Order, Outcome, PIECE, REQUEST, Work};
 use crate::juju::tls;
 
+/// After a connection that broke.
+const PAUSE: Duration = Duration::from_millis(1);
 /// All connections are open within this.
 const OPEN: Duration = Duration::from_secs(10);
 /// Connections that open at a time.
@@ -224,6 +226,8 @@ impl<'a> Load<'a> {
                 Next::Done => self.dial(index)?,
                 Next::Broken => {
                     self.broken += 1;
+                    // Refused clients that dial again at once would keep the flood guard up.
+                    std::thread::sleep(PAUSE);
                     self.dial(index)?;
                 }
             }
