@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use balancer::{
     agent,
     cli::{Cli, Command, Configured, Limit, Shown},
-    config::{Config, Paths},
+    config::Config,
     juju::key::ClusterKey,
     operator::{
         all::All,
@@ -29,9 +29,6 @@ use balancer::{
 };
 use clap::Parser;
 use serde::de::DeserializeOwned;
-
-const OTHER_VERSION: &str =
-    "the running agent is of another version; restart it with this one (systemctl restart balancer)";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -66,7 +63,11 @@ fn execute(command: Command) -> Result<ExitCode> {
             return Ok(show::<All>(&Shown { json, configured }, &Request::StatusAll)?.code());
         }
         Command::Status { configured, json, all: false } => {
-            return show_status(&Config::load_paths(&configured.config)?, json);
+            let status: Status = show(&Shown { json, configured }, &Request::Status)?;
+            return Ok(match status.verdict {
+                Verdict::Ok => ExitCode::SUCCESS,
+                Verdict::Degraded => exit::Code::Degraded.into(),
+            });
         }
         Command::Top(configured) => top::top(&Config::load_paths(&configured.config)?.control)?,
         Command::Drain { configured, within, wait: waits } => {
@@ -167,28 +168,14 @@ fn order_limit(configured: &Configured, limit: Option<u32>, yes: bool) -> Result
 fn show<T: DeserializeOwned + Display>(shown: &Shown, request: &Request) -> Result<T> {
     let paths = Config::load_paths(&shown.configured.config)?;
     let answer = wait(control::call(&paths.control, request))?;
-    let json = shown.json.then(|| serde_json::to_string_pretty(&answer)).transpose()?;
-    let answer: T = serde_json::from_value(answer).context(OTHER_VERSION)?;
-    match json {
-        Some(json) => println!("{json}"),
-        None => print!("{answer}"),
-    }
-    Ok(answer)
-}
-
-fn show_status(paths: &Paths, json: bool) -> Result<ExitCode> {
-    let answer = wait(control::call(&paths.control, &Request::Status))?;
-    if json {
+    if shown.json {
         println!("{}", serde_json::to_string_pretty(&answer)?);
     }
-    let status: Status = serde_json::from_value(answer).context(OTHER_VERSION)?;
-    if !json {
-        print!("{status}");
+    let answer: T = control::read(answer)?;
+    if !shown.json {
+        print!("{answer}");
     }
-    Ok(match status.verdict {
-        Verdict::Ok => ExitCode::SUCCESS,
-        Verdict::Degraded => exit::Code::Degraded.into(),
-    })
+    Ok(answer)
 }
 
 fn uninstall(configured: &Configured) -> Result<()> {

@@ -13,6 +13,7 @@ use tests::cluster::daemon::Daemon;
 use tests::cluster::{Cluster, ClusterOptions, SYNC_PORT, hex_key};
 use tests::juju::fleet::{Dial, How, Kind};
 use tests::network::firewall;
+use tests::support::document::{blocks, commands};
 use tests::support::eventually::{SOON, eventually};
 use tests::support::files::write_private;
 use tests::support::schema;
@@ -244,18 +245,6 @@ fn a_bypass_serves_new_clients_where_they_dial_with_and_without_its_agent() -> R
     await_well(&cluster, 0, "it is over by itself")
 }
 
-/// The blocks of a section of docs/operating.md: their languages and their lines.
-fn blocks(section: &str) -> Result<Vec<(String, String)>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
-    let text = std::fs::read_to_string(path)?;
-    let (_, section) = text.split_once(&format!("\n## {section}\n")).context("the section")?;
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let blocks = section.split("```").skip(1).step_by(2);
-    let split =
-        |block: &str| block.split_once('\n').map(|(language, lines)| (language.to_owned(), lines.to_owned()));
-    blocks.map(|block| split(block).context("a block")).collect()
-}
-
 #[test]
 fn the_first_day_is_as_the_document_says() -> Result<()> {
     let mut cluster =
@@ -269,7 +258,7 @@ fn the_first_day_is_as_the_document_says() -> Result<()> {
             }
             continue;
         }
-        for line in lines.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
+        for line in commands(&lines) {
             match line {
                 "systemctl restart balancer" => {
                     cluster.daemons.iter_mut().try_for_each(|d| d.restart().map(drop))?;

@@ -16,6 +16,7 @@ use tests::juju::agent_conf::{AgentConf, Format, Secrets};
 use tests::juju::fleet::{Dial, Kind};
 use tests::juju::server::Options;
 use tests::machines::debian::{Debian, files};
+use tests::support::document::{blocks, commands};
 use tests::support::eventually::{eventually, wait_for};
 use tests::support::files::write;
 use tests::support::process::fixture;
@@ -33,15 +34,6 @@ fn packages() -> Result<[PathBuf; 2]> {
     let list = std::env::var("BALANCER_PACKAGES").context("run this by `cargo xtask package --verify`")?;
     let paths: Vec<PathBuf> = list.split(':').map(PathBuf::from).collect();
     paths.try_into().ok().context("two packages")
-}
-
-/// The lines of the first block of commands below a heading of docs/operating.md, without their comments.
-fn commands(heading: &str) -> Result<Vec<String>> {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md"))?;
-    let section = text.split(&format!("\n{heading}\n")).nth(1).context("no such heading")?;
-    let block = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next());
-    let lines = block.context("no commands")?.lines().map(|line| line.split(" #").next().unwrap_or_default());
-    Ok(lines.map(|line| line.trim().to_owned()).collect())
 }
 
 /// Boots a Debian on each controller's host, with Juju's files and a stand-in for jujud, and the packages in `/root`.
@@ -169,7 +161,9 @@ fn a_bare_debian_is_installed_operated_and_purged() -> Result<()> {
     let bare = hosts.iter().map(all_files).collect::<Result<Vec<_>>>()?;
 
     // The documents' own commands; the first hosts cannot be well before the others are there.
-    let lines = commands("## Install")?;
+    let blocks = blocks("Install")?;
+    let (_, block) = blocks.iter().find(|(language, _)| language == "sh").context("no commands")?;
+    let lines: Vec<&str> = commands(block).collect();
     ensure!((1..=6).contains(&lines.len()), "six commands or fewer: {lines:?}");
     for line in &lines {
         for host in &hosts {

@@ -7,3 +7,4 @@ pub mod packages;
 pub mod promtool;
 pub mod rivals;
 pub mod root;
+pub mod unpack;

@@ -19,10 +19,9 @@ use crate::{
 
 /// This controller, as it tells it to others; `line`: the first line of its `status`.
 pub(super) fn own_view(status: &Status, line: &str) -> OwnView {
-    let own = status.controllers.iter().find(|one| one.name == status.controller);
     OwnView {
         line: line.to_owned(),
-        connections: own.map_or(0, |own| own.connections),
+        connections: status.connections_here(),
         limit: u64::from(status.hard_limit),
         version: status.version.clone(),
         uptime_s: status.uptime_s,

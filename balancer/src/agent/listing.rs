@@ -9,7 +9,7 @@ use super::{Agent, boot_s};
 use crate::{
     config::Config,
     count::sock_diag::{SockDiag, State},
-    datapath::{Classes, FlowReader},
+    datapath::{Classes, Flows},
     operator::{
         clients::Counted,
         control::Request,
@@ -20,8 +20,8 @@ use crate::{
 
 /// A list that is yet to be made.
 pub(super) enum Listing {
-    Flows { reader: FlowReader, wanted: Wanted, own: String, names: Vec<(usize, String)> },
-    Clients { reader: FlowReader, classes: Classes, limit: usize, config: Box<Config> },
+    Flows { flows: Flows, wanted: Wanted, own: String, names: Vec<(usize, String)> },
+    Clients { flows: Flows, classes: Classes, limit: usize, config: Box<Config> },
 }
 
 impl Agent {
@@ -30,13 +30,13 @@ impl Agent {
         let maps = &self.programs.data_path.maps;
         Ok(match request {
             Request::Flows(wanted) => Some(Listing::Flows {
-                reader: maps.flows.reader()?,
+                flows: maps.flows.beside()?,
                 wanted: *wanted,
                 own: self.config.running.cluster.name.clone(),
                 names: self.cluster.peers().iter().map(|peer| (peer.slot, peer.name.clone())).collect(),
             }),
             Request::Clients { limit } => Some(Listing::Clients {
-                reader: maps.flows.reader()?,
+                flows: maps.flows.beside()?,
                 classes: maps.classes()?,
                 limit: *limit,
                 config: Box::new(self.config.running.clone()),
@@ -62,23 +62,23 @@ impl Listing {
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         match self {
-            Self::Flows { reader, wanted, own, names } => {
+            Self::Flows { flows, wanted, own, names } => {
                 let mut collector = Collector::new(wanted, boot_s());
-                reader.visit(|key, flow, live| collector.note(key, flow, live))?;
+                flows.visit(|key, flow, live| collector.note(key, flow, live))?;
                 let name = |slot: u8| {
                     let named = names.iter().find(|(at, _)| *at == usize::from(slot));
                     named.map_or_else(|| "a controller that has left".into(), |(_, name)| name.clone())
                 };
-                Ok(to_value(collector.finish(&own, name, |key| reader.get(key)))?)
+                Ok(to_value(collector.finish(&own, name, |key| flows.get(key)))?)
             }
-            Self::Clients { reader, classes, limit, config } => {
+            Self::Clients { flows, classes, limit, config } => {
                 let mut counted = Counted::default();
                 let (port, relay) = (config.api.port, config.cluster.relay_ports);
                 let ports = [port..=port, relay.first..=relay.last];
                 for socket in SockDiag::open()?.dump(&ports, &State::IN_USE)? {
                     counted.note(socket.remote.ip(), false);
                 }
-                reader.visit(|key, flow, live| {
+                flows.visit(|key, flow, live| {
                     if let Some((client, true)) = client(key, flow).filter(|_| live) {
                         counted.note(client.ip(), true);
                     }

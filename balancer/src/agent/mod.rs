@@ -67,7 +67,7 @@ use crate::{
     datapath::{self, PreviousDataPath},
     host::{
         alarm::Alarm,
-        clock::boot_ns,
+        clock::{boot_ns, boot_s},
         firewall::Question,
         interfaces::{self, Changes},
         mute::Mute,
@@ -192,9 +192,9 @@ struct Jujud {
 
 struct Inbox {
     asked: mpsc::Receiver<Asked>,
-    probed: mpsc::Receiver<Found>,
-    /// For the probes that send into `probed`.
-    probe_results: mpsc::Sender<Found>,
+    found: mpsc::Receiver<Found>,
+    /// For the tasks that send into `found`.
+    finders: mpsc::Sender<Found>,
     /// Why this host's firewall allows no relays.
     firewall: mpsc::Receiver<Looked>,
     firewall_question: watch::Sender<Question>,
@@ -286,7 +286,7 @@ impl Agent {
                     }
                 },
                 _ = hangup.recv() => self.reload().await,
-                Some(found) = self.inbox.probed.recv() => self.found(found),
+                Some(found) = self.inbox.found.recv() => self.found(found),
                 Some(looked) = self.inbox.firewall.recv() => {
                     self.firewall_read(looked);
                     self.write_views();
@@ -393,9 +393,4 @@ impl Agent {
     fn is_ready(&self) -> bool {
         self.jujud.health.borrow().ready
     }
-}
-
-/// Boot clock, whole seconds.
-fn boot_s() -> u32 {
-    (boot_ns() / 1_000_000_000) as u32
 }

@@ -35,7 +35,7 @@ const FIRST_CLIENT_PORT: u16 = 1_024;
 impl Agent {
     /// Opens a relay; its result comes by the inbox.
     pub(super) fn begin_probe(&mut self, probe: Probe) {
-        let results = self.inbox.probe_results.clone();
+        let results = self.inbox.finders.clone();
         match self.open_probe(&probe) {
             Ok((socket, key)) => {
                 let prober = self.jujud.prober.clone();
@@ -83,9 +83,9 @@ impl Agent {
 
     /// Asks the host at `to` whether it is there, by a connection to its API port from `from`.
     pub(super) fn begin_knock(&self, name: String, from: IpAddr, to: IpAddr) {
-        let results = self.inbox.probe_results.clone();
+        let results = self.inbox.finders.clone();
         let to = SocketAddr::new(to, self.config.running.api.port);
-        tokio::spawn(async move {
+        self.tasks.beside.spawn(async move {
             let answered = answers(from, to).await;
             let _: Result<(), _> = results.send(Found::Knocked { name, answered }).await;
         });

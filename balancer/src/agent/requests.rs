@@ -30,7 +30,8 @@ impl Agent {
             info!("`{request}` by {caller}");
         }
         if *request == Request::StatusAll {
-            tokio::spawn(self.ask_all(answer));
+            let asking = self.ask_all(answer);
+            self.tasks.beside.spawn(asking);
             return;
         }
         match self.listing(request) {

@@ -178,9 +178,9 @@ impl Agent {
         let prober = Arc::new(Prober::new(config.api.health, config.api.port, own));
         let (stop, stopped) = watch::channel(false);
         let (ask, asked) = mpsc::channel(16);
-        let (probe_results, probed) = mpsc::channel(64);
+        let (finders, found) = mpsc::channel(64);
         let (firewall_question, questions) = watch::channel(Question::new(&config, []));
-        let (tell, found) = mpsc::channel(1);
+        let (tell, firewall) = mpsc::channel(1);
         let (counted, connections) = watch::channel(None);
         let mut handles = vec![beside.spawn(Arc::clone(&prober).watch(publish))];
         handles.push(beside.spawn(requests::serve(control, ask, stopped)));
@@ -225,7 +225,7 @@ impl Agent {
             resets,
             mute,
             jujud: Jujud { health, connections, prober, memory },
-            inbox: Inbox { asked, probed, probe_results, firewall: found, firewall_question },
+            inbox: Inbox { asked, found, finders, firewall, firewall_question },
             off: Off::default(),
             bounds: Bounds::default(),
             metrics,

@@ -78,8 +78,8 @@ impl Balance {
         )
     }
 
-    /// Takes in the bypass that the settings hold: where the agent hung, the command line has written it there. Ends one whose
-    /// time is over; returns whether it has.
+    /// Takes over a bypass from the settings: the command line writes it there while the agent hangs. Ends a bypass when its
+    /// time is over, and returns whether it did.
     pub fn follow_bypass(&mut self, found: Bypass, boot_s: u32) -> bool {
         if found != self.written {
             self.orders.bypass = found;

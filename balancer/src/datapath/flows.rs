@@ -1,11 +1,10 @@
 //! Flow records as the agent sees them: listing, and removing in pairs.
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
+use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use balancer_common::records::{Flow, Kind, Tuple};
-use bytemuck::pod_read_unaligned;
 
-use super::{batch, records::Records};
+use super::{batch, maps::copy};
 
 /// The two maps of flows.
 pub struct Flows {
@@ -51,36 +50,13 @@ impl Flows {
     }
 
     /// The same maps for another thread.
-    pub fn reader(&self) -> Result<FlowReader> {
-        Ok(FlowReader {
-            live: Records::beside(self.live.map())?,
-            half_open: Records::beside(self.half_open.map())?,
+    pub fn beside(&self) -> Result<Self> {
+        Ok(Self {
+            live: Map::HashMap(copy(self.live.map())?).try_into()?,
+            half_open: Map::LruHashMap(copy(self.half_open.map())?).try_into()?,
         })
     }
 
-    /// Whether there is a record with this key.
-    pub fn has(&self, key: &Tuple) -> bool {
-        [&self.live, &self.half_open].iter().any(|map| map.get(key, 0).is_ok())
-    }
-
-    /// Removes both records of a connection.
-    pub fn remove(&mut self, pair: &FlowPair) {
-        let opposite = pair.flow.opposite(&pair.key);
-        let map = if pair.live { &mut self.live } else { &mut self.half_open };
-        for key in [pair.key, opposite] {
-            // It may be gone already.
-            let _: Result<(), MapError> = map.remove(&key);
-        }
-    }
-}
-
-/// The flows, for a thread beside the agent's loop.
-pub struct FlowReader {
-    live: Records,
-    half_open: Records,
-}
-
-impl FlowReader {
     /// Shows `note` every record, and whether its handshake is complete.
     pub fn visit(&self, mut note: impl FnMut(&Tuple, &Flow, bool)) -> Result<()> {
         for (map, live) in [(&self.live, true), (&self.half_open, false)] {
@@ -91,8 +67,21 @@ impl FlowReader {
 
     /// The record with this key.
     pub fn get(&self, key: &Tuple) -> Option<Flow> {
-        let mut maps = [&self.live, &self.half_open].into_iter();
-        let found = maps.find_map(|map| map.get(bytemuck::bytes_of(key)).ok().flatten());
-        found.map(|flow| pod_read_unaligned(&flow))
+        [&self.live, &self.half_open].iter().find_map(|map| map.get(key, 0).ok())
+    }
+
+    /// Whether there is a record with this key.
+    pub fn has(&self, key: &Tuple) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Removes both records of a connection.
+    pub fn remove(&mut self, pair: &FlowPair) {
+        let opposite = pair.flow.opposite(&pair.key);
+        let map = if pair.live { &mut self.live } else { &mut self.half_open };
+        for key in [pair.key, opposite] {
+            // It may be gone already.
+            let _: Result<(), MapError> = map.remove(&key);
+        }
     }
 }

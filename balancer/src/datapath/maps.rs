@@ -4,7 +4,7 @@ mod lookups;
 
 pub use self::lookups::Classes;
 
-use std::{collections::HashSet, fs, net::IpAddr, path::Path};
+use std::{collections::HashSet, fs, net::IpAddr, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -318,6 +318,12 @@ impl Maps {
     pub fn untrack(&mut self, cookie: u64) -> bool {
         self.tracked.remove(&cookie).is_ok()
     }
+}
+
+/// `map` by a descriptor of its own, for another thread.
+pub fn copy(map: &MapData) -> Result<MapData> {
+    let copy = || -> Result<MapData> { Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?) };
+    copy().context("failed to copy the descriptor of a map")
 }
 
 /// The maps that outlive the agent.

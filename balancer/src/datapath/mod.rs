@@ -36,7 +36,7 @@ use crate::host::interfaces;
 
 pub use self::{
     attach::{AttachedHooks, TcHook, hook_of_this_kernel},
-    flows::{FlowPair, FlowReader, Flows},
+    flows::{FlowPair, Flows},
     hooks::{Displaced, Place},
     kernel::Kernel,
     load::{OBJECT, load_object, place_stages},

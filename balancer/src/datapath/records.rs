@@ -29,24 +29,13 @@ pub struct Records {
 impl Records {
     /// Opens the map pinned at `pin`.
     pub fn open(pin: &Path) -> Result<Self> {
-        let open = || Self::of(MapData::from_pin(pin)?);
+        let open = || -> Result<Self> {
+            let map = MapData::from_pin(pin)?;
+            let info = map.info()?;
+            let (key_size, value_size) = (info.key_size() as usize, info.value_size() as usize);
+            Ok(Self { map, key_size, value_size, entries: info.max_entries() as usize })
+        };
         open().with_context(|| format!("failed to open the map {}", pin.display()))
-    }
-
-    /// The records of `map`, by a descriptor of its own.
-    pub fn beside(map: &MapData) -> Result<Self> {
-        let copy = || Self::of(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?);
-        copy().context("failed to copy the descriptor of a map")
-    }
-
-    fn of(map: MapData) -> Result<Self> {
-        let info = map.info()?;
-        let (key_size, value_size) = (info.key_size() as usize, info.value_size() as usize);
-        Ok(Self { map, key_size, value_size, entries: info.max_entries() as usize })
-    }
-
-    pub fn map(&self) -> &MapData {
-        &self.map
     }
 
     /// Bytes of a key.

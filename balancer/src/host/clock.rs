@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// Boot clock, whole seconds.
+pub fn boot_s() -> u32 {
+    (boot_ns() / 1_000_000_000) as u32
+}
+
 /// Boot clock, nanoseconds.
 pub fn boot_ns() -> u64 {
     let now =

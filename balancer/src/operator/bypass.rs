@@ -8,7 +8,7 @@ use super::{
     control::{self, Request},
     exit::{Code, of},
 };
-use crate::{balance::Bypass, config::Paths, datapath, host::clock::boot_ns};
+use crate::{balance::Bypass, config::Paths, datapath, host::clock::boot_s};
 
 /// Orders a bypass of the balancer with `paths`, and returns the words for the operator.
 pub async fn order(paths: &Paths, lasts: Option<Duration>, all: bool) -> Result<String> {
@@ -20,7 +20,7 @@ pub async fn order(paths: &Paths, lasts: Option<Duration>, all: bool) -> Result<
         Err(error) if of(&error) == Code::NoAgent => error,
         Err(error) => return Err(error),
     };
-    let bypass = Bypass::new((boot_ns() / 1_000_000_000) as u32, lasts, all);
+    let bypass = Bypass::new(boot_s(), lasts, all);
     if datapath::change_settings(&paths.pins, |settings| bypass.apply(settings))?.is_none() {
         return Err(anyhow!(
             "{silent:#}; and no data path is there, so each client is served where it dials"

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::{
     control::{self, Request},
@@ -30,8 +30,7 @@ enum Progress {
 }
 
 fn progress(status: &Status) -> Progress {
-    let own = status.controllers.iter().find(|one| one.name == status.controller);
-    let connections = own.map_or(0, |own| own.connections);
+    let connections = status.connections_here();
     match status.balance.drain_left_s {
         None => Progress::Ended(connections),
         Some(_) if connections == 0 => Progress::Drained,
@@ -47,8 +46,7 @@ pub async fn wait(control: &Path, is_terminal: bool) -> Result<String> {
         match control::call(control, &Request::Status).await {
             Ok(answer) => {
                 silent = 0;
-                let status: Status = serde_json::from_value(answer)
-                    .context("the running agent is of another version; restart it with this one")?;
+                let status: Status = control::read(answer)?;
                 match progress(&status) {
                     Progress::Drained => return Ok("drained: no client has a connection here".into()),
                     Progress::Ended(connections) => bail!(

@@ -44,7 +44,7 @@ pub enum Sort {
 pub struct FlowList {
     /// All relayed connections, by the other controller: those relayed there, and those relayed from there.
     pub relayed: BTreeMap<String, [u64; 2]>,
-    /// Those whose handshake is not complete, which are not listed.
+    /// Connections with an incomplete handshake. They are not listed.
     pub half_open: u64,
     /// Those that are asked for, listed or not.
     pub matching: u64,
@@ -57,7 +57,7 @@ pub struct Relayed {
     pub client: SocketAddr,
     /// The controller that the client dialled.
     pub entry: String,
-    /// The controller whose jujud serves it.
+    /// The controller that serves it.
     pub owner: String,
     pub age_s: u32,
     /// Seconds since the last packet.

@@ -89,7 +89,7 @@ impl Loud {
         if now.duration_since(self.started) >= FIRST {
             self.note_lasting(now, &status.reasons, &mut lines);
         }
-        let is_drained = status.balance.drain_left_s.is_some() && own_connections(status) == 0;
+        let is_drained = status.balance.drain_left_s.is_some() && status.connections_here() == 0;
         if is_drained && !self.is_drained {
             let text =
                 "drained: no client has a connection here any more; `balancer resume` takes clients again";
@@ -173,11 +173,6 @@ fn why(cause: Cause, status: &Status) -> String {
     told.map_or_else(limit, |reason| reason.sentence.clone())
 }
 
-fn own_connections(status: &Status) -> u64 {
-    let own = status.controllers.iter().find(|one| one.name == status.controller);
-    own.map_or(0, |own| own.connections)
-}
-
 fn summary(status: &Status) -> String {
     let others = status.controllers.iter().filter(|one| one.name != status.controller);
     let others: Vec<_> =
@@ -185,7 +180,7 @@ fn summary(status: &Status) -> String {
     format!(
         "summary: {}; {} of {} connections, {} relays out and {} in; others: {}",
         headline(&status.reasons),
-        own_connections(status),
+        status.connections_here(),
         status.hard_limit,
         status.relays.out,
         status.relays.into,

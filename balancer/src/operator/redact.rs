@@ -6,7 +6,7 @@ use std::{
 };
 
 const REMOVED: &str = "[removed]";
-/// Words of the keys whose values are secret.
+/// A key that contains one of these words has a secret value.
 const SECRET: [&str; 6] = ["secret", "password", "key", "cert", "token", "nonce"];
 /// The shortest text that is taken for a secret wherever it stands: Juju's passwords have 24 characters.
 const LEAST: usize = 16;
@@ -94,7 +94,7 @@ fn is_part(one: char) -> bool {
     one.is_ascii_hexdigit() || matches!(one, '.' | ':')
 }
 
-/// The key and the value of a line of YAML, TOML or JSON whose value is secret. A path is none.
+/// The key and the value of a line of YAML, TOML or JSON, if the value is secret. A path is no secret.
 fn secret_value(line: &str) -> Option<(&str, &str)> {
     let at = line.find(['=', ':'])?;
     let (key, value) = (&line[..at], line[at + 1..].trim());

@@ -168,6 +168,14 @@ pub struct RefuseRatio {
     pub real: f64,
 }
 
+impl Status {
+    /// Connections of clients to this controller.
+    pub fn connections_here(&self) -> u64 {
+        let here = self.controllers.iter().find(|one| one.name == self.controller);
+        here.map_or(0, |here| here.connections)
+    }
+}
+
 /// A controller as this host sees it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ControllerStatus {

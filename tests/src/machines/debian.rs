@@ -47,7 +47,7 @@ exec env -i container=balancer PATH=/usr/sbin:/usr/bin /lib/systemd/systemd </de
 /// A booted host; its processes, mounts and cgroups go on drop.
 pub struct Debian {
     directory: PathBuf,
-    /// `unshare`, whose child is the host's first process. It ends before its cgroup goes.
+    /// `unshare`. Its child is the host's first process. It ends before its cgroup goes.
     process: Process,
     _cgroup: Cgroup,
 }

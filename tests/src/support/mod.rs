@@ -3,6 +3,7 @@
 pub mod bpffs;
 pub mod chance;
 pub mod cleanup;
+pub mod document;
 pub mod eventually;
 pub mod files;
 pub mod limits;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::rivals::unpack;
+use super::unpack::unpack;
 use crate::command::root;
 
 /// The path of promtool, which is fetched if it is missing.

@@ -33,7 +33,7 @@ const ANSWER: u8 = 0xf1;
 const NUMBER: usize = size_of::<u64>();
 /// Between two answers to one controller.
 const EVERY: Duration = Duration::from_millis(200);
-/// Controllers whose last question is remembered; more are answered nothing until one is old.
+/// Most controllers that the agent remembers as answered. Another one gets no answer until one of these is forgotten.
 const MOST: usize = 64;
 /// The longest wait for answers, and when those that lack are asked again: a datagram may be lost.
 const PATIENCE: Duration = Duration::from_secs(2);

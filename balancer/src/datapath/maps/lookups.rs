@@ -1,30 +1,33 @@
 //! The records that one client's address leads to.
 
 use anyhow::{Context as _, Result};
-use aya::maps::{IterableMap, MapError};
+use aya::maps::{
+    IterableMap, Map, MapData, MapError,
+    lpm_trie::{Key, LpmTrie},
+};
 use balancer_common::{
     records::{AddressClass, Budget, Network},
     wire::Address,
 };
 
-use super::{super::records::Records, Maps};
+use super::{Maps, copy};
 
-/// The classes of addresses, for a thread beside the agent's loop.
-pub struct Classes(Records);
+/// The classes of addresses.
+pub struct Classes(LpmTrie<MapData, [u8; 16], AddressClass>);
 
 impl Classes {
     /// The class of an address, as the programs find it.
     pub fn of(&self, address: Address) -> Result<AddressClass> {
-        let key = [bytemuck::bytes_of(&128_u32), bytemuck::bytes_of(&address)].concat();
-        let class = self.0.get(&key)?;
-        Ok(class.map_or(AddressClass::CLIENT, |class| bytemuck::pod_read_unaligned(&class)))
+        let class = found(self.0.get(&Key::new(128, bytemuck::cast(address)), 0));
+        Ok(class.context("failed to look up the class of an address")?.unwrap_or(AddressClass::CLIENT))
     }
 }
 
 impl Maps {
-    /// The classes of addresses, also for another thread.
+    /// The classes of addresses, for another thread too.
     pub fn classes(&self) -> Result<Classes> {
-        Ok(Classes(Records::beside(IterableMap::<_, AddressClass>::map(&self.classes))?))
+        let map = copy(IterableMap::<_, AddressClass>::map(&self.classes))?;
+        Ok(Classes(Map::LpmTrie(map).try_into()?))
     }
 
     /// The connections of one client address, if they are counted.

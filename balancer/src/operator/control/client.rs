@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -27,6 +28,13 @@ const PATIENCE_FOR_LISTS: Duration = Duration::from_secs(30);
 /// Sends `request` to the agent behind the socket at `path`, and returns its answer.
 pub async fn call(path: &Path, request: &Request) -> Result<Value> {
     Connection::open(path).await?.ask(request).await
+}
+
+/// Reads an answer, which an agent of another version may give in another form.
+pub fn read<T: DeserializeOwned>(answer: Value) -> Result<T> {
+    serde_json::from_value(answer).context(
+        "the running agent is of another version; restart it with this one (systemctl restart balancer)",
+    )
 }
 
 /// A connection to the agent, for one request after the other.

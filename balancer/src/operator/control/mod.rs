@@ -18,7 +18,7 @@ use super::flows::Wanted;
 pub(super) use self::server::{Place, SocketFile};
 pub use self::{
     caller::Caller,
-    client::{Connection, call},
+    client::{Connection, call, read},
     server::{ControlSocket, Refused, converse},
 };
 

@@ -99,7 +99,7 @@ fn all() -> Vec<Family> {
     let rows: Vec<Row> = vec![
         ("healthy", Gauge, &[], "Whether all is well, as the first line of `balancer status` says: 1 or 0.", One(|s| (s.verdict == Verdict::Ok).into())),
         ("degraded", Gauge, &["reason"], "Whether the status is DEGRADED for this reason: 1 or 0.", Each(degraded)),
-        ("connections", Gauge, &[], "Client connections of this controller, as the kernel has them.", One(|s| own(s).map_or(0, |own| own.connections))),
+        ("connections", Gauge, &[], "Client connections of this controller, as the kernel has them.", One(Status::connections_here)),
         ("connections_limit", Gauge, &[], "Most client connections that this controller admits.", One(|s| s.hard_limit.into())),
         ("handshakes", Gauge, &[], "Handshakes of clients in progress.", One(|s| count(s, "handshakes_in_progress"))),
         ("exempt_connections", Gauge, &[], "Established connections here from controllers and exempt addresses.", One(|s| s.exempt_connections)),
@@ -136,10 +136,6 @@ fn all() -> Vec<Family> {
 }
 
 type Row = (&'static str, Kind, &'static [&'static str], &'static str, Values);
-
-fn own(status: &Status) -> Option<&ControllerStatus> {
-    status.controllers.iter().find(|one| one.name == status.controller)
-}
 
 fn count(status: &Status, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)

@@ -153,7 +153,7 @@ fn host(status: &Status) -> Vec<Reason> {
         let short = if refuses_for_memory(stage) { "no memory for new clients" } else { "memory runs short" };
         found.push(Reason::new(Cause::Memory, short, format!("memory: {}", status.balance.memory)));
     }
-    let connections = own(status).map_or(0, |own| own.connections);
+    let connections = status.connections_here();
     let limit = u64::from(status.hard_limit);
     if connections >= limit && !lifted && !refuses_for_memory(stage) && status.balance.drain_left_s.is_none()
     {
@@ -177,10 +177,6 @@ pub fn limit_reached(limit: u64) -> String {
         "the limit of {limit} connections is reached: new clients are relayed to controllers that have room, and refused if \
          none has; add a controller, or raise api.hard_limit (`balancer limit` does at once)"
     )
-}
-
-fn own(status: &Status) -> Option<&ControllerStatus> {
-    status.controllers.iter().find(|one| one.name == status.controller)
 }
 
 fn peers(status: &Status) -> Vec<Reason> {

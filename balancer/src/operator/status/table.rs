@@ -56,8 +56,7 @@ impl Status {
         )?;
         write(f, &format!("jujud on this host: {}", self.health))?;
         let Some(connections) = &self.jujud_connections else { return Ok(()) };
-        let here = self.controllers.iter().find(|controller| controller.name == self.controller);
-        let clients = here.map_or(0, |controller| controller.connections);
+        let clients = self.connections_here();
         write(
             f,
             &format!(

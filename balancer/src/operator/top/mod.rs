@@ -47,8 +47,7 @@ pub async fn sample(control: &Path) -> Result<Status> {
     let answer = timeout(PATIENCE, control::call(control, &Request::Sample)).await;
     let answer =
         answer.map_err(|_elapsed| anyhow::anyhow!("the agent does not answer within {PATIENCE:?}"))??;
-    serde_json::from_value(answer)
-        .context("the running agent is of another version; restart it with this one")
+    control::read(answer)
 }
 
 fn run(

@@ -121,8 +121,7 @@ fn head(history: &History, choices: Choices, now: Instant) -> Line<'static> {
 }
 
 fn own(status: &Status) -> String {
-    let own = status.controllers.iter().find(|one| one.name == status.controller);
-    let connections = own.map_or(0, |own| own.connections);
+    let connections = status.connections_here();
     format!("{}: {connections} of {} connections", status.controller, status.hard_limit)
 }
 
