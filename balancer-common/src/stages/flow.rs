@@ -78,7 +78,17 @@ pub fn is_foreign(segment: &Segment) -> bool {
     segment.has(Tcp::RST) && segment.window != Tcp::LABEL
 }
 
-/// An arriving packet of a flow with an incomplete handshake; `None`: it goes on, with `change`.
+/// An arriving packet of a half-open flow.
+pub enum Handshake {
+    /// The packet does not go on.
+    Over(Verdict),
+    /// It goes on, and the flow stays half-open.
+    GoesOn,
+    /// It goes on, and both records of the flow are live as well: [`end_handshake`] removes the half-open ones.
+    Complete,
+}
+
+/// Decides for an arriving packet of a half-open flow, which goes on with `change`.
 #[inline(always)]
 pub fn half_open<P: Packet, T: Tables>(
     packet: &mut P,
@@ -88,16 +98,16 @@ pub fn half_open<P: Packet, T: Tables>(
     key: &Tuple,
     flow: &mut Flow,
     change: &mut Change,
-) -> Option<Verdict> {
+) -> Handshake {
     let opposite_key = flow.opposite(key);
     let opposite = match tables.half_open(&opposite_key) {
         Some(opposite) if !flow.is(Kind::Return) || opposite.opposite(&opposite_key) == *key => opposite,
         // Another CPU completes the handshake at this moment.
-        None if tables.live(key).is_some() => return None,
+        None if tables.live(key).is_some() => return Handshake::GoesOn,
         // A flood of newer flows pushed it out, or the SYN was picked again and this is a late answer.
         Some(_) | None => {
             tables.remove_half_open(key);
-            return Some(if segment.has(Tcp::RST) {
+            return Handshake::Over(if segment.has(Tcp::RST) {
                 Verdict::Drop(DropReason::NoAnswer)
             } else {
                 Verdict::Reset(SendReason::Superseded)
@@ -105,7 +115,8 @@ pub fn half_open<P: Packet, T: Tables>(
         }
     };
     if flow.is(Kind::Return) {
-        return answer(packet, tables, settings, segment, flow, change);
+        let refused = answer(packet, tables, settings, segment, flow, change);
+        return refused.map_or(Handshake::GoesOn, Handshake::Over);
     }
     if segment.has(Tcp::RST) {
         if flow.is(Kind::Restore) {
@@ -117,19 +128,43 @@ pub fn half_open<P: Packet, T: Tables>(
             && flow.state & Flow::PROBE == 0
             && !admission::admit_ack(tables, settings, &opposite_key, held)
         {
-            return Some(Verdict::Reset(SendReason::Late));
+            return Handshake::Over(Verdict::Reset(SendReason::Late));
         }
-        // The handshake is complete: move the flow out of a flood's reach.
+        // Move the flow out of a flood's reach.
         if tables.insert_live(key, flow) && tables.insert_live(&opposite_key, &opposite) {
-            tables.remove_half_open(key);
-            tables.remove_half_open(&opposite_key);
             tables.count(Event::Completed);
             if flow.is(Kind::Forward) {
                 note_client(tables, key);
             }
+            return Handshake::Complete;
         }
     }
-    None
+    Handshake::GoesOn
+}
+
+/// Removes the half-open records of a flow that has live ones. `key`: of the client's direction. If another CPU has noted a
+/// RST in the half-open record since its copy was made, then the copy takes it.
+#[inline(always)]
+pub fn end_handshake<T: Tables>(tables: &T, key: &Tuple) {
+    let Some(flow) = tables.half_open(key) else { return };
+    let opposite = flow.opposite(key);
+    copy_reset(tables, key, &flow);
+    tables.remove_half_open(key);
+    tables.remove_half_open(&opposite);
+}
+
+/// Carries a RST that a half-open record has noted over to the live record of the same direction, if there is one: another
+/// CPU that completed the handshake may have copied the record just before. The CPU that notes the RST looks for a live
+/// record after that, and the CPU that makes the live record looks for a RST after that, so one of them sees the other.
+#[inline(always)]
+pub fn copy_reset<T: Tables>(tables: &T, key: &Tuple, half_open: &Flow) {
+    let reset = half_open.state & (Flow::RST | Flow::RST_AHEAD);
+    if reset != 0
+        && let Some(mut live) = tables.live(key)
+    {
+        live.state |= reset;
+        (live.fin, live.seen_s) = (half_open.fin, half_open.seen_s);
+    }
 }
 
 /// Whether a segment of the client's direction is the last of the handshake: it acknowledges the owner's SYN, of which only

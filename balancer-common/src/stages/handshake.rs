@@ -4,7 +4,7 @@ use crate::{
     hooks::{Packet, Tables},
     records::Kind,
     stages::{
-        flow,
+        flow::{self, Handshake},
         ingress::{arriving, arriving_live, local},
     },
     verdict::{DropReason, PassReason, Verdict},
@@ -21,18 +21,23 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
     let segment = &segment;
     let key = arriving(segment);
-    let mut change = Change::default();
+    let (mut change, mut is_complete) = (Change::default(), false);
     if let Some(mut flow) = tables.half_open(&key) {
         if flow::is_served_here(tables, segment, &key, &flow) {
             return local(tables, settings, segment, &key);
         }
-        let decided = flow::half_open(packet, tables, settings, segment, &key, &mut flow, &mut change);
-        if let Some(verdict) = decided {
-            return verdict;
+        match flow::half_open(packet, tables, settings, segment, &key, &mut flow, &mut change) {
+            Handshake::Over(verdict) => return verdict,
+            Handshake::GoesOn => {}
+            Handshake::Complete => is_complete = true,
         }
     }
-    if let Some(mut flow) = tables.half_open(&key) {
-        return flow::carry(packet, tables, settings, segment, &key, &mut flow, change);
+    if is_complete {
+        flow::end_handshake(tables, &key);
+    } else if let Some(mut flow) = tables.half_open(&key) {
+        let verdict = flow::carry(packet, tables, settings, segment, &key, &mut flow, change);
+        flow::copy_reset(tables, &key, &flow);
+        return verdict;
     }
     // The handshake is complete now, perhaps by another CPU.
     match arriving_live(tables, &key) {

@@ -133,6 +133,13 @@ impl Host {
         self.meanwhile.replace(Some((looks, Box::new(acts))));
     }
 
+    /// Changes a half-open record, unless it is held.
+    pub fn change_half_open(&self, key: &Tuple, change: impl FnOnce(&mut Flow)) -> bool {
+        let half_open = self.half_open.borrow();
+        let flow = half_open.get(key).and_then(|slot| slot.try_borrow_mut().ok());
+        flow.map(|mut flow| change(&mut flow)).is_some()
+    }
+
     /// Sets the result of every random draw.
     pub fn set_random(&mut self, random: u32) {
         self.world.random = random;

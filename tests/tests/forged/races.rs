@@ -1,8 +1,11 @@
-//! Another CPU completes a relay's handshake while this one decides about a segment of it: between its look at the live
-//! flows and its looks at the half-open ones.
+//! Two CPUs decide about segments of one relay at once: one completes its handshake, which moves the records, while the
+//! other looks at them or changes them.
+
+use std::cell::Cell;
+use std::rc::Rc;
 
 use balancer_common::hooks::Tables as _;
-use balancer_common::records::Tuple;
+use balancer_common::records::{Flow, Tuple};
 use tests::packet::frame::{ACK, PSH, RST, Segment};
 use tests::packet::host::{self, Action, Frame, Hook, Host, REDIRECT, SHOT, UNSPEC, World};
 use tests::packet::scene::{CAME_IN, RELAY, Scene, TOWARDS, in_order, tuple};
@@ -86,8 +89,8 @@ fn another_cpu_completes_the_handshake_between_two_looks() {
     let mut raced = 0;
     for scene in [Scene::v4(NOW_NS), Scene::v6(NOW_NS)] {
         for row in rows(&scene) {
-            // `ingress` looks once at the half-open flows, the stage for handshakes three times.
-            for looks in 0..4 {
+            // `ingress` looks once at the half-open flows, the stage for handshakes three times, and once more to note a RST.
+            for looks in 0..5 {
                 let host = Host::new(&row.world);
                 let flows = row.world.half_open.clone();
                 host.meanwhile(looks, move |host| {
@@ -123,4 +126,34 @@ fn another_cpu_completes_the_handshake_between_two_looks() {
         }
     }
     assert!(raced >= 20, "the other CPU came in {raced} times only");
+}
+
+#[test]
+fn another_cpu_notes_a_reset_while_this_one_completes_the_handshake() {
+    let mut raced = 0;
+    for scene in [Scene::v4(NOW_NS), Scene::v6(NOW_NS)] {
+        let (entry, owner) = (scene.answered(RELAY), scene.accepted());
+        let (forward, restore) = (scene.dialled(), tuple(scene.entry(), scene.door()));
+        let at_owner = scene.ack().between(scene.entry(), scene.door());
+        for (what, world, key, ack) in
+            [("entry", entry, forward, scene.ack()), ("owner", owner, restore, at_owner)]
+        {
+            // `ingress` looks once at the half-open flows, the stage for handshakes three times.
+            for looks in 0..4 {
+                let host = Host::new(&world);
+                let noted = Rc::new(Cell::new(false));
+                let notes = Rc::clone(&noted);
+                host.meanwhile(looks, move |host| {
+                    notes.set(host.change_half_open(&key, |flow| flow.state |= Flow::RST));
+                });
+                host::run(Hook::Ingress, &mut Frame::new(&ack.frame(), CAME_IN), &host);
+                let after = host.world();
+                let at = format!("{}, {what}, after {looks} looks", scene.name);
+                assert!(after.half_open.is_empty(), "{at}: half-open");
+                assert_eq!(after.live[&key].state & Flow::RST != 0, noted.get(), "{at}: RST");
+                raced += usize::from(noted.get());
+            }
+        }
+    }
+    assert!(raced >= 12, "the other CPU came in {raced} times only");
 }
