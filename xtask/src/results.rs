@@ -1,5 +1,6 @@
 //! The results of test harnesses, and their sum.
 
 pub mod background;
+pub mod failures;
 pub mod libtest;
 pub mod summary;

@@ -71,7 +71,7 @@ pub fn matrix(
     series: &[String],
     jobs: u8,
     filter: Option<&str>,
-) -> Result<Counts> {
+) -> Result<Vec<Report>> {
     let common = step("build", || contents(runs, filter))?;
     let limit = BOOT + Duration::from_secs(runs.iter().map(|run| u64::from(run.limit_s)).sum());
     let one = |series: &String| {
@@ -84,11 +84,16 @@ pub fn matrix(
     let mut reports = parallel(series, jobs.into(), one);
     reports.sort_by_key(|report| kernels::version(&report.kernel));
     print!("{}", report::table(&reports));
+    Ok(reports)
+}
+
+/// The counts of all machines.
+pub fn counts(reports: &[Report]) -> Counts {
     let mut sum = Counts::default();
-    for report in &reports {
+    for report in reports {
         sum += report.counts();
     }
-    Ok(sum)
+    sum
 }
 
 fn boot(

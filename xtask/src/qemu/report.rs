@@ -5,14 +5,13 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::machine::Ended;
+use crate::results::failures::Failures;
 use crate::results::libtest::{self, Counts};
 
 /// The beginning of the lines that `vm-init` prints.
 const MARK: &str = "vm:";
 /// The beginning of the lines of the harness `verifier`, one for each program: name, instructions, stack, load time.
 const VERIFIER: &str = "verifier ";
-/// The heading of the output of failed tests, and again of their names.
-const FAILURES: &str = "failures:";
 
 /// The results of one machine.
 #[derive(Debug, Default)]
@@ -21,8 +20,7 @@ pub struct Report {
     pub kernel: String,
     counts: Counts,
     faults: Vec<String>,
-    /// The output of failed tests.
-    printed: Vec<String>,
+    failures: Failures,
     /// Harnesses and their seconds.
     took: Vec<(String, f64)>,
     total_s: f64,
@@ -49,16 +47,12 @@ impl Report {
             ..Self::default()
         };
         let mut counts = None;
-        let mut failures = false;
         for line in &ended.lines {
             if let Some(own) = line.strip_prefix(MARK) {
-                // A killed harness prints no second heading.
-                failures = false;
+                report.failures.end();
                 report.read_mark(own.trim(), &mut counts);
-            } else if line == FAILURES {
-                failures = !failures;
-            } else if failures {
-                report.printed.push(line.clone());
+            } else if report.failures.read(line) {
+                // Shown with the report.
             } else if let Some(result) = libtest::result(line) {
                 counts = Some(result);
             } else if let Some(name) =
@@ -86,6 +80,12 @@ impl Report {
 
     pub fn is_good(&self) -> bool {
         self.faults.is_empty() && self.counts.failed == 0
+    }
+
+    /// What is known of its failures.
+    pub fn why(&self) -> impl Iterator<Item = String> {
+        let faults = self.faults.iter().map(|fault| format!("{}: {fault}", self.kernel));
+        faults.chain(self.failures.messages())
     }
 
     /// The counts of its tests. A machine with a fault and no failed test counts as one failed test.
@@ -123,7 +123,7 @@ impl fmt::Display for Report {
             write!(formatter, "\n    {fault}")?;
         }
         if formatter.alternate() {
-            for line in self.printed.iter().filter(|line| !line.is_empty()) {
+            for line in self.failures.lines() {
                 write!(formatter, "\n        {line}")?;
             }
         }

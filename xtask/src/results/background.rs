@@ -41,7 +41,8 @@ impl Background {
         let text = String::from_utf8_lossy(&text);
         print!("{text}");
         let counts = text.lines().last().and_then(libtest::verb_result);
-        summary.note(&format!("cargo xtask {}", self.words), libtest::outcome(counts, status.success()));
+        let outcome = libtest::outcome(counts, status.success());
+        summary.note(&format!("cargo xtask {}", self.words), outcome, []);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
 
+use super::failures::Failures;
 use super::libtest::{self, Counts};
 use crate::command::Shown;
 
@@ -28,10 +29,12 @@ impl Summary {
             .with_context(|| format!("failed to start {shown}"))?;
         let stdout = child.stdout.take().context("a piped child has a standard output")?;
         let mut counts: Option<Counts> = None;
+        let mut failures = Failures::default();
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.with_context(|| format!("failed to read from {shown}"))?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
+            failures.read(&line);
             if let Some(result) = libtest::result(&line) {
                 *counts.get_or_insert_default() += result;
             }
@@ -40,6 +43,7 @@ impl Summary {
         let outcome = libtest::outcome(counts, status.success());
         if outcome.failed > 0 {
             self.failed.push(format!("{name}: {outcome} ({status}); again with: {shown}"));
+            self.failed.extend(failures.messages().map(|line| format!("    {line}")));
         }
         self.counts += outcome;
         if is_run {
@@ -48,10 +52,11 @@ impl Summary {
         Ok(outcome)
     }
 
-    /// Adds the counts of tests that have shown their failures already.
-    pub fn note(&mut self, name: &str, counts: Counts) {
+    /// Adds the counts of tests that have shown their failures already; `why` repeats what is known of those.
+    pub fn note(&mut self, name: &str, counts: Counts, why: impl IntoIterator<Item = String>) {
         if counts.failed > 0 {
             self.failed.push(format!("{name}: {counts}"));
+            self.failed.extend(why.into_iter().map(|line| format!("    {line}")));
         }
         self.counts += counts;
     }
@@ -67,7 +72,7 @@ impl Summary {
     pub fn close(mut self, filter: Option<&str>, wants_runs: bool, leftovers: &[String]) -> ExitCode {
         self.check(filter, wants_runs, leftovers);
         for line in &self.failed {
-            println!("failed: {line}");
+            println!("{}{line}", if line.starts_with(' ') { "" } else { "failed: " });
         }
         println!("{}", self.counts);
         self.counts.exit_code()
@@ -110,6 +115,17 @@ mod tests {
         assert_eq!(summary.runs.to_string(), "2 passed, 1 failed");
         summary.check(None, true, &[]);
         assert_eq!(summary.failed, ["dies: 0 passed, 1 failed (exit status: 7); again with: sh -c 'exit 7'"]);
+    }
+
+    #[test]
+    fn the_messages_of_failed_tests_end_up_below_their_harness() {
+        let mut summary = Summary::default();
+        summary.add(false, "one", &mut sh("echo failures:; echo 'Error: no way'; exit 1")).unwrap();
+        summary.note("machines", Counts { passed: 0, failed: 1 }, ["6.1: no end".to_owned()]);
+        assert_eq!(
+            summary.failed[1..],
+            ["    Error: no way", "machines: 0 passed, 1 failed", "    6.1: no end"]
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::host::leftovers::Snapshot;
 use crate::host::packages;
 use crate::host::root::require_root;
 use crate::qemu::emulator::Emulator;
-use crate::qemu::matrix::{HOSTS, matrix};
+use crate::qemu::matrix::{HOSTS, counts, matrix};
 use crate::results::summary::Summary;
 use crate::step::step;
 
@@ -37,7 +37,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 fn in_machines(series: &[String], filter: Option<&str>) -> Result<ExitCode> {
     let emulator = step("QEMU and kernels", Emulator::prepare)?;
     // One at a time: rows measure how long clients wait.
-    let counts = matrix(&emulator, &HOSTS, series, 1, filter)?;
+    let counts = counts(&matrix(&emulator, &HOSTS, series, 1, filter)?);
     println!("{counts}; the figures of all rows are in {}", emulator.cache().display());
     Ok(counts.exit_code())
 }

@@ -20,6 +20,7 @@ use crate::command::cargo;
 use crate::host::root::require_root;
 use crate::host::{libjuju, packages, promtool};
 use crate::qemu::emulator::Emulator;
+use crate::qemu::report::Report;
 use crate::qemu::{controllers, matrix};
 use crate::results::background::Background;
 use crate::step::step;
@@ -91,10 +92,11 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
         session.run_command("package on Debians", &mut trial)?;
         let emulator = step("QEMU and kernels", Emulator::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
-        let counts = step("kernels in virtual machines", || {
+        let reports = step("kernels in virtual machines", || {
             matrix::matrix(&emulator, &matrix::RUNS, &kernels, 1, None)
         })?;
-        session.summary.note("kernels in virtual machines", counts);
+        let why = reports.iter().flat_map(Report::why);
+        session.summary.note("kernels in virtual machines", matrix::counts(&reports), why);
         let mut command = controllers::command(&emulator, MACHINES.0, Some(MACHINES.1))?;
         session.run_command("controllers as virtual machines", &mut command)?;
     }

@@ -11,7 +11,7 @@ use crate::builds::toolchain;
 use crate::host::packages;
 use crate::host::root::require_root;
 use crate::qemu::emulator::Emulator;
-use crate::qemu::matrix::{RUNS, matrix};
+use crate::qemu::matrix::{RUNS, counts, matrix};
 use crate::step::step;
 
 #[derive(Args)]
@@ -33,7 +33,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     step("tools", toolchain::ensure)?;
     let emulator = step("QEMU and kernels", Emulator::prepare)?;
     let jobs = arguments.jobs.unwrap_or_else(jobs);
-    let counts = matrix(&emulator, &RUNS, &arguments.kernel, jobs, arguments.filter.as_deref())?;
+    let counts = counts(&matrix(&emulator, &RUNS, &arguments.kernel, jobs, arguments.filter.as_deref())?);
     println!("{counts}");
     Ok(counts.exit_code())
 }
