@@ -20,8 +20,9 @@ use crate::{
 /// How far from the expected sequence number a segment may lie for its numbers to count: a burst that was lost on its way
 /// here. Of forged segments with random numbers one in 32,768 lies so near.
 const NEAR: u32 = 1 << 16;
-/// An owner's RST that denies a connection counts only after so many seconds of silence. Anybody who knows the ports can
-/// forge such a RST, but a connection in use is not silent for so long.
+/// An owner's RST that denies a connection counts only after so many seconds of silence, or if the connection is over: the
+/// client's SYN overtook the RST of its earlier connection from the same port. Anybody who knows the ports can forge such a
+/// RST, but a connection in use is not silent for so long.
 const SILENT_S: u32 = 20;
 /// How far an acknowledgement number may advance in one segment: more than the windows that stacks offer by themselves.
 const WINDOW: u32 = 1 << 26;
@@ -36,7 +37,7 @@ pub fn live<P: Packet, T: Tables>(
     key: &Tuple,
     flow: &mut Flow,
 ) -> Verdict {
-    match refused(tables, segment, flow) {
+    match refused(tables, segment, key, flow) {
         Some(verdict) => verdict,
         None => carry(packet, tables, settings, segment, key, flow, Change::default()),
     }
@@ -44,7 +45,7 @@ pub fn live<P: Packet, T: Tables>(
 
 /// The verdict on an arriving packet of a live flow that does not go on.
 #[inline(always)]
-pub fn refused<T: Tables>(tables: &T, segment: &Segment, flow: &mut Flow) -> Option<Verdict> {
+pub fn refused<T: Tables>(tables: &T, segment: &Segment, key: &Tuple, flow: &mut Flow) -> Option<Verdict> {
     if flow.is(Kind::Forward) && has_left(tables, flow) {
         return Some(if segment.has(Tcp::RST) {
             Verdict::Drop(DropReason::NoAnswer)
@@ -62,7 +63,8 @@ pub fn refused<T: Tables>(tables: &T, segment: &Segment, flow: &mut Flow) -> Opt
     if segment.has(Tcp::ACK)
         && segment.seq == 0
         && segment.ack == flow.isn.wrapping_add(1)
-        && tables.now_s().wrapping_sub(flow.seen_s) > SILENT_S
+        && (tables.now_s().wrapping_sub(flow.seen_s) > SILENT_S
+            || tables.live(&flow.opposite(key)).is_some_and(|forward| Flow::over(&forward, flow)))
     {
         // The owner has no such connection any more, and the client opens another: with the SYN that it repeats.
         flow.state |= Flow::RST;

@@ -47,6 +47,9 @@ pub fn resets(scene: &Scene) -> Vec<Row> {
     let asked = silent(ISN + 99);
     let mut heard = asked.clone();
     heard.live.get_mut(&key).expect("a flow").seen_s = scene.now_s() - 20;
+    // The client's SYN came first, then the RST of its connection before.
+    let mut overtaken = heard.clone();
+    overtaken.live.get_mut(&scene.dialled()).expect("a flow").state |= Flow::RST;
     let forwarded = |what, world: &World, segment: &Segment| {
         let out = segment.clone().between(scene.api(), scene.dialler());
         arrives(what, world, segment.clone()).sent("returned", CAME_IN, out)
@@ -54,6 +57,7 @@ pub fn resets(scene: &Scene) -> Vec<Row> {
     vec![
         gone("the owner knows nothing of the client's other SYN", &asked, &unknown.clone().ack(ISN + 100)),
         gone("the owner knows nothing of the client's SYN", &silent(ISN), &unknown.clone().ack(ISN + 1)),
+        gone("the client has ended its other connection", &overtaken, &unknown.clone().ack(ISN + 100)),
         forwarded("the owner was heard a moment ago", &heard, &unknown.clone().ack(ISN + 100)),
         foreign(
             "another knows nothing of it",
