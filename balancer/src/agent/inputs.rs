@@ -92,7 +92,12 @@ impl Agent {
         self.give_up(&stuck);
         let maps = &mut self.programs.data_path.maps;
         for pair in self.count.collect(now_s, pairs) {
-            maps.flows.remove(&pair);
+            // Since the listing its client may have connected anew from the same port.
+            if let Some(pair) = maps.flows.again(&pair)
+                && count::collect::is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s)
+            {
+                maps.flows.remove(&pair);
+            }
         }
         if self.config.running.policy.per_client_limit.is_some() {
             let [count, room] = maps.forget_idle_clients(now_s)?;

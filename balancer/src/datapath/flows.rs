@@ -57,6 +57,14 @@ impl Flows {
         })
     }
 
+    /// The records at the keys of a listed connection as they are now: perhaps those of another one from the same port.
+    pub fn again(&self, pair: &FlowPair) -> Option<FlowPair> {
+        let map = if pair.live { &self.live } else { &self.half_open };
+        let flow = map.get(&pair.key, 0).ok()?;
+        let back = map.get(&flow.opposite(&pair.key), 0).ok();
+        Some(FlowPair { flow, back, ..*pair })
+    }
+
     /// Shows `note` every record, and whether its handshake is complete.
     pub fn visit(&self, mut note: impl FnMut(&Tuple, &Flow, bool)) -> Result<()> {
         for (map, live) in [(&self.live, true), (&self.half_open, false)] {
