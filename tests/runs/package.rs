@@ -17,7 +17,7 @@ use tests::juju::fleet::{Dial, Kind};
 use tests::juju::server::Options;
 use tests::machines::debian::{Debian, files};
 use tests::support::document::{blocks, commands};
-use tests::support::eventually::{eventually, wait_for};
+use tests::support::eventually::{SOON, eventually, wait_for};
 use tests::support::files::write;
 use tests::support::process::fixture;
 
@@ -178,7 +178,13 @@ fn a_bare_debian_is_installed_operated_and_purged() -> Result<()> {
     println!("three are well {:.1} s after they began to boot", start.elapsed().as_secs_f64());
     for host in &hosts {
         ensure!(property(host, "UnitFileState")? == "enabled");
-        ensure!(property(host, "StatusText")?.starts_with("OK"));
+        // The agent tells systemd once a second.
+        wait_for(
+            SOON,
+            "OK in the unit's status",
+            || property(host, "StatusText"),
+            |text| text.starts_with("OK"),
+        )?;
         let text = host.run("systemd-analyze security --no-pager balancer")?;
         let level = text.split("Overall exposure level for balancer.service: ").nth(1);
         let level = level.and_then(|rest| rest.split(' ').next()).context(text.clone())?;
