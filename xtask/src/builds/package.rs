@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
 
 use super::artifacts::{RELEASED, binary, example, executables, harness};
 use super::toolchain;
@@ -17,18 +18,54 @@ pub const PROFILE: &str = "deb";
 pub const RELEASE: &str = "release";
 /// No binary with [`PROFILE`] is larger, in bytes.
 const LARGEST: u64 = 10 << 20;
+/// The linker and the C library of programs for arm64, and their packages.
+const ARM64: [(&str, &str); 2] = [
+    ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+    ("/usr/aarch64-linux-gnu/lib/libc.so", "libc6-dev-arm64-cross"),
+];
 const DEBIAN: &str = "bookworm";
 
+/// An architecture of packages, by Debian's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Architecture {
+    /// This machine's.
+    #[default]
+    Native,
+    Arm64,
+}
+
+impl Architecture {
+    /// Rust's name, of one that is compiled for from another machine.
+    fn triple(self) -> Option<&'static str> {
+        (self == Self::Arm64).then_some("aarch64-unknown-linux-gnu")
+    }
+
+    /// `verb` of cargo for this architecture; installs the compiler and the linker where they are missing.
+    fn cargo(self, verb: &str) -> Result<Command> {
+        let mut command = cargo(verb);
+        if let Some(triple) = self.triple() {
+            packages::install(&packages::missing(&ARM64))?;
+            run(Command::new("rustup").args(["target", "add", triple]))?;
+            command.args(["--target", triple]);
+            command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+        }
+        Ok(command)
+    }
+}
+
 /// Builds the balancer with `profile`, and makes its package in target/debian.
-pub fn package(profile: &str) -> Result<PathBuf> {
+pub fn package(profile: &str, architecture: Architecture) -> Result<PathBuf> {
     let packager = toolchain::packager()?;
-    build(profile)?;
-    pack(&packager, profile, 1)
+    build(profile, architecture)?;
+    pack(&packager, profile, architecture, 1)
 }
 
 /// The command that tries a package of the balancer built with `profile`. Its harness is given two revisions.
 pub fn trial(profile: &str) -> Result<Command> {
-    let packages = [package(profile)?, pack(&toolchain::packager()?, profile, 2)?];
+    let packages = [
+        package(profile, Architecture::Native)?,
+        pack(&toolchain::packager()?, profile, Architecture::Native, 2)?,
+    ];
     let system = debian()?;
     let tests = executables(cargo("test").arg("--no-run").args(RELEASED).args(["--test", "package"]))?;
     let mut command = Command::new(harness(&tests, "package")?);
@@ -39,9 +76,9 @@ pub fn trial(profile: &str) -> Result<Command> {
 }
 
 /// Builds the binary, and beside it the directory `manual` with man pages and completions.
-fn build(profile: &str) -> Result<()> {
+fn build(profile: &str, architecture: Architecture) -> Result<()> {
     let selection = ["--profile", profile, "--package", "balancer", "--bin", "balancer"];
-    let program = binary(&executables(cargo("build").args(selection))?, "balancer")?;
+    let program = binary(&executables(architecture.cargo("build")?.args(selection))?, "balancer")?;
     let size = fs::metadata(&program).with_context(|| format!("failed to find {}", program.display()))?.len();
     println!("{} ({} KiB)", program.display(), size / 1024);
     ensure!(profile != PROFILE || size <= LARGEST, "the binary has {size} bytes, above {LARGEST}");
@@ -50,14 +87,15 @@ fn build(profile: &str) -> Result<()> {
 }
 
 /// Makes the package of this revision from the built files.
-fn pack(packager: &Path, profile: &str, revision: u8) -> Result<PathBuf> {
+fn pack(packager: &Path, profile: &str, architecture: Architecture, revision: u8) -> Result<PathBuf> {
     // cargo-deb removes a package's other revisions from its directory.
     let directory = root().join(format!("target/debian/{profile}-{revision}/"));
     fs::create_dir_all(&directory).with_context(|| format!("failed to make {}", directory.display()))?;
     let mut command = Command::new(packager);
     command.current_dir(root()).args(["--no-build", "--no-strip", "--quiet", "--profile", profile]);
     command.args(["--package", "balancer", "--deb-revision", &revision.to_string(), "--output"]);
-    Ok(output(command.arg(&directory))?.trim().into())
+    command.arg(&directory).args(architecture.triple().map(|triple| format!("--target={triple}")));
+    Ok(output(&mut command)?.trim().into())
 }
 
 /// A bare Debian with systemd, iproute2 and nftables, in a directory that is kept.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
+use crate::builds::package::Architecture;
 use crate::builds::{package, toolchain};
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Snapshot;
@@ -18,6 +19,9 @@ pub struct Arguments {
     /// Install, run, hang, upgrade, remove and purge it on three bare Debians that systemd boots (needs root)
     #[arg(long)]
     verify: bool,
+    /// Architecture of the package; another one than this machine's is compiled for here, and cannot be tried
+    #[arg(long, value_name = "NAME", value_enum, default_value_t, conflicts_with = "verify")]
+    arch: Architecture,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
@@ -26,7 +30,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         step("system packages", packages::ensure)?;
     }
     step("tools", toolchain::ensure)?;
-    let package = step("package", || package::package(package::PROFILE))?;
+    let package = step("package", || package::package(package::PROFILE, arguments.arch))?;
     println!("{}", package.display());
     if !arguments.verify {
         return Ok(ExitCode::SUCCESS);
