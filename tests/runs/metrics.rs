@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,13 +15,14 @@ use serde_json::Value;
 use tests::cluster::status::{counter, own};
 use tests::cluster::{Cluster, ClusterOptions};
 use tests::juju::fleet::{Dial, How, Kind};
-use tests::support::eventually::eventually;
+use tests::support::eventually::{eventually, wait_for};
 use tests::support::process::{feed, run};
 
 const LIMIT: usize = 60;
 /// Metrics are a second old at most; a busy machine adds to that.
 const AGE: Duration = Duration::from_secs(4);
 const SETTLED: Duration = Duration::from_secs(20);
+const TAKEN: &str = "127.0.0.1:9717";
 
 /// `$BALANCER_PROMTOOL`, or the one that `cargo xtask test` has fetched in this workspace.
 fn promtool() -> Result<PathBuf> {
@@ -203,6 +205,31 @@ fn status_metrics_top_and_ss_agree_under_load() -> Result<()> {
     let promtool = promtool()?;
     let said = feed(Command::new(&promtool).args(["check", "metrics"]), &scrape(&cluster, 0)?)?;
     ensure!(said.trim().is_empty(), "promtool: {said}");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_another_program_has_is_told_and_taken_once_it_is_free() -> Result<()> {
+    let options =
+        ClusterOptions { controllers: 1, plain: true, balancer: false, ..ClusterOptions::new("metrport") };
+    let mut cluster = Cluster::start(options)?;
+    let other =
+        cluster.net.controllers[0].namespace.enter(|| TcpListener::bind(TAKEN))?.context("no listener")?;
+    cluster.start_balancers_as(|config| {
+        config.metrics.insert("listen".into(), TAKEN.into());
+    })?;
+    let first_line =
+        || Ok(cluster.daemons[0].judge(&["status"])?.1.lines().next().unwrap_or_default().to_owned());
+    let line = wait_for(SETTLED, "a word on the metrics", first_line, |line| {
+        line.contains("metrics are not served")
+    })?;
+    println!("{line}");
+    drop(other);
+    wait_for(SETTLED, "all is well", first_line, |line| line == "OK")?;
+    cluster.net.controllers[0]
+        .namespace
+        .enter(|| TcpStream::connect(TAKEN))?
+        .context("nobody serves the metrics")?;
     Ok(())
 }
 
