@@ -16,15 +16,14 @@ use crate::support::lines::{Lines, read_on};
 
 /// Runs a command to its end and returns its standard output; an error holds everything that it printed.
 pub fn run(command: &mut Command) -> Result<String> {
-    feed(command.stdin(Stdio::null()), "")
+    feed(command, "")
 }
 
 /// [`run`] with `input` on the command's standard input.
 pub fn feed(command: &mut Command, input: &str) -> Result<String> {
     let shown = format!("{command:?}");
-    if !input.is_empty() {
-        command.stdin(Stdio::piped());
-    }
+    // Never this process's own: a command such as `ip -batch -` would wait for a terminal's keyboard.
+    command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("failed to start {shown}"))?;
     if let Some(mut stdin) = child.stdin.take() {
