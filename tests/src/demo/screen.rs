@@ -1,110 +1,86 @@
-//! The course of a demo as it is drawn: bars on a terminal, lines elsewhere.
+//! The place where a demo shows its course: one block that is redrawn on a terminal, lines elsewhere.
 
-use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, Stdout, Write as _, stdout};
 
-/// Columns of the longest bar.
-const WIDTH: usize = 48;
+use ratatui::backend::CrosstermBackend;
+use ratatui::layout::Position;
+use ratatui::{Terminal, TerminalOptions, Viewport};
 
-/// A bar for `count`, [`WIDTH`] columns long at `scale`, in eighths of a column; something for anything above 0.
-pub fn bar(count: usize, scale: usize) -> String {
-    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = (count.min(scale) * WIDTH * 8 / scale.max(1)).max(usize::from(count > 0));
-    "█".repeat(eighths / 8) + PARTS[eighths % 8]
+use super::view::{ROWS, View, draw};
+
+pub enum Screen {
+    Block {
+        terminal: Box<Terminal<CrosstermBackend<Stdout>>>,
+        colour: bool,
+        /// The first row below the words of the block.
+        end: u16,
+    },
+    Lines,
 }
 
-/// Where the demo shows its course: bars that move on a terminal, a line for each state elsewhere.
-#[derive(Debug)]
-pub struct Screen<W> {
-    out: W,
-    terminal: bool,
-    names: Vec<String>,
-    scale: usize,
-    /// Lines of the bars that the next ones replace.
-    drawn: usize,
+impl Screen {
+    /// A block if standard output is a terminal that answers.
+    pub fn new(is_terminal: bool) -> Self {
+        let options = TerminalOptions { viewport: Viewport::Inline(ROWS) };
+        let terminal = is_terminal.then(|| Terminal::with_options(CrosstermBackend::new(stdout()), options));
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        match terminal {
+            Some(Ok(terminal)) => Self::Block { terminal: Box::new(terminal), colour, end: 0 },
+            Some(Err(_)) | None => Self::Lines,
+        }
+    }
+
+    /// A scene begins.
+    pub fn begin(&mut self, view: &View) -> io::Result<()> {
+        match self {
+            Self::Block { .. } => self.live(view),
+            Self::Lines => writeln!(stdout(), "\n{}\n{}", view.scene.title(), view.text.trim_end()),
+        }
+    }
+
+    /// The state has changed.
+    pub fn live(&mut self, view: &View) -> io::Result<()> {
+        match self {
+            Self::Block { terminal, colour, end } => {
+                let drawn = terminal.draw(|frame| draw(frame, view, *colour))?;
+                let words = drawn.buffer.content.iter().rposition(|cell| cell.symbol() != " ");
+                let (_, row) = drawn.buffer.pos_of(words.unwrap_or(0));
+                *end = row + 1;
+                Ok(())
+            }
+            Self::Lines => Ok(()),
+        }
+    }
+
+    /// A scene has ended.
+    pub fn end(&mut self, view: &View) -> io::Result<()> {
+        if let Self::Block { .. } = self {
+            return self.live(view);
+        }
+        let each = view.controllers.iter().map(|one| format!("{} {}", one.name, one.clients));
+        let counts = each.collect::<Vec<_>>().join(", ");
+        if let Some(status) = &view.status {
+            writeln!(stdout(), "{}", status.trim_end())?;
+        }
+        writeln!(stdout(), "  {counts}; {} lost, {} moved, {} refused", view.lost, view.moved, view.refused)
+    }
+
+    /// The last words, below the block.
+    pub fn close(&mut self, view: &View) -> io::Result<()> {
+        match self {
+            Self::Block { .. } => self.live(view),
+            Self::Lines => write!(stdout(), "\n{}", view.figures.table()),
+        }
+    }
 }
 
-impl<W: Write> Screen<W> {
-    /// Bars for the controllers `names`, the longest for `scale` connections.
-    pub const fn new(out: W, terminal: bool, names: Vec<String>, scale: usize) -> Self {
-        Self { out, terminal, names, scale, drawn: 0 }
-    }
-
-    /// A line that stays.
-    pub fn say(&mut self, text: &str) -> io::Result<()> {
-        self.drawn = 0;
-        writeln!(self.out, "{text}")?;
-        self.out.flush()
-    }
-
-    /// Counts that may change before the step ends; shown on a terminal only.
-    pub fn live(&mut self, counts: &[usize]) -> io::Result<()> {
-        if !self.terminal {
-            return Ok(());
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Self::Block { terminal, end, .. } = self {
+            // Without room below, the line break scrolls.
+            let last = Position::new(0, end.saturating_sub(1));
+            let _ = terminal.set_cursor_position(last).and_then(|()| terminal.show_cursor());
+            let _ = writeln!(stdout());
         }
-        let mut text = String::new();
-        if self.drawn > 0 {
-            // Up to the first bar, and all below it away.
-            let _ = write!(text, "\x1b[{}A\r\x1b[J", self.drawn);
-        }
-        for (name, &count) in self.names.iter().zip(counts) {
-            let _ = writeln!(text, "  {name} {count:>6} {}", bar(count, self.scale));
-        }
-        self.drawn = counts.len();
-        self.out.write_all(text.as_bytes())?;
-        self.out.flush()
-    }
-
-    /// Counts at the end of a step.
-    pub fn settled(&mut self, counts: &[usize]) -> io::Result<()> {
-        if self.terminal {
-            return self.live(counts);
-        }
-        let each = self.names.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
-        let line = format!("  {}", each.collect::<Vec<_>>().join(", "));
-        self.say(&line)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bars_are_as_long_as_their_share() {
-        let rows = [
-            (0, 100, 0, ""),
-            (1, 100_000, 0, "▏"),
-            (50, 100, 24, ""),
-            (51, 100, 24, "▍"),
-            (100, 100, 48, ""),
-            (101, 100, 48, ""),
-            (0, 0, 0, ""),
-        ];
-        for (count, scale, whole, part) in rows {
-            assert_eq!(bar(count, scale), "█".repeat(whole) + part, "{count} of {scale}");
-        }
-    }
-
-    fn shown(terminal: bool) -> String {
-        let mut out = Vec::new();
-        let mut screen = Screen::new(&mut out, terminal, vec!["a".into(), "b".into()], 96);
-        screen.say("step").unwrap();
-        screen.live(&[2, 0]).unwrap();
-        screen.settled(&[4, 2]).unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn a_terminal_gets_bars_in_place() {
-        assert_eq!(
-            shown(true),
-            "step\n  a      2 █\n  b      0 \n\x1b[2A\r\x1b[J  a      4 ██\n  b      2 █\n"
-        );
-    }
-
-    #[test]
-    fn a_pipe_gets_a_line_for_each_state() {
-        assert_eq!(shown(false), "step\n  a 4, b 2\n");
     }
 }

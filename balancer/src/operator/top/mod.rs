@@ -17,7 +17,7 @@ use tokio::{runtime::Runtime, time::timeout};
 
 pub use self::{
     history::{History, Rates, SAMPLES},
-    view::{Choices, Sort, draw},
+    view::{Choices, Sort, bar, draw},
 };
 use crate::operator::{
     control::{self, Request},
