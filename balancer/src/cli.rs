@@ -153,6 +153,18 @@ pub enum Command {
         #[command(flatten)]
         configured: Configured,
     },
+    /// Send clients that follow redirects to the emptiest controllers
+    #[command(after_help = "Example: systemctl start balancer-redirect")]
+    Redirect {
+        #[command(flatten)]
+        configured: Configured,
+        /// Only write the credential that its unit hands to it
+        #[arg(long, value_name = "FILE")]
+        hand_over: Option<PathBuf>,
+        /// Read this credential from standard input
+        #[arg(long, conflicts_with = "hand_over")]
+        handed: bool,
+    },
     /// Remove the data path; relayed connections of this host end
     #[command(after_help = "Example: systemctl stop balancer && balancer uninstall")]
     Uninstall(Configured),

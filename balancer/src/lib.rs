@@ -15,4 +15,5 @@ pub mod datapath;
 pub mod host;
 pub mod juju;
 pub mod operator;
+pub mod redirect;
 pub mod repeated;

@@ -26,6 +26,7 @@ use balancer::{
         status::{self, Status, Verdict},
         top, uninstall,
     },
+    redirect,
 };
 use clap::Parser;
 use serde::de::DeserializeOwned;
@@ -59,6 +60,12 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(configured) => agent::main(&configured.config)?,
+        Command::Redirect { configured, hand_over: None, handed } => {
+            redirect::main(&configured.config, handed)?;
+        }
+        Command::Redirect { configured, hand_over: Some(file), .. } => {
+            redirect::hand_over(&configured.config, &file)?;
+        }
         Command::Status { configured, json, all: true } => {
             return Ok(show::<All>(&Shown { json, configured }, &Request::StatusAll)?.code());
         }

@@ -191,7 +191,7 @@ impl Agent {
             handshakes: u64::from(budget.in_progress()),
             limit: u64::from(self.balance.admit()),
             weight: self.balance.weight(now, this.weight),
-            arrivals_per_s: self.count.arrivals_per_s(),
+            arrivals_per_s: self.arrivals_told(),
             received,
             relay_ports: self.cluster.peers().iter().filter_map(relay_port).collect(),
             addresses: self.cluster.listed().this().addresses.iter().take(MAX_REPORTED).copied().collect(),

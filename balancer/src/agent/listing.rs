@@ -51,7 +51,8 @@ impl Agent {
             | Request::Limit { .. }
             | Request::Rebalance { .. }
             | Request::Explain { .. }
-            | Request::Events { .. } => None,
+            | Request::Events { .. }
+            | Request::View => None,
         })
     }
 }

@@ -27,6 +27,7 @@ mod settings;
 mod start;
 mod status;
 mod tell;
+mod view;
 
 use std::{
     path::{Path, PathBuf},

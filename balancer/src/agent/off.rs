@@ -10,12 +10,12 @@ pub(super) type Reasons = [Option<String>; 2];
 /// A part of the agent that may have a reason.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Source {
+    /// The operator, by `balancer bypass`: first in the sentence that the other controllers are told the beginning of.
+    Bypass,
     /// This host's firewall.
     Firewall,
     /// This host's interfaces.
     Interfaces,
-    /// The operator, by `balancer bypass`.
-    Bypass,
 }
 
 #[derive(Debug, Default)]

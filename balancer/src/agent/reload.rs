@@ -309,6 +309,7 @@ fn refuse_fixed(running: &Config, new: &Config) -> Result<()> {
         ("api.hook", new.api.hook == running.api.hook),
         ("api.health", new.api.health == running.api.health),
         ("cluster.relay_ports", new.cluster.relay_ports == running.cluster.relay_ports),
+        ("redirect.listen", new.redirect == running.redirect),
         ("paths", new.paths == running.paths),
     ];
     match fixed.iter().find(|(_, same)| !same) {
@@ -350,6 +351,7 @@ mod tests {
             ("", "listen = \"10.0.0.1:17079\"", "", None),
             ("", "relay_ports = \"17090-17095\"", "", Some("cluster.relay_ports")),
             ("", "", "[paths]\ncontrol = \"/run/other.sock\"", Some("paths")),
+            ("", "", "[redirect]\nlisten = \"[::]:17079\"", Some("redirect.listen")),
             ("", "", "", None),
             ("hard_limit = 5", "", "", None),
             ("exempt = [\"10.9.0.0/16\"]", "", "", None),

@@ -54,6 +54,7 @@ impl Agent {
                 return Ok(serde_json::to_value(self.status()?)?);
             }
             Request::Sample => return Ok(serde_json::to_value(self.status()?)?),
+            Request::View => return Ok(serde_json::to_value(self.view()?)?),
             Request::Explain { address } => return Ok(serde_json::to_value(self.explain(*address)?)?),
             Request::StatusAll | Request::Flows(_) | Request::Clients { .. } | Request::Events { .. } => {
                 bail!("this is answered beside the agent's loop")
@@ -95,6 +96,17 @@ impl Agent {
     }
 }
 
+/// Has the agent's loop answer.
+pub(super) async fn put(
+    ask: &mpsc::Sender<Asked>,
+    request: Request,
+    caller: Caller,
+) -> Result<Value, String> {
+    let (answer, answered) = oneshot::channel();
+    ask.send((request, caller, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
+    answered.await.map_err(|_gone| "the agent is ending".to_owned())?
+}
+
 /// Answers requests on the control socket by asking the agent.
 pub(super) async fn serve(
     control: ControlSocket,
@@ -108,9 +120,7 @@ pub(super) async fn serve(
                 let patience = if wait { events::WAIT } else { Duration::ZERO };
                 return events::after(after, patience).await.map(|page| json!(page));
             }
-            let (answer, answered) = oneshot::channel();
-            ask.send((request, caller, answer)).await.map_err(|_gone| "the agent is ending".to_owned())?;
-            answered.await.map_err(|_gone| "the agent is ending".to_owned())?
+            put(&ask, request, caller).await
         }
     };
     control

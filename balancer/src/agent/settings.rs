@@ -118,13 +118,13 @@ impl Agent {
     pub(super) fn write_own(&mut self, now: Instant) -> Result<()> {
         let weight = self.balance.weight(now, self.config.running.cluster.this().weight);
         let state: State = self.balance.state(self.is_ready());
-        let slot = self.cluster.own_slot();
+        let (slot, arrivals) = (self.cluster.own_slot(), self.arrivals_here());
         let maps = &mut self.programs.data_path.maps;
         let own = Controller {
             state: state as u8,
             limit: self.balance.admit(),
             weight: fixed_weight(weight),
-            arrivals_milli: fixed_rate(self.count.arrivals_per_s()),
+            arrivals_milli: fixed_rate(arrivals),
             reported_ns: boot_ns(),
             ..maps.controller(slot)?
         };

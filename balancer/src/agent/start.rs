@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     Agent, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, install::WITHOUT_MUTE, names::Names,
     network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair, requests, tell::Shown,
+    view,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -149,9 +150,7 @@ impl Agent {
         let control = ControlSocket::bind(&config.paths.control)?;
         let interfaces = Interfaces::open()?;
         let devices = interfaces.list().await?;
-        for warning in &config.warnings {
-            warn!("{warning}");
-        }
+        config.warnings.iter().for_each(|warning| warn!("{warning}"));
         let mut memory = Gauge::new("/proc");
         for listener in &listeners {
             memory.follow(listener.holder);
@@ -183,6 +182,8 @@ impl Agent {
         let (tell, firewall) = mpsc::channel(1);
         let (counted, connections) = watch::channel(None);
         let mut handles = vec![beside.spawn(Arc::clone(&prober).watch(publish))];
+        let view = config.redirect.as_ref().and_then(|_| view::open(&config.paths.view, &ask, &stopped));
+        handles.extend(view.map(|serving| beside.spawn(serving)));
         handles.push(beside.spawn(requests::serve(control, ask, stopped)));
         if let Some(socket) = introspection::socket(&config) {
             handles.push(beside.spawn(introspection::watch(socket, counted)));

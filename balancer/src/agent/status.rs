@@ -115,7 +115,7 @@ impl Agent {
         told.chain(self.programs.doubts()).collect()
     }
 
-    fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
+    pub(super) fn own_status(&self, now: Instant, this: &Controller, budget: &Budget) -> ControllerStatus {
         let state = self.balance.state(self.is_ready());
         let refuses = state == State::Ready && self.balance.refuses_for_memory();
         ControllerStatus {
@@ -134,7 +134,7 @@ impl Agent {
         }
     }
 
-    fn peer_status(&self, now: Instant, peer: &Peer) -> ControllerStatus {
+    pub(super) fn peer_status(&self, now: Instant, peer: &Peer) -> ControllerStatus {
         let about = peer.report.as_ref().map(|report| &report.agent);
         let told = about.filter(|about| !about.version.is_empty());
         ControllerStatus {

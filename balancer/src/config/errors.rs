@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Config, ConfigError, Fault, File, Host, api, cluster, metrics, paths, policy, read_text};
+use super::{
+    Config, ConfigError, Fault, File, Host, api, cluster, metrics, paths, policy, read_text, redirect,
+};
 use crate::cli;
 
 /// The errors of the file at `path` that do not depend on the host, in its order.
@@ -35,6 +37,7 @@ fn of_sections(file: &File<'_>, host: &Host) -> Vec<Fault> {
     let api = file.table("api").and_then(|table| api::api(&table, None));
     let policy = file.table("policy").and_then(|table| policy::policy(&table));
     let metrics = file.table("metrics").and_then(|table| metrics::metrics(&table));
+    let redirect = file.table("redirect").and_then(|table| redirect::redirect(&table));
     let listed = || -> Result<(), Fault> {
         let table = file.table("cluster")?;
         let listed = table.tables("cluster.controllers")?;
@@ -48,6 +51,7 @@ fn of_sections(file: &File<'_>, host: &Host) -> Vec<Fault> {
     faults.extend(listed().err());
     faults.extend(policy.err());
     faults.extend(metrics.err());
+    faults.extend(redirect.err());
     faults
 }
 

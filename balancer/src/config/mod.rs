@@ -15,13 +15,14 @@ pub mod keys;
 mod metrics;
 mod paths;
 mod policy;
+mod redirect;
 mod relay_ports;
 
 use std::{
     collections::BTreeMap,
     fs,
     io::ErrorKind,
-    net::{IpAddr, ToSocketAddrs as _},
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
 };
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub policy: Policy,
     /// Where the metrics are served, if they are.
     pub metrics: Option<Listen>,
+    /// Where `balancer redirect` listens, if it is wanted.
+    pub redirect: Option<SocketAddr>,
     pub paths: Paths,
     /// Sentences about keys that have no effect.
     pub warnings: Vec<String>,
@@ -112,6 +115,14 @@ impl Config {
         let text = read_text(path, Path::new(cli::CONFIG))?.unwrap_or_default();
         let paths = File::parse(&text).and_then(|file| paths::paths(&file.table("paths")?, &Host::here(&[])));
         paths.map_err(|fault| fault.in_file(path, &text))
+    }
+
+    /// Only `[paths]` and where the redirector listens, from the file at `path`.
+    pub fn load_redirect(path: &Path) -> Result<(Paths, Option<SocketAddr>), ConfigError> {
+        let text = read_text(path, Path::new(cli::CONFIG))?.unwrap_or_default();
+        let read = File::parse(&text).and_then(|file| redirect::redirect(&file.table("redirect")?));
+        let listen = read.map_err(|fault| fault.in_file(path, &text))?;
+        Ok((Self::load_paths(path)?, listen))
     }
 
     fn load_or_default(path: &Path, optional: &Path, host: &Host) -> Result<Self, ConfigError> {
@@ -178,7 +189,9 @@ fn read(text: &str, host: &Host) -> Result<Config, Fault> {
     let listed = cluster.controllers.iter().flat_map(|controller| &controller.addresses);
     api::check_deny(&api_table, &api, listed.chain(&cluster.candidates))?;
     let metrics = metrics::metrics(&file.table("metrics")?)?;
-    Ok(Config { api, cluster, warnings: policy.warnings(), policy: policy::policy(&policy)?, metrics, paths })
+    let redirect = redirect::redirect(&file.table("redirect")?)?;
+    let (warnings, policy) = (policy.warnings(), policy::policy(&policy)?);
+    Ok(Config { api, cluster, policy, metrics, redirect, paths, warnings })
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub struct Paths {
     pub pins: PathBuf,
     /// Unix socket on which the agent answers commands.
     pub control: PathBuf,
+    /// Unix socket on which the agent tells the controllers' states to `balancer redirect`.
+    pub view: PathBuf,
     /// Root of the cgroup2 hierarchy.
     pub cgroup: PathBuf,
     /// Directory of Juju's agents, searched for the `agent.conf` of a controller.
@@ -43,18 +45,22 @@ pub(crate) fn unescape(field: &str) -> String {
 
 pub(super) fn paths(table: &Table<'_>, host: &Host) -> Result<Paths, Fault> {
     let or_default = |key| path(table, key)?.map_or_else(|| table.get(key), Ok);
-    let control = or_default("paths.control")?;
-    if control.as_os_str().len() > MAX_SOCKET_PATH {
-        let message = format!("too long for the path of a socket; write at most {MAX_SOCKET_PATH} bytes");
-        return Err(table.fault("paths.control", message));
-    }
+    let socket = |key| -> Result<PathBuf, Fault> {
+        let path = or_default(key)?;
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            let message = format!("too long for the path of a socket; write at most {MAX_SOCKET_PATH} bytes");
+            return Err(table.fault(key, message));
+        }
+        Ok(path)
+    };
+    let (control, view) = (socket("paths.control")?, socket("paths.view")?);
     let cgroup = path(table, "paths.cgroup")?.or_else(|| host.cgroup2.clone()).ok_or_else(|| {
         let message =
             "missing, and cgroup2 is not mounted; run `mount -t cgroup2 none /sys/fs/cgroup`, or set the key";
         table.fault("paths.cgroup", message)
     })?;
     let juju = path(table, "paths.juju")?.unwrap_or_else(|| host.juju.clone());
-    Ok(Paths { pins: or_default("paths.pins")?, control, cgroup, juju })
+    Ok(Paths { pins: or_default("paths.pins")?, control, view, cgroup, juju })
 }
 
 /// Whether `path` is absolute, below `/`, and without "..".

@@ -80,9 +80,11 @@ fn every_key_is_read() {
             memory_pressure: 0.25,
         },
         metrics: Some(Listen::Unix(PathBuf::from("/run/other-metrics.sock"))),
+        redirect: Some("10.0.0.12:17099".parse().unwrap()),
         paths: Paths {
             pins: PathBuf::from("/sys/fs/bpf/other"),
             control: PathBuf::from("/run/other.sock"),
+            view: PathBuf::from("/run/other-view.sock"),
             cgroup: PathBuf::from("/cg"),
             juju: PathBuf::from("/j"),
         },
@@ -246,7 +248,7 @@ fn wrong_controllers_are_named_with_their_place() {
         ("\n[cluster]\nname = \"a\"\n", "f.toml:2:1: cluster.controllers: missing"),
         ("[cluster]\ncontrollers = 1\n", "f.toml:2:15: cluster.controllers: 1 is not allowed; write a [[cluster.controllers]] table for"),
         ("[cluster]\ncontrollers = [1]\n", "f.toml:2:16: cluster.controllers: this is not a table; write its keys below [cluster."),
-        ("[ap]\n", "f.toml:1:2: unknown key `ap`; the file has the tables api, cluster, policy, metrics, paths"),
+        ("[ap]\n", "f.toml:1:2: unknown key `ap`; the file has the tables api, cluster, policy, metrics, redirect, paths"),
         ("api = 1\n", "f.toml:1:7: api: this is not a table; write its keys below [api]"),
         ("\u{0}\u{1}nonsense", "f.toml:1:11: key with no value"),
     ];

@@ -16,6 +16,8 @@ pub struct Config {
     pub policy: toml::Table,
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     pub metrics: toml::Table,
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub redirect: toml::Table,
     pub paths: Paths,
 }
 
@@ -75,6 +77,7 @@ impl From<&Host> for Controller {
 pub struct Paths {
     pub pins: Option<PathBuf>,
     pub control: Option<PathBuf>,
+    pub view: Option<PathBuf>,
     pub cgroup: Option<PathBuf>,
     pub juju: Option<PathBuf>,
 }

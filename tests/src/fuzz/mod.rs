@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod datagram;
 mod packet;
+mod redirect;
 mod report;
 mod seed;
 
@@ -24,11 +25,12 @@ pub struct Target {
     pub feed: fn(&[u8]),
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "packet", feed: packet::feed },
     Target { name: "datagram", feed: datagram::feed },
     Target { name: "report", feed: report::feed },
     Target { name: "config", feed: config::feed },
     Target { name: "agent-conf", feed: agent_conf::feed },
     Target { name: "control", feed: control::feed },
+    Target { name: "redirect", feed: redirect::feed },
 ];

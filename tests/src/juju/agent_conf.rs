@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::juju::tls::Identity;
 use crate::support::files::write_private;
 use crate::support::noise::Noise;
 
@@ -51,13 +52,15 @@ pub struct AgentConf {
     number: usize,
     format: Format,
     secrets: Secrets,
+    /// Certificate and key of the controller; without, they only look like some.
+    identity: Option<Identity>,
 }
 
 impl AgentConf {
     /// The file of machine (or controller) `number` below `juju`, the directory of Juju's on its host. Makes the directory
     /// of the file, and does not write the file yet.
     pub fn new(juju: &Path, number: usize, format: Format, secrets: &Secrets) -> Result<Self> {
-        let conf = Self { juju: juju.to_owned(), number, format, secrets: secrets.clone() };
+        let conf = Self { juju: juju.to_owned(), number, format, secrets: secrets.clone(), identity: None };
         let directory = conf.directory();
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("failed to make {}", directory.display()))?;
@@ -68,6 +71,12 @@ impl AgentConf {
     #[must_use]
     pub fn with_secrets(&self, secrets: &Secrets) -> Self {
         Self { secrets: secrets.clone(), ..self.clone() }
+    }
+
+    /// The same file with a certificate and a key that a server can use.
+    #[must_use]
+    pub fn with_identity(self, identity: &Identity) -> Self {
+        Self { identity: Some(identity.clone()), ..self }
     }
 
     /// Writes the first half of the file.
@@ -127,8 +136,16 @@ impl AgentConf {
         }
         text += "apipassword: not-the-secret\nloggingconfig: <root>=INFO\nvalues:\n  CONTAINER_TYPE: \"\"\n";
         text += "agent-logfile-max-size: 100\nagent-logfile-max-backups: 2\n";
-        text += &pem("controllercert", "CERTIFICATE", &"c".repeat(256));
-        text += &pem("controllerkey", "PRIVATE KEY", &"k".repeat(256));
+        if let Some(Identity { authority, certificate, key }) = &self.identity {
+            for (name, pem) in
+                [("cacert", authority), ("controllercert", certificate), ("controllerkey", key)]
+            {
+                let _infallible = writeln!(text, "{name}: |\n  {}", pem.trim().replace('\n', "\n  "));
+            }
+        } else {
+            text += &pem("controllercert", "CERTIFICATE", &"c".repeat(256));
+            text += &pem("controllerkey", "PRIVATE KEY", &"k".repeat(256));
+        }
         text += &pem("caprivatekey", "PRIVATE KEY", &self.secrets.ca);
         let _infallible = writeln!(text, "apiport: {port}\nstateport: 37017");
         let shared = &self.secrets.shared;

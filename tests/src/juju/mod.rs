@@ -3,6 +3,7 @@
 pub mod agent_conf;
 pub mod fleet;
 pub mod libjuju;
+pub mod redirector;
 pub mod rpc;
 pub mod server;
 pub mod stand_in;

@@ -23,8 +23,8 @@ pub const SERVER_NAME: &str = "juju-apiserver";
 pub struct Identity {
     /// The authority's certificate, which clients are given.
     pub authority: String,
-    certificate: String,
-    key: String,
+    pub certificate: String,
+    pub key: String,
 }
 
 impl Identity {

@@ -26,6 +26,7 @@ table inet balancer_deny {
         iif lo accept
         meta l4proto { icmp, ipv6-icmp } accept
         tcp dport 17070 accept
+        tcp dport 17079 accept
         tcp dport 17080-17095 counter name relayed accept
         udp dport 17078 accept
         counter name refused
@@ -34,7 +35,7 @@ table inet balancer_deny {
 ";
 
 /// Adds a default-deny input chain with conntrack, with the openings that the balancer's documentation asks for:
-/// established and related flows, `lo`, ICMP, the API port, the relay ports and peer sync. It drops packets that
+/// established and related flows, `lo`, ICMP, the API port, the redirector's, the relay ports and peer sync. It drops packets that
 /// connection tracking calls invalid before all else.
 pub fn default_deny(namespace: &Namespace) -> Result<()> {
     apply(namespace, DEFAULT_DENY)

@@ -48,13 +48,14 @@ struct Target {
     extension: &'static str,
 }
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     Target { name: "packet", longest: 1024, extension: "hex" },
     Target { name: "datagram", longest: 2048, extension: "hex" },
     Target { name: "report", longest: 2048, extension: "json" },
     Target { name: "config", longest: 4096, extension: "toml" },
     Target { name: "agent-conf", longest: 4096, extension: "conf" },
     Target { name: "control", longest: 2048, extension: "txt" },
+    Target { name: "redirect", longest: 2048, extension: "json" },
 ];
 
 /// Flags for code that reports its branches and comparisons to libFuzzer.

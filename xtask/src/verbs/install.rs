@@ -24,6 +24,14 @@ pub struct Arguments {
 
 const PREFIX: &str = "/usr/local";
 const UNIT: &str = include_str!("../../../balancer/systemd/balancer.service");
+/// The units of the redirector, which the agent starts with if it is wanted.
+const REDIRECT: [(&str, &str); 2] = [
+    ("balancer-redirect.service", include_str!("../../../balancer/systemd/balancer-redirect.service")),
+    (
+        "balancer-redirect-credential.service",
+        include_str!("../../../balancer/systemd/balancer-redirect-credential.service"),
+    ),
+];
 const EXAMPLE: &str = include_str!("../../../balancer/balancer.toml.example");
 /// Path of the binary in the repository's unit.
 const UNIT_BINARY: &str = "/usr/sbin/balancer";
@@ -70,7 +78,7 @@ impl Layout {
     /// Installs the files and returns a line about each. It changes neither a configuration nor a key.
     fn place(&self, built: &Path) -> Result<Vec<String>> {
         let configuration = self.staged("/etc/balancer");
-        let unit = UNIT.replace(UNIT_BINARY, &self.binary.display().to_string());
+        let with_binary = |unit: &str| unit.replace(UNIT_BINARY, &self.binary.display().to_string());
         let program = fs::read(built).with_context(|| format!("failed to read {}", built.display()))?;
         let failed = || format!("failed to make {}", configuration.display());
         fs::create_dir_all(configuration.parent().with_context(failed)?).with_context(failed)?;
@@ -78,10 +86,14 @@ impl Layout {
         let mut lines = Vec::new();
         for (path, content, mode) in [
             (self.staged(&self.binary), &program[..], 0o755),
-            (self.staged("/etc/systemd/system/balancer.service"), unit.as_bytes(), 0o644),
             (configuration.join("balancer.toml.example"), EXAMPLE.as_bytes(), 0o644),
         ] {
             write(&path, content, mode)?;
+            lines.push(format!("installed {}", path.display()));
+        }
+        for (name, unit) in [("balancer.service", UNIT)].into_iter().chain(REDIRECT) {
+            let path = self.staged("/etc/systemd/system").join(name);
+            write(&path, with_binary(unit).as_bytes(), 0o644)?;
             lines.push(format!("installed {}", path.display()));
         }
         let used = configuration.join("balancer.toml");
@@ -149,7 +161,7 @@ mod tests {
         let built = stage.path().join("built");
         fs::write(&built, "#!/bin/sh\n").unwrap();
         let layout = Layout::new(Path::new("/opt/juju"), Some(stage.path()));
-        assert_eq!(layout.place(&built).unwrap().len(), 3);
+        assert_eq!(layout.place(&built).unwrap().len(), 5);
         let at = |path: &str| stage.path().join(path);
         assert_eq!(mode(&at("opt/juju/sbin/balancer")), 0o755);
         assert_eq!(mode(&at("etc/balancer")), 0o700);
@@ -163,7 +175,7 @@ mod tests {
         fs::write(at("etc/balancer/balancer.toml"), "mine").unwrap();
         fs::write(&built, "second").unwrap();
         let lines = layout.place(&built).unwrap();
-        assert!(lines[3].starts_with("not changed: "), "{lines:?}");
+        assert!(lines[5].starts_with("not changed: "), "{lines:?}");
         assert_eq!(fs::read_to_string(at("etc/balancer/balancer.toml")).unwrap(), "mine");
         assert_eq!(fs::read_to_string(at("opt/juju/sbin/balancer")).unwrap(), "second");
     }
@@ -185,13 +197,15 @@ mod tests {
             return;
         }
         let stage = tempfile::tempdir().unwrap();
-        let unit = stage.path().join("balancer.service");
-        fs::write(&unit, UNIT.replace(UNIT_BINARY, "/bin/true")).unwrap();
         let mut verify = Command::new("systemd-analyze");
-        verify.args(["verify", "--man=no"]).arg(&unit);
+        verify.args(["verify", "--man=no"]);
+        for (name, text) in [("balancer.service", UNIT)].into_iter().chain(REDIRECT) {
+            fs::write(stage.path().join(name), text.replace(UNIT_BINARY, "/bin/true")).unwrap();
+            verify.arg(stage.path().join(name));
+        }
         let complaints = verify.output().unwrap().stderr;
         let complaints = String::from_utf8_lossy(&complaints);
-        assert!(!complaints.contains("balancer.service"), "{complaints}");
+        assert!(!complaints.contains("balancer"), "{complaints}");
     }
 
     #[test]

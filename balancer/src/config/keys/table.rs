@@ -104,10 +104,17 @@ pub const KEYS: &[Key] = &[
         Derived("no metrics", "\"127.0.0.1:9117\""),
         "Where the agent serves its metrics for Prometheus, at the path /metrics. docs/metrics.md lists them."),
 
+    key("redirect.listen", Text("an IP address and a port"), Derived("no redirector", "\"[::]:17079\""),
+        "TCP address on which `balancer redirect` listens and sends clients that follow redirects to the controllers. The \
+         unit balancer-redirect.service runs it."),
+
     key("paths.pins", Text("an absolute path"), Value("\"/sys/fs/bpf/balancer\""),
         "Directory on a BPF file system for pinned programs, links and maps."),
     key("paths.control", Text("an absolute path of at most 107 bytes"), Value("\"/run/balancer/control.sock\""),
         "Unix socket on which the agent answers commands, open to root only."),
+    key("paths.view", Text("an absolute path of at most 107 bytes"), Value("\"/run/balancer-view/view.sock\""),
+        "Unix socket on which the agent tells the controllers' states to `balancer redirect`, and nothing else. It is there \
+         if redirect.listen is set."),
     key("paths.cgroup", Text("an absolute path"), Derived("where cgroup2 is mounted", "\"/sys/fs/cgroup\""),
         "Root of the cgroup2 hierarchy."),
     key("paths.juju", Text("an absolute path"), Value("\"/var/lib/juju\""),

@@ -4,6 +4,7 @@
 //! ignored. It is full of secrets, so no message quotes a word of it, not even of a line that is not YAML.
 
 mod follow;
+mod identity;
 
 use std::{
     fmt,
@@ -16,11 +17,14 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, IgnoredAny},
+    de::{DeserializeOwned, Error as _, IgnoredAny},
 };
 use zeroize::Zeroizing;
 
-pub use self::follow::Follow;
+pub use self::{
+    follow::Follow,
+    identity::{Identity, identity},
+};
 
 /// The directory in which every version of Juju keeps its agents' files.
 pub const JUJU: &str = "/var/lib/juju";
@@ -139,6 +143,10 @@ pub fn find(juju: &Path) -> Result<Option<AgentConf>> {
 
 /// The `agent.conf` at `path`, or `None` if its agent is not a controller's.
 pub fn read(path: &Path) -> Result<Option<AgentConf>> {
+    parse(path, &read_text(path)?).with_context(|| format!("{} is unusable", path.display()))
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("failed to open {shown}"))?;
     // A buffer that grows would leave a copy of the secrets behind.
@@ -150,18 +158,12 @@ pub fn read(path: &Path) -> Result<Option<AgentConf>> {
         "{shown} is longer than {MAX_BYTES} bytes: it is not an agent.conf"
     );
     let text = std::str::from_utf8(&bytes).map_err(|_quotes_nothing| anyhow!("{shown} is not UTF-8"))?;
-    parse(path, text).with_context(|| format!("{shown} is unusable"))
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// Parses `text`, read from `path`; `None` if the agent is not a controller's.
 pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
-    let first = text.lines().next().unwrap_or_default().trim_end();
-    ensure!(first == FORMAT, "its first line is not \"{FORMAT}\", the only format that is supported");
-    let raw: Raw = serde_saphyr::from_str(text).map_err(|error| {
-        // The text of this error may quote the line.
-        let place = error.location().map_or_else(String::new, |at| format!("line {}, ", at.line()));
-        anyhow!("{place}it is not the YAML that Juju writes; look into the log of jujud")
-    })?;
+    let raw: Raw = yaml(text)?;
     let is_controller = raw.controllercert.is_some()
         || raw.controllerkey.is_some()
         || raw.caprivatekey.is_some()
@@ -209,6 +211,16 @@ pub fn parse(path: &Path, text: &str) -> Result<Option<AgentConf>> {
         secret: secret(SecretField::SharedSecret, raw.sharedsecret)
             .or_else(|| secret(SecretField::CaPrivateKey, raw.caprivatekey)),
     }))
+}
+
+fn yaml<T: DeserializeOwned>(text: &str) -> Result<T> {
+    let first = text.lines().next().unwrap_or_default().trim_end();
+    ensure!(first == FORMAT, "its first line is not \"{FORMAT}\", the only format that is supported");
+    serde_saphyr::from_str(text).map_err(|error| {
+        // The text of this error may quote the line.
+        let place = error.location().map_or_else(String::new, |at| format!("line {}, ", at.line()));
+        anyhow!("{place}it is not the YAML that Juju writes; look into the log of jujud")
+    })
 }
 
 impl AgentConf {

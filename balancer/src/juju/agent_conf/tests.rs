@@ -288,6 +288,32 @@ fn unusable_files_are_refused_without_a_quotation() {
     }
 }
 
+#[test]
+fn the_identity_is_a_controllers_alone_and_no_message_quotes_it() {
+    let rows = [
+        (JUJU_2_9.to_owned(), None),
+        (MACHINE.to_owned(), Some("has no controllercert")),
+        (JUJU_2_9.replace("controllerkey:", "other:"), Some("has no controllerkey")),
+        (JUJU_2_9.replace("cacert:", "other:"), Some("has no cacert")),
+        (JUJU_2_9.replace("controllerkey: |", "controllerkey: {"), Some("not the YAML that Juju writes")),
+    ];
+    let juju = tempfile::tempdir().unwrap();
+    for (text, expected) in rows {
+        let path = write(juju.path(), "machine-0", &text);
+        match (identity(&path), expected) {
+            (Ok(found), None) => {
+                assert!(found.key.contains("MIIEcontrollerkey") && found.certificate.contains("CERTIFICATE"));
+                assert!(found.authority.contains("CERTIFICATE"));
+            }
+            (Err(error), Some(expected)) => {
+                let error = format!("{error:#}");
+                assert!(error.contains(expected) && !error.contains("MIIE"), "{error}");
+            }
+            (found, expected) => panic!("{}, not {expected:?}", found.is_ok()),
+        }
+    }
+}
+
 /// A name, agents with their files, and the agent found or a part of the message.
 type Agents =
     (&'static str, &'static [(&'static str, &'static str)], Result<Option<&'static str>, &'static str>);

@@ -5,6 +5,7 @@ mod firewall;
 mod host;
 mod jujud;
 mod peers;
+mod redirect;
 mod relay_ports;
 
 use std::{
@@ -126,6 +127,7 @@ pub async fn check(path: &Path) -> Result<Vec<Finding>> {
     findings.extend(jujud::jujud(&config).await);
     findings.push(relay_ports::relay_ports(&config));
     findings.extend(firewall::firewall(&config, &links, &mut routes).await);
+    findings.extend(redirect::redirect(&config));
     findings.extend(peers::peers(&config, &mut routes).await);
     findings.extend(peers::sync(path, &config).await);
     Ok(findings)

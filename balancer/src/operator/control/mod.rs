@@ -32,6 +32,8 @@ pub enum Request {
     Status,
     /// The same without counting the relays anew, once a second for `top`.
     Sample,
+    /// The controllers' states, for `balancer redirect`, as a [`crate::redirect::View`].
+    View,
     /// Every controller as it sees itself, as a [`super::all::All`].
     StatusAll,
     /// Send new clients to other controllers, and close the connections here evenly.
@@ -89,6 +91,7 @@ impl Request {
             self,
             Self::Status
                 | Self::Sample
+                | Self::View
                 | Self::StatusAll
                 | Self::Explain { .. }
                 | Self::Flows(_)
@@ -105,6 +108,7 @@ impl fmt::Display for Request {
         match self {
             Self::Status => f.write_str("balancer status"),
             Self::Sample => f.write_str("balancer top"),
+            Self::View => f.write_str("balancer redirect"),
             Self::StatusAll => f.write_str("balancer status --all"),
             Self::Flows(_) => f.write_str("balancer flows"),
             Self::Clients { limit } => write!(f, "balancer clients --limit {limit}"),

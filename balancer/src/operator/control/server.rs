@@ -2,7 +2,8 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
+    ops::RangeInclusive,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -57,7 +58,12 @@ pub struct ControlSocket {
     listener: UnixListener,
     file: SocketFile,
     refused: Arc<Refused>,
+    users: RangeInclusive<u32>,
 }
+
+/// Users beside root whose connections are answered: none, or those that systemd makes up for services (`DynamicUser=`).
+const NOBODY: RangeInclusive<u32> = 0..=0;
+const SERVICES: RangeInclusive<u32> = 61_184..=65_519;
 
 /// The socket in the file system. Its inode tells it from the socket of a later agent at the same path.
 #[derive(Debug)]
@@ -156,7 +162,17 @@ impl ControlSocket {
     pub fn bind(path: &Path) -> Result<Self> {
         let place = Place { name: "control socket", key: "paths.control", mode: Mode::RUSR | Mode::WUSR };
         let (listener, file) = place.bind(path)?;
-        Ok(Self { listener, file, refused: Arc::default() })
+        Ok(Self { listener, file, refused: Arc::default(), users: NOBODY })
+    }
+
+    /// The same for the view socket: systemd's made-up users may connect, too. Its directory must let them pass.
+    pub fn bind_view(path: &Path) -> Result<Self> {
+        let mode = Mode::from_raw_mode(0o666);
+        let (listener, file) = Place { name: "view socket", key: "paths.view", mode }.bind(path)?;
+        // The process's umask has taken the others' bits away.
+        fs::set_permissions(path, fs::Permissions::from_mode(mode.as_raw_mode()))
+            .with_context(|| format!("failed to open {} to services", path.display()))?;
+        Ok(Self { listener, file, refused: Arc::default(), users: SERVICES })
     }
 
     /// Counts of refused connections, which go on while the socket is served.
@@ -170,7 +186,7 @@ impl ControlSocket {
         H: Fn(Request, Caller) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Value, String>> + Send,
     {
-        let Self { listener, file, refused } = self;
+        let Self { listener, file, refused, users } = self;
         let handler = Arc::new(handler);
         let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         let mut connections = JoinSet::new();
@@ -189,7 +205,7 @@ impl ControlSocket {
                 Some(_) = connections.join_next() => continue,
                 () = &mut shutdown => break,
             };
-            if let Err(reason) = admit(&stream) {
+            if let Err(reason) = admit(&stream, &users) {
                 refused.strangers.fetch_add(1, Ordering::Relaxed);
                 warn_repeated!(
                     "refused control",
@@ -220,9 +236,9 @@ impl ControlSocket {
     }
 }
 
-fn admit(stream: &UnixStream) -> Result<(), String> {
+fn admit(stream: &UnixStream, users: &RangeInclusive<u32>) -> Result<(), String> {
     let peer = stream.peer_cred().map_err(|error| format!("its user cannot be found out: {error}"))?;
-    if peer.uid() == 0 {
+    if peer.uid() == 0 || users.contains(&peer.uid()) {
         return Ok(());
     }
     Err(format!("only root may control the balancer, not user {}", peer.uid()))

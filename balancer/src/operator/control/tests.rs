@@ -30,9 +30,13 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Self::bound(ControlSocket::bind)
+    }
+
+    fn bound(bind: fn(&Path) -> anyhow::Result<ControlSocket>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
-        let socket = ControlSocket::bind(&path).unwrap();
+        let socket = bind(&path).unwrap();
         let refused = socket.refused();
         let (stop, stopped) = oneshot::channel::<()>();
         let handler = |request, caller: Caller| async move {
@@ -123,25 +127,41 @@ async fn an_invalid_request_is_answered_with_an_error() {
 
 #[tokio::test]
 async fn others_than_root_are_refused_and_counted() {
-    let server = Server::start();
-    // Even if the modes let everybody connect.
-    for (path, mode) in
-        [(server.directory.path(), 0o755), (server.path.parent().unwrap(), 0o755), (&server.path, 0o666)]
-    {
-        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    type Bind = fn(&Path) -> anyhow::Result<ControlSocket>;
+    let refused = "only root may control the balancer, not user";
+    // The socket, users, and a part of their answers.
+    let rows: [(Bind, &[(u32, &str)]); 2] = [
+        (ControlSocket::bind, &[(65_534, refused), (61_184, refused)]),
+        (
+            ControlSocket::bind_view,
+            &[(65_534, refused), (1_000, refused), (61_184, "controller"), (65_519, "controller")],
+        ),
+    ];
+    for (bind, users) in rows {
+        let server = Server::bound(bind);
+        // Even if the modes let everybody connect.
+        for (path, mode) in
+            [(server.directory.path(), 0o755), (server.path.parent().unwrap(), 0o755), (&server.path, 0o666)]
+        {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        for (user, expected) in users {
+            let (path, user) = (server.path.clone(), Uid::from_raw(*user));
+            let as_user = move || {
+                // This changes the user of the thread only.
+                set_thread_res_uid(user, user, user).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime
+                    .block_on(call(&path, &Request::Status))
+                    .map_or_else(|error| error.to_string(), |value| value.to_string())
+            };
+            let answer =
+                tokio::task::spawn_blocking(|| thread::spawn(as_user).join().unwrap()).await.unwrap();
+            assert!(answer.contains(expected), "{user:?}: {answer}");
+        }
+        assert_eq!((server.refused.strangers(), server.refused.crowd()), (2, 0));
+        call(&server.path, &Request::Status).await.unwrap();
     }
-    let path = server.path.clone();
-    let as_nobody = move || {
-        // This changes the user of the thread only.
-        let nobody = Uid::from_raw(65534);
-        set_thread_res_uid(nobody, nobody, nobody).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(call(&path, &Request::Status)).unwrap_err().to_string()
-    };
-    let error = tokio::task::spawn_blocking(|| thread::spawn(as_nobody).join().unwrap()).await.unwrap();
-    assert!(error.contains("only root may control the balancer, not user 65534"), "{error}");
-    assert_eq!((server.refused.strangers(), server.refused.crowd()), (1, 0));
-    call(&server.path, &Request::Status).await.unwrap();
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ const START: Duration = Duration::from_mins(1);
 const ANSWER: Duration = Duration::from_secs(20);
 /// The program for the library's interpreter.
 const SCRIPT: &str = include_str!("client.py");
+const CROWD: &str = include_str!("crowd.py");
 
 /// The server of the client, as an answer to its request says.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,6 +52,22 @@ pub struct Pinged {
     pub served: Served,
 }
 
+/// Clients that were given one endpoint, and the server of each.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Crowd {
+    pub clients: Vec<Client>,
+    /// The error of each that has failed.
+    pub failed: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Client {
+    /// The address that the library has dialled last.
+    pub endpoint: SocketAddr,
+    #[serde(flatten)]
+    pub peer: Peer,
+}
+
 #[derive(Debug)]
 pub struct Libjuju {
     process: Process,
@@ -70,6 +87,19 @@ pub fn interpreter() -> Result<PathBuf> {
 }
 
 impl Libjuju {
+    /// Starts a process for many clients in `namespace`, without one yet.
+    pub fn crowd(namespace: &Namespace, authority: &Path) -> Result<Self> {
+        let mut command = namespace.command(interpreter()?);
+        command.args(["-I", "-c", CROWD]).arg(authority).env("no_proxy", "*");
+        Ok(Self { process: Process::start(command, "libjuju".to_owned())? })
+    }
+
+    /// Connects `count` more clients to `endpoint`, a few at a time, which stay connected.
+    pub fn join(&mut self, endpoint: SocketAddr, count: usize) -> Result<Crowd> {
+        self.process.write_line(&json!({ "endpoint": endpoint, "count": count }).to_string())?;
+        self.next("joined", START)
+    }
+
     /// Starts a client in `namespace` and waits for its connection to `endpoint`; it trusts the `authority` in a file.
     pub fn connect(namespace: &Namespace, endpoint: SocketAddr, authority: &Path) -> Result<(Self, Timed)> {
         // Isolated: neither the user's modules nor the user's proxies.
