@@ -27,7 +27,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 const HALF_OPEN: usize = 10_000;
 
-/// Three controllers whose configurations have a redirector, and that of the first.
+/// Starts three controllers that are configured to redirect, and the redirector of the first.
 fn start(tag: &str, clients: usize) -> Result<(Cluster, Redirector)> {
     let options =
         ClusterOptions { balancer: false, clients, client_addresses: 50, ..ClusterOptions::new(tag) };

@@ -94,7 +94,7 @@ impl Agent {
         for pair in self.count.collect(now_s, pairs) {
             // Since the listing its client may have connected anew from the same port.
             if let Some(pair) = maps.flows.again(&pair)
-                && count::collect::is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s)
+                && count::collect::is_over(&pair, now_s)
             {
                 maps.flows.remove(&pair);
             }

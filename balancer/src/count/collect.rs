@@ -2,6 +2,8 @@
 
 use balancer_common::records::Flow;
 
+use crate::datapath::FlowPair;
+
 /// Seconds that a record outlives a RST, for the segments that are already on their way.
 const AFTER_RST_S: u32 = 5;
 /// Seconds that a record outlives the acknowledgement of the second FIN. If that was lost on the way on, the other end
@@ -18,9 +20,13 @@ const IDLE_S: u32 = 7_200 + 600;
 /// Seconds without a packet in a handshake: beyond Linux's longest wait after a SYN, 64 s (`tcp_syn_retries` is 6).
 const HALF_OPEN_S: u32 = 75;
 
-/// Whether both records of a connection can go at boot second `now_s`. Without a record of the way `back`, `flow`
-/// speaks for both.
-pub fn is_done(flow: &Flow, back: Option<&Flow>, live: bool, now_s: u32) -> bool {
+/// Whether both records of a connection can go at boot second `now_s`.
+pub fn is_over(pair: &FlowPair, now_s: u32) -> bool {
+    is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s)
+}
+
+/// The same of its parts. Without a record of the way `back`, `flow` speaks for both.
+fn is_done(flow: &Flow, back: Option<&Flow>, live: bool, now_s: u32) -> bool {
     let back = back.unwrap_or(flow);
     let idle_s = now_s.saturating_sub(flow.seen_s.max(back.seen_s));
     let (one, other) = (flow.closed(back.ack), back.closed(flow.ack));

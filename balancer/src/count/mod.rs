@@ -171,7 +171,7 @@ impl Count {
     pub fn collect(&mut self, now_s: u32, pairs: Vec<FlowPair>) -> Vec<FlowPair> {
         let mut relays = Relays::default();
         let is_done = |pair: &FlowPair| {
-            let done = collect::is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s);
+            let done = collect::is_over(pair, now_s);
             // The agents' own probes are no relays of clients.
             if !done && pair.live && pair.flow.state & Flow::PROBE == 0 {
                 relays.out += u64::from(pair.flow.is(Kind::Forward));

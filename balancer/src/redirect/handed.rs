@@ -1,6 +1,6 @@
-//! The credential: all that the redirector needs and only root can read. Root's part collects it from the configuration and
-//! Juju's `agent.conf` into a file, and systemd opens this file
-//! for the redirector (`StandardInput=`). A credential of `LoadCredential=` needs ACLs on tmpfs, which containers may lack.
+//! The credential: all that the redirector needs and only root can read. A unit of root's collects it from the configuration
+//! and Juju's `agent.conf` into a file, and systemd opens this file for the redirector (`StandardInput=`). A credential of
+//! `LoadCredential=` needs ACLs on tmpfs, which containers may lack.
 
 use std::{
     fs::{self, OpenOptions},

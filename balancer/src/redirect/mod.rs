@@ -52,7 +52,7 @@ pub fn main(config: &Path, handed: bool) -> Result<()> {
     let tls = TlsAcceptor::from(handed.tls()?);
     let shared =
         Arc::new(Shared { choice: Mutex::new(Choice::default()), authority: handed.authority.clone() });
-    // One thread: whatever strangers do, the API server keeps the other processors.
+    // One thread: even under attack the redirector takes one processor, and leaves the others to the API server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("failed to start the runtime")?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;

@@ -200,7 +200,7 @@ impl Course {
         self.watch(pause + STATE, "a pause, and all clients back", |course| {
             ensure!(begun.elapsed() >= pause, "not over");
             let stats = course.cluster.fleet.stats()?;
-            // Clients that are lost are told in the table.
+            // A client that stays away is lost, as the table tells.
             ensure!(stats.lost == stats.reconnects || begun.elapsed() > pause + SECOND * 5, "{stats:?}");
             Ok(())
         })?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::is_even;
 
-/// The controller whose agent is killed: all clients dial it.
+/// All clients dial this controller, and its agent is killed.
 pub const KILLED: usize = 0;
 /// The controller that is drained.
 pub const DRAINED: usize = 1;

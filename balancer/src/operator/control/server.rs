@@ -61,7 +61,7 @@ pub struct ControlSocket {
     users: RangeInclusive<u32>,
 }
 
-/// Users beside root whose connections are answered: none, or those that systemd makes up for services (`DynamicUser=`).
+/// The agent answers root, and beside it these users: nobody, or those that systemd allocates to services (`DynamicUser=`).
 const NOBODY: RangeInclusive<u32> = 0..=0;
 const SERVICES: RangeInclusive<u32> = 61_184..=65_519;
 
@@ -165,7 +165,7 @@ impl ControlSocket {
         Ok(Self { listener, file, refused: Arc::default(), users: NOBODY })
     }
 
-    /// The same for the view socket: systemd's made-up users may connect, too. Its directory must let them pass.
+    /// The same for the view socket: the users that systemd allocates to services may connect, too. Its directory must let them pass.
     pub fn bind_view(path: &Path) -> Result<Self> {
         let mode = Mode::from_raw_mode(0o666);
         let (listener, file) = Place { name: "view socket", key: "paths.view", mode }.bind(path)?;
