@@ -10,8 +10,12 @@ use crate::results::libtest::{self, Counts};
 
 /// The beginning of the lines that `vm-init` prints.
 const MARK: &str = "vm:";
+/// The beginning of the last of them.
+const END: &str = "vm: end";
 /// The beginning of the lines of the harness `verifier`, one for each program: name, instructions, stack, load time.
 const VERIFIER: &str = "verifier ";
+/// The last lines of a machine without an end that a report repeats: a panic of the kernel prints about fifty.
+const TAIL: usize = 80;
 
 /// The results of one machine.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub struct Report {
     counts: Counts,
     faults: Vec<String>,
     failures: Failures,
+    /// The last lines of a machine that ended before its first process did.
+    tail: Vec<String>,
     /// Harnesses and their seconds.
     took: Vec<(String, f64)>,
     total_s: f64,
@@ -63,6 +69,9 @@ impl Report {
                 report.costs.insert(program, cost);
             }
         }
+        if ended.fault.is_some() && !ended.lines.iter().any(|line| line.starts_with(END)) {
+            report.tail = ended.lines[ended.lines.len().saturating_sub(TAIL)..].to_vec();
+        }
         report.faults.extend(ended.fault.clone());
         if ended.fault.is_none() && report.took.len() != runs {
             report.faults.push(format!("{} of {runs} runs were reported", report.took.len()));
@@ -85,7 +94,8 @@ impl Report {
     /// What is known of its failures.
     pub fn why(&self) -> impl Iterator<Item = String> {
         let faults = self.faults.iter().map(|fault| format!("{}: {fault}", self.kernel));
-        faults.chain(self.failures.messages())
+        let tail = self.tail.iter().map(|line| format!("{}: {line}", self.kernel));
+        faults.chain(self.failures.messages()).chain(tail)
     }
 
     /// The counts of its tests. A machine with a fault and no failed test counts as one failed test.
@@ -123,7 +133,7 @@ impl fmt::Display for Report {
             write!(formatter, "\n    {fault}")?;
         }
         if formatter.alternate() {
-            for line in self.failures.lines() {
+            for line in self.failures.lines().iter().chain(&self.tail) {
                 write!(formatter, "\n        {line}")?;
             }
         }
@@ -205,6 +215,16 @@ mod tests {
         let expected = "6.1: FAILED, 3 passed, 1 failed, 5 s, a 1.5 s\n    x\n    a ended with 101\n        \
                         ---- x stdout ----\n        Error: no way\n    its whole output: log";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn the_last_words_of_a_kernel_that_panicked_are_repeated() {
+        let panicked = report("vm: begin a\nOops: 0000\nKernel panic", Some("no end"), 1);
+        let why: Vec<_> = panicked.why().collect();
+        let expected = ["no end", "no test passed", "vm: begin a", "Oops: 0000", "Kernel panic"];
+        assert_eq!(why, expected.map(|line| format!("6.1: {line}")));
+        let ended = report("vm: begin a\nvm: done a 0 1\nvm: end 0x11", Some("a test failed"), 1);
+        assert!(ended.tail.is_empty(), "{ended:#}");
     }
 
     #[test]
