@@ -4,6 +4,7 @@ pub mod archive;
 pub mod controllers;
 pub mod emulator;
 pub mod initramfs;
+mod install;
 pub mod kernels;
 pub mod machine;
 pub mod matrix;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::archive::Archive;
 use super::kernels::{Kernel, Kernels};
-use super::{initramfs, machine};
+use super::{initramfs, install, machine};
 use crate::command::root;
 
 pub struct Emulator {
@@ -17,14 +17,14 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Installs QEMU if it is missing, and looks up the kernels that can be fetched.
+    /// Installs QEMU if it is missing or too old, and looks up the kernels that can be fetched.
     pub fn prepare() -> Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
             bail!("the machines are x86-64 ones, as the binaries in them, but this host is not");
         }
-        machine::ensure()?;
         let cache = root().join("target/vm");
         fs::create_dir_all(&cache).with_context(|| format!("failed to make {}", cache.display()))?;
+        install::ensure(&cache)?;
         let kernels = Kernels::open(&cache)?;
         Ok(Self { cache, kernels })
     }

@@ -11,12 +11,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::{output, run};
-use crate::host::packages;
+use crate::host::packages::{self, KEYRING};
 
 /// Commands that fetch and index kernels, and their packages on Debian and Ubuntu.
 const COMMANDS: [(&str, &str); 3] = [("apt-get", "apt"), ("dpkg", "dpkg"), ("depmod", "kmod")];
-/// The keys that sign the packages, and their own package.
-const KEYRING: (&str, &str) = ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring");
 /// The archives and suites of 5.10, then of 6.1 and 6.12, then of all newer kernels.
 const SOURCES: [(&str, &str); 3] = [
     ("debian-security", "bullseye-security"),

@@ -7,40 +7,18 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
+use super::install::PROGRAM;
 use super::kernels::Kernel;
-use crate::command::{Shown, installed, output};
-use crate::host::packages;
+use crate::command::Shown;
 
-const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
-/// Older versions were not tried.
-const OLDEST: (u32, u32) = (7, 2);
 /// Exit codes of QEMU after the guest's init has written 0x10 or 0x11 to the exit port: twice the number and one more.
 const SUCCESS: i32 = 33;
 const FAILURE: i32 = 35;
 /// The kernel's command line.
 pub const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=1 no_timer_check";
 const POLL: Duration = Duration::from_millis(50);
-
-/// Installs QEMU if it is missing.
-pub fn ensure() -> Result<()> {
-    if !installed(QEMU.0) {
-        packages::install(&[QEMU.1])?;
-    }
-    let text = output(Command::new(QEMU.0).arg("--version"))?;
-    if version(&text).is_none_or(|version| version < OLDEST) {
-        let first = text.lines().next().unwrap_or_default();
-        bail!("QEMU {}.{} or newer is needed; {} reports: {first}", OLDEST.0, OLDEST.1, QEMU.0);
-    }
-    Ok(())
-}
-
-/// The version in `QEMU emulator version 7.2.22 (…)`.
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split_once("version ")?.1.split('.');
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
 
 /// A machine that has ended.
 #[derive(Debug)]
@@ -89,7 +67,7 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, log: &Path, limit: Duration) -> R
 /// and [`APPEND`].
 pub fn common(kernel: &Kernel, initramfs: &Path) -> (&'static str, Vec<OsString>) {
     // Machines end with this process.
-    let words = ["--pdeathsig", "KILL", QEMU.0, "-accel", acceleration(), "-M", "pc", "-cpu", "max"];
+    let words = ["--pdeathsig", "KILL", PROGRAM, "-accel", acceleration(), "-M", "pc", "-cpu", "max"];
     let more = ["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"];
     let exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"];
     let words = words.into_iter().chain(more).chain(exit).map(OsString::from);
@@ -101,16 +79,4 @@ pub fn common(kernel: &Kernel, initramfs: &Path) -> (&'static str, Vec<OsString>
 fn acceleration() -> &'static str {
     let loaded = ["kvm_intel", "kvm_amd"].iter().any(|name| Path::new("/sys/module").join(name).is_dir());
     if loaded && Path::new("/dev/kvm").exists() { "kvm" } else { "tcg,thread=multi" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_read() {
-        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"), Some((7, 2)));
-        assert_eq!(version("QEMU emulator version 10.0.2"), Some((10, 0)));
-        assert_eq!(version("strange"), None);
-    }
 }
