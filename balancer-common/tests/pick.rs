@@ -8,11 +8,16 @@
     reason = "loads and rates are far below 2^52; controllers are indices into several tables"
 )]
 
-use balancer_common::policy::pick::{Candidate, DEAD_BAND, MOST, Pick, PickScratch, WEIGHT_ONE, pick};
+use balancer_common::policy::pick::{Candidate, DEAD_BAND, FEW, MOST, Pick, PickScratch, WEIGHT_ONE, pick};
 use balancer_common::policy::views::{Ledger, view_base};
 use balancer_common::records::MAX_CONTROLLERS;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+
+/// A pick among all slots.
+fn pick_any(field: &mut PickScratch, random: (u32, u32)) -> Pick {
+    pick::<MAX_CONTROLLERS>(field, random)
+}
 
 /// Expected probabilities of a pick.
 struct Odds {
@@ -74,7 +79,7 @@ fn frequencies(field: &PickScratch) -> Odds {
     let share = 1.0 / f64::from(STEPS * STEPS);
     for first in 0..STEPS {
         for second in 0..STEPS {
-            match pick(&mut field.clone(), (evenly(first), evenly(second))) {
+            match pick_any(&mut field.clone(), (evenly(first), evenly(second))) {
                 Pick::Local => odds.local += share,
                 Pick::Relay(index) => odds.relay[index] += share,
                 Pick::Nobody => {}
@@ -126,7 +131,7 @@ proptest! {
     fn only_eligible_controllers_are_picked(field in candidates(0..MOST - 5_000), random: (u32, u32)) {
         let own = field.own as usize;
         let another = field.candidates.iter().enumerate().any(|(index, c)| index != own && c.eligible == 1);
-        match pick(&mut field.clone(), random) {
+        match pick_any(&mut field.clone(), random) {
             Pick::Local => prop_assert!(field.candidates[own].eligible == 1 || !another),
             Pick::Relay(index) => {
                 prop_assert!(index != own);
@@ -134,6 +139,19 @@ proptest! {
             }
             Pick::Nobody => prop_assert!(field.candidates[own].eligible == 0 && !another),
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_pick_among_few_slots_is_the_one_among_all(
+        mut field in candidates(0..MOST - 5_000), own in 0..FEW as u32, random: (u32, u32),
+    ) {
+        field.candidates[FEW..].fill(Candidate::default());
+        field.own = own;
+        let mut among_few = field;
+        prop_assert_eq!(pick::<FEW>(&mut among_few, random), pick_any(&mut field, random));
+        prop_assert_eq!(among_few.candidates, field.candidates);
     }
 }
 
@@ -168,7 +186,7 @@ fn the_only_ready_controller_is_picked_at_any_load() {
     for load in (0..MOST - 1).step_by(99_991).chain([8_192, 8_300, 10_000, 64_000]) {
         let mut field = even(2, load, 0);
         field.candidates[0].eligible = 0;
-        assert_eq!(pick(&mut field, (0, 0)), Pick::Relay(1), "at {load}");
+        assert_eq!(pick_any(&mut field, (0, 0)), Pick::Relay(1), "at {load}");
     }
 }
 
@@ -177,9 +195,9 @@ fn a_limit_bounds_the_room() {
     let mut field = even(2, 1000, 0);
     field.candidates[0].load = 5000;
     field.candidates[1].limit = 1001;
-    assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Relay(1));
+    assert_eq!(pick_any(&mut field, (u32::MAX, 0)), Pick::Relay(1));
     field.candidates[1].eligible = 0;
-    assert_eq!(pick(&mut field, (u32::MAX, 0)), Pick::Local);
+    assert_eq!(pick_any(&mut field, (u32::MAX, 0)), Pick::Local);
 }
 
 /// Weights are relative: see `Stage::weight_part`.
@@ -210,7 +228,7 @@ fn a_controller_short_of_memory_relays_away_where_others_are_better_off() {
     for other in &mut field.candidates[1..] {
         other.limit = 300;
     }
-    assert_eq!(pick(&mut field, (0, 0)), Pick::Local, "where nobody has room, it is served here");
+    assert_eq!(pick_any(&mut field, (0, 0)), Pick::Local, "where nobody has room, it is served here");
 }
 
 /// Entries that decide independently, on late reports.
@@ -245,7 +263,7 @@ impl Cluster {
             candidate.age_ms = if owner == entry { 0 } else { now_ms - self.reported_ms };
             candidate.arrivals_milli = rates_milli[owner];
         }
-        let owner = match pick(&mut field, random) {
+        let owner = match pick_any(&mut field, random) {
             Pick::Local => entry,
             Pick::Relay(owner) => {
                 self.sent[entry][owner] += 1;

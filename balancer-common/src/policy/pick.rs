@@ -21,6 +21,8 @@ use crate::{
 pub const SCALE: u64 = 64;
 /// Connections per controller that the horizon spans at least: a dead band against noise.
 pub const DEAD_BAND: u64 = 8;
+/// Slots of a small cluster. Its picks look at these alone, so that three controllers do not pay for sixteen.
+pub const FEW: usize = 8;
 /// Weight of an ordinary controller.
 pub const WEIGHT_ONE: u32 = 1024;
 
@@ -28,6 +30,8 @@ pub const WEIGHT_ONE: u32 = 1024;
 pub const MOST: u32 = 1 << 24;
 /// Divisions use weights with this many fractional parts.
 const FINE: u64 = 1 << 14;
+/// Fractional bits of the connections that a client a second stands for.
+const SHARE_BITS: u32 = 20;
 /// A level above every load at every weight.
 const HIGHEST: u64 = 1 << 44;
 
@@ -72,7 +76,7 @@ pub struct PickScratch {
     /// 1: a client of another picked controller is refused here instead of relayed there.
     pub refuses: u32,
     /// Index of the controller where the client is never refused; while a share is refused at random, of the only one that
-    /// refuses it.
+    /// refuses it. Older than this pick where nobody is refused.
     pub home: u32,
     /// Index of a controller to leave out because it did not answer; [`MAX_CONTROLLERS`] or above: none.
     pub avoid: u32,
@@ -89,18 +93,21 @@ pub enum Pick {
     Nobody,
 }
 
-/// Picks a controller for a new connection. `random`: 32 random bits for either choice.
+/// Picks one of the first `SLOTS` controllers for a new connection; none after them is eligible. `random`: 32 random bits
+/// for either choice.
 #[inline(always)]
-pub fn pick(field: &mut PickScratch, random: (u32, u32)) -> Pick {
+pub fn pick<const SLOTS: usize>(field: &mut PickScratch, random: (u32, u32)) -> Pick {
     let own_index = u64::from(field.own);
-    let Arrivals { expected, total, own: own_rate } = arrivals(field);
-    let level = water_level(field, expected);
+    let Arrivals { expected, total, own: own_rate } = arrivals::<SLOTS>(field);
+    let level = water_level::<SLOTS>(field, expected);
+    // One division for all, with 20 more bits: a part in a million is lost, and `expected` is below 2^44.
+    let share = (expected << SHARE_BITS) / (total | 1);
     let (mut own_room, mut own_eligible, mut room_sum, mut spare_sum) = (0, 0, 0u64, 0u64);
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get_mut(index) {
             let is_own = if_equal(index as u64, own_index);
-            let theirs = expected.wrapping_mul(u64::from(candidate.arrivals_milli)) / (total | 1);
+            let theirs = share.wrapping_mul(u64::from(candidate.arrivals_milli)) >> SHARE_BITS;
             let room = room(candidate, level);
             own_room |= room & is_own;
             own_eligible |= u64::from(candidate.eligible) & is_own;
@@ -112,7 +119,7 @@ pub fn pick(field: &mut PickScratch, random: (u32, u32)) -> Pick {
         index += 1;
     }
     // Own clients are expected to fill own_expected; this many of them find room here.
-    let own_expected = (expected.wrapping_mul(own_rate) / (total | 1)) | 1;
+    let own_expected = (share.wrapping_mul(own_rate) >> SHARE_BITS) | 1;
     if own_room >= own_expected || scaled(random.0, own_expected) < own_room {
         return Pick::Local;
     }
@@ -121,7 +128,7 @@ pub fn pick(field: &mut PickScratch, random: (u32, u32)) -> Pick {
         return if own_eligible == 0 { Pick::Nobody } else { Pick::Local };
     }
     let by_room = if_equal(spare_sum, 0);
-    Pick::Relay(draw(field, by_room, scaled(random.1, spare_sum | (room_sum & by_room))))
+    Pick::Relay(draw::<SLOTS>(field, by_room, scaled(random.1, spare_sum | (room_sum & by_room))))
 }
 
 /// New connections that the controllers receive.
@@ -135,12 +142,12 @@ struct Arrivals {
 }
 
 #[inline(always)]
-fn arrivals(field: &PickScratch) -> Arrivals {
+fn arrivals<const SLOTS: usize>(field: &PickScratch) -> Arrivals {
     let own_index = u64::from(field.own);
     let (mut total, mut own, mut eligible) = (0u64, 0u64, 0u64);
     let mut staleness_ms = u64::from(field.report_ms);
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get(index) {
             let rate = u64::from(candidate.arrivals_milli);
             total = total.wrapping_add(rate);
@@ -165,13 +172,13 @@ fn arrivals(field: &PickScratch) -> Arrivals {
 ///
 /// Found from above: pour onto all controllers, remove those that stand above the level, pour again.
 #[inline(always)]
-fn water_level(field: &PickScratch, expected: u64) -> u64 {
+fn water_level<const SLOTS: usize>(field: &PickScratch, expected: u64) -> u64 {
     let mut level = HIGHEST;
     let mut pass = 0;
-    while pass < MAX_CONTROLLERS {
+    while pass < SLOTS {
         let (mut volume, mut width) = (expected, 0u64);
         let mut index = 0;
-        while index < MAX_CONTROLLERS {
+        while index < SLOTS {
             if let Some(candidate) = field.candidates.get(index) {
                 let stands = units(candidate.load);
                 let wet = if_below(stands, surface(candidate, level))
@@ -196,10 +203,10 @@ fn water_level(field: &PickScratch, expected: u64) -> u64 {
 
 /// The candidate whose part of the summed shares holds `drawn`.
 #[inline(always)]
-fn draw(field: &PickScratch, by_room: u64, drawn: u64) -> usize {
+fn draw<const SLOTS: usize>(field: &PickScratch, by_room: u64, drawn: u64) -> usize {
     let (mut passed, mut picked) = (0u64, 0u64);
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get(index) {
             passed = passed.wrapping_add((candidate.room & by_room) | (candidate.spare & !by_room));
             picked = picked.wrapping_add(!if_below(drawn, passed) & 1);

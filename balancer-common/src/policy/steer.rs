@@ -8,34 +8,29 @@ use crate::{
         mask::{if_below, if_equal},
         pick::PickScratch,
     },
-    records::{MAX_CONTROLLERS, Settings, Steer},
+    records::{Settings, Steer},
     wire::Address,
 };
 
 /// Decides whether a client of another controller is relayed there, or refused here so that it finds that controller by
-/// itself, as configured. A client is never refused because no relay works: it is served here.
+/// itself, as configured. A client is never refused because no relay works: it is served here. Like the pick, this and what
+/// follows look at the first `SLOTS` controllers.
 #[inline(always)]
-pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings, client: &Address) {
-    let client = hashed(client);
+pub fn apply<T: Tables, const SLOTS: usize>(
+    field: &mut PickScratch,
+    tables: &T,
+    settings: &Settings,
+    client: &Address,
+) {
     let own = u64::from(field.own);
-    let (mut highest, mut home) = (0u64, own);
-    let mut index = 0;
-    while index < MAX_CONTROLLERS {
-        if let (Some(candidate), Some(controller)) = (field.candidates.get(index), tables.controller(index)) {
-            let eligible = if_below(0, u64::from(candidate.eligible));
-            // Rendezvous hashing: every entry finds the same home.
-            let score = score(client, controller.name_hash) & eligible;
-            let higher = if_below(highest, score);
-            highest = (score & higher) | (highest & !higher);
-            home = (index as u64 & higher) | (home & !higher);
-        }
-        index += 1;
-    }
     let refuses = if_equal(u64::from(settings.steer), Steer::Refuse as u64);
     field.refuses = refuses as u32 & 1;
-    field.home = home as u32;
+    // Where nobody is refused, nobody needs a home.
+    if field.refuses != 0 || settings.refuse_share != 0 {
+        field.home = home::<T, SLOTS>(field, tables, client) as u32;
+    }
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get_mut(index) {
             let kept = refuses as u32 | candidate.relayable | if_equal(index as u64, own) as u32;
             candidate.eligible &= kept & 1;
@@ -44,13 +39,32 @@ pub fn apply<T: Tables>(field: &mut PickScratch, tables: &T, settings: &Settings
     }
 }
 
+/// The controller that never refuses `client`, by rendezvous hashing: every entry finds the same.
+#[inline(always)]
+fn home<T: Tables, const SLOTS: usize>(field: &PickScratch, tables: &T, client: &Address) -> u64 {
+    let client = hashed(client);
+    let (mut highest, mut home) = (0u64, u64::from(field.own));
+    let mut index = 0;
+    while index < SLOTS {
+        if let (Some(candidate), Some(controller)) = (field.candidates.get(index), tables.controller(index)) {
+            let eligible = if_below(0, u64::from(candidate.eligible));
+            let score = score(client, controller.name_hash) & eligible;
+            let higher = if_below(highest, score);
+            highest = (score & higher) | (highest & !higher);
+            home = (index as u64 & higher) | (home & !higher);
+        }
+        index += 1;
+    }
+    home
+}
+
 /// Decides whether a client that is not refused is relayed to the picked controller: not if no relay there is
 /// possible, nor if the pick was a random refusal only.
 #[inline(always)]
-pub fn conclude(field: &mut PickScratch, settings: &Settings) {
+pub fn conclude<const SLOTS: usize>(field: &mut PickScratch, settings: &Settings) {
     let (mut relayable, mut here) = (0u64, 0u64);
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get(index) {
             relayable |= u64::from(candidate.relayable) & if_equal(index as u64, u64::from(field.picked));
             here |= u64::from(candidate.eligible) & if_equal(index as u64, u64::from(field.own));
@@ -67,11 +81,11 @@ pub fn conclude(field: &mut PickScratch, settings: &Settings) {
 /// its home, which therefore refuses n times the share; more than one in n cannot be refused. `share` and `random` are
 /// parts of 2³².
 #[inline(always)]
-pub fn random_refusal(field: &mut PickScratch, share: u32, random: u32) {
+pub fn random_refusal<const SLOTS: usize>(field: &mut PickScratch, share: u32, random: u32) {
     let own = u64::from(field.own);
     let (mut another, mut own_eligible, mut count) = (own, 0u64, 0u64);
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         if let Some(candidate) = field.candidates.get(index) {
             let eligible = if_below(0, u64::from(candidate.eligible));
             let is_own = if_equal(index as u64, own);
@@ -118,6 +132,7 @@ mod tests {
     use core::net::Ipv4Addr;
 
     use super::*;
+    use crate::policy::pick::FEW;
 
     /// How many of 3,000 clients are refused at their first dial, by the first three of `controllers` in turn or by the
     /// first alone, and how many by more than one controller if they dial all of them.
@@ -137,7 +152,7 @@ mod tests {
                 field.home = home as u32;
                 field.candidates[..controllers].iter_mut().for_each(|candidate| candidate.eligible = 1);
                 random = random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-                random_refusal(&mut field, share, random ^ (random >> 15));
+                random_refusal::<FEW>(&mut field, share, random ^ (random >> 15));
                 let refuses = field.picked != field.own && field.home != field.own;
                 refusals += u32::from(refuses);
                 first += u32::from(refuses && dial == 0);

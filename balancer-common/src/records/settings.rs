@@ -54,8 +54,8 @@ pub struct Settings {
     pub upgraded: u8,
     /// 1 if a bypass lifts the limits too.
     pub bypass_all: u8,
-    /// Explicit padding.
-    pub pad: u8,
+    /// No controller has a slot from this one on; 0: any slot may be taken.
+    pub slots: u8,
     /// Boot clock, seconds: until this time, handshakes may exist that began before these programs were
     /// attached. If these programs replaced another version's, relays may exist too that these do not know.
     pub grace_until_s: u32,

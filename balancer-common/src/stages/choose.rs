@@ -6,7 +6,7 @@ use crate::{
     hooks::{Packet, Tables},
     policy::{
         mask::{if_below, if_equal, lacking},
-        pick::{Candidate, MOST, Pick, PickScratch, pick},
+        pick::{Candidate, FEW, MOST, Pick, PickScratch, pick},
         steer,
     },
     records::{Controller, MAX_CONTROLLERS, Network, Settings, State, Steer},
@@ -14,7 +14,7 @@ use crate::{
     verdict::{PassReason, Verdict},
     wire::{
         Address, Family,
-        segment::{Parsed, parse},
+        segment::{Parsed, Segment, parse},
     },
 };
 
@@ -26,34 +26,42 @@ const STALE_NS: u64 = 10_000_000_000;
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(PassReason::Other) };
     let Parsed::Tcp(segment) = parse(packet) else { return Verdict::Pass(PassReason::Other) };
-    if let Some(mut field) = tables.pick_scratch() {
-        let field: &mut PickScratch = &mut field;
-        let network = tables.network(&Network::of(&segment.source)).map_or(Network::NONE, |network| *network);
-        if fill(field, tables, settings, segment.family, &network).is_none() {
-            return Verdict::Pass(PassReason::Other);
-        }
-        steer::apply(field, tables, settings, &segment.source);
-        let random = (tables.random(), tables.random());
-        field.picked = match pick(field, random) {
-            Pick::Relay(index) => index as u32,
-            // No controller can be picked: this controller's own limit decides.
-            Pick::Local | Pick::Nobody => field.own,
-        };
-        if settings.refuse_share != 0 {
-            steer::random_refusal(field, settings.refuse_share, tables.random());
-        }
-        if settings.steer == Steer::Off as u8 {
-            field.picked = field.own;
-        }
-        steer::conclude(field, settings);
+    let found = if settings.slots != 0 && usize::from(settings.slots) <= FEW {
+        choose::<T, FEW>(tables, settings, &segment)
+    } else {
+        choose::<T, MAX_CONTROLLERS>(tables, settings, &segment)
+    };
+    found.map_or(Verdict::Pass(PassReason::Other), |()| Verdict::Next(Stage::Commit))
+}
+
+/// Chooses among the first `SLOTS` controllers. `None`: the map lacks a slot, as it never does.
+#[inline(always)]
+fn choose<T: Tables, const SLOTS: usize>(tables: &T, settings: &Settings, segment: &Segment) -> Option<()> {
+    let mut field = tables.pick_scratch()?;
+    let field: &mut PickScratch = &mut field;
+    let network = tables.network(&Network::of(&segment.source)).map_or(Network::NONE, |network| *network);
+    fill::<T, SLOTS>(field, tables, settings, segment.family, &network)?;
+    steer::apply::<T, SLOTS>(field, tables, settings, &segment.source);
+    let random = (tables.random(), tables.random());
+    field.picked = match pick::<SLOTS>(field, random) {
+        Pick::Relay(index) => index as u32,
+        // No controller can be picked: this controller's own limit decides.
+        Pick::Local | Pick::Nobody => field.own,
+    };
+    if settings.refuse_share != 0 {
+        steer::random_refusal::<SLOTS>(field, settings.refuse_share, tables.random());
     }
-    Verdict::Next(Stage::Commit)
+    if settings.steer == Steer::Off as u8 {
+        field.picked = field.own;
+    }
+    steer::conclude::<SLOTS>(field, settings);
+    Some(())
 }
 
 /// Fills in the scratch record of a pick for a client of `family`. `None`: a controller's slot is missing;
 /// the map always has all slots.
 #[inline(always)]
-fn fill<T: Tables>(
+fn fill<T: Tables, const SLOTS: usize>(
     field: &mut PickScratch,
     tables: &T,
     settings: &Settings,
@@ -77,7 +85,7 @@ fn fill<T: Tables>(
         barred = u32::MAX;
     }
     let mut index = 0;
-    while index < MAX_CONTROLLERS {
+    while index < SLOTS {
         // Return at once: else the verifier follows the rest of the program again for each controller that
         // might be left out.
         let (controller, traffic) = (tables.controller(index)?, tables.traffic(index)?);

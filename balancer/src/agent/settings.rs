@@ -29,6 +29,8 @@ pub(super) struct Inputs<'a> {
     pub(super) limit: u32,
     pub(super) orders: Orders,
     pub(super) own_slot: usize,
+    /// The highest slot that a controller has, this one included.
+    pub(super) last_slot: usize,
     pub(super) adjust: i64,
     pub(super) tag_key: [u64; 2],
     pub(super) netns: u64,
@@ -74,6 +76,7 @@ pub(super) fn settings(inputs: &Inputs) -> Settings {
         peer_first: Port::new(peer_first),
         peer_last: Port::new(peer_last),
         own: inputs.own_slot as u8,
+        slots: inputs.last_slot as u8 + 1,
         active: 1,
         ..Settings::zeroed()
     };
@@ -88,11 +91,13 @@ impl Agent {
         let maps = &self.programs.data_path.maps;
         let relay_out = self.cluster.peers().iter().map(|peer| Ok(maps.controller(peer.slot)?.relay_out));
         let relay_out = relay_out.collect::<Result<Vec<_>>>()?;
+        let own_slot = self.cluster.own_slot();
         let settings = settings(&Inputs {
             config: &self.config.running,
             limit: self.balance.admit(),
             orders: self.balance.orders(),
-            own_slot: self.cluster.own_slot(),
+            own_slot,
+            last_slot: self.cluster.peers().iter().map(|peer| peer.slot).fold(own_slot, usize::max),
             adjust: self.count.adjust(),
             tag_key: self.cluster.tag_key(),
             netns: self.programs.netns,
@@ -159,6 +164,7 @@ mod tests {
             limit: admit,
             orders: Orders { limit: 9, drain_from_s: 1, drain_until_s: 2, ..Orders::default() },
             own_slot: 3,
+            last_slot: 5,
             adjust: -4,
             tag_key: [5, 6],
             netns: 7,
@@ -189,6 +195,7 @@ mod tests {
             peer_first: Port::new(17_080),
             peer_last: Port::new(17_095),
             own: 3,
+            slots: 6,
             active: 1,
             steer: Steering::Relay as u8,
             upgraded: 1,

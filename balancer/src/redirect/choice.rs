@@ -65,7 +65,7 @@ impl Choice {
         let Some((_, view)) = &self.view else { return (0, Vec::new()) };
         let mut chosen = Vec::new();
         while chosen.len() < NAMED
-            && let Pick::Relay(index) = pick(&mut field, (random(), random()))
+            && let Pick::Relay(index) = pick::<MAX_CONTROLLERS>(&mut field, (random(), random()))
             && let (Some(known), Some(candidate)) =
                 (view.controllers.get(index), field.candidates.get_mut(index))
         {

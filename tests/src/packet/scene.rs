@@ -193,6 +193,7 @@ impl Scene {
             peer_first: Port::new(17080),
             peer_last: Port::new(17095),
             active: 1,
+            slots: 3,
             epoch: 1,
             only_way: CAME_IN,
             ..Settings::zeroed()

@@ -88,6 +88,7 @@ impl Programs {
             report_ms: period_ms as u32,
             api_port: Port::new(API),
             own: own as u8,
+            slots: controllers as u8,
             active: 1,
             epoch: 1,
             only_way: 1,
