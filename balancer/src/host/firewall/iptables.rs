@@ -7,7 +7,8 @@ use super::{
 };
 
 /// Matches all of whose options are read below; their names add nothing.
-const PLAIN: [&str; 8] = ["tcp", "udp", "comment", "multiport", "conntrack", "state", "iprange", "icmp"];
+const PLAIN: [&str; 9] =
+    ["tcp", "udp", "comment", "multiport", "conntrack", "state", "iprange", "icmp", "addrtype"];
 
 /// The names of the tables in `text`.
 pub fn tables(text: &str) -> impl Iterator<Item = &str> {
@@ -150,6 +151,11 @@ fn rule(words: &[String], is_v4: bool) -> (Vec<Match>, Action) {
             "--ctstate" | "--state" => {
                 let is_new = value.split(',').any(|state| state == "NEW");
                 (Some(if is_new { Test::Always } else { Test::Never }), 1)
+            }
+            // Clients dial an address of this host.
+            "--dst-type" => {
+                let is_local = value.split(',').any(|kind| kind == "LOCAL");
+                (Some(if is_local { Test::Always } else { Test::Never }), 1)
             }
             "--comment" => (None, 1),
             "--syn" => (Some(Test::Always), 0),

@@ -214,6 +214,13 @@ impl Reader<'_> {
             });
             return one(Test::Any(all.collect()));
         }
+        // Clients dial an address of this host.
+        if let Some(fib) = left.get("fib").filter(|fib| text(fib, "result") == Some("type") && is_equality)
+            && let Some(flags) = fib.get("flags")
+            && self.elements(flags).iter().all(|flag| matches!(flag.as_str(), Some("daddr" | "iif")))
+        {
+            return one(is_one_of("local"));
+        }
         let meta = left.get("meta").and_then(|meta| text(meta, "key"));
         let ct = left.get("ct").and_then(|ct| text(ct, "key"));
         match (meta, ct) {

@@ -55,6 +55,11 @@ fn does(verdict: &str) -> Value {
     json!({verdict: null})
 }
 
+/// What the address is to this host that a packet is for.
+fn kind(kinds: Value) -> Value {
+    json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": kinds}})
+}
+
 fn jump(target: &str) -> Value {
     json!({"jump": {"target": target}})
 }
@@ -175,7 +180,7 @@ fn rules_that_keep_clients_from_the_api_port_alone_forbid_relays() {
         {"payload": {"protocol": "ip", "field": "saddr"}}, {"payload": {"protocol": "tcp", "field": "dport"}}]},
         "right": {"set": [{"concat": ["1.2.3.4", 17_070]}, {"concat": ["1.2.3.5", 22]}]}}});
     let limit = json!({"limit": {"rate": 5, "per": "second", "inv": true}});
-    let rows: [(&str, Texts, &[&str]); 24] = [
+    let rows: [(&str, Texts, &[&str]); 26] = [
         (
             "a source is dropped, and all ports are open: the rule that opens them stays",
             input("drop", &[&[blocked(), api(), does("drop")], &[dport(both()), does("accept")]]),
@@ -338,6 +343,30 @@ fn rules_that_keep_clients_from_the_api_port_alone_forbid_relays() {
                 ":INPUT DROP [0:0]\n:ufw-user-input - [0:0]\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -j ufw-user-input\n-A ufw-user-input -s 10.0.0.0/8 -p tcp -m tcp --dport 17070 -j ACCEPT\n-A ufw-user-input -p tcp -m tcp --dport 17080:17095 -j ACCEPT\n",
             ),
             &["policy of chain INPUT", "ufw writes these rules"],
+        ),
+        (
+            "ufw, which drops what is for no address of the host",
+            iptables(
+                ":INPUT ACCEPT [0:0]\n:ufw-before-input - [0:0]\n:ufw-not-local - [0:0]\n:ufw-user-input - [0:0]\n-A INPUT -j ufw-before-input\n-A ufw-before-input -j ufw-not-local\n-A ufw-before-input -j ufw-user-input\n-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN\n-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN\n-A ufw-not-local -m addrtype --dst-type BROADCAST -j RETURN\n-A ufw-not-local -j DROP\n-A ufw-user-input -s 1.2.3.4/32 -p tcp -m tcp --dport 17070 -j DROP\n",
+            ),
+            &["-A ufw-user-input -s 1.2.3.4/32", "ufw writes these rules"],
+        ),
+        (
+            "the same by nftables",
+            nft(&table(
+                "inet",
+                "accept",
+                &[&[jump("not-local")], &[saddr(json!("1.2.3.4")), api(), does("drop")]],
+                &[(
+                    "not-local",
+                    &[
+                        &[kind(json!("local")), does("return")],
+                        &[kind(json!({"set": ["broadcast", "multicast"]})), does("return")],
+                        &[does("drop")],
+                    ],
+                )],
+            )),
+            &["1.2.3.4", "17080-17095"],
         ),
     ];
     for (what, texts, expected) in rows {
