@@ -4,81 +4,24 @@
 #![expect(clippy::print_stdout, reason = "the run prints its figures")]
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::cluster::judge::unharmed;
 use tests::cluster::{Cluster, ClusterOptions, is_even};
-use tests::juju::agent_conf::{AgentConf, Format, Secrets};
 use tests::juju::fleet::{Dial, Kind};
-use tests::juju::server::Options;
-use tests::juju::tls::Identity;
-use tests::machines::debian::{Debian, files};
+use tests::machines::controllers::{UNIT, await_well, boot, packages, status};
+use tests::machines::debian::Debian;
 use tests::support::document::{blocks, commands};
 use tests::support::eventually::{SOON, eventually, wait_for};
-use tests::support::files::write;
-use tests::support::process::fixture;
 
 const CLIENTS: usize = 120;
-/// A unit is in another state within this, on a busy machine too.
-const UNIT: Duration = Duration::from_secs(30);
 /// `WatchdogSec` and `RestartSec`, with slack.
 const WATCHDOG: Duration = Duration::from_secs(30 + 2 + 30);
 /// Files that Debian itself changes.
 const DEBIANS: [&str; 6] = ["/var/log", "/var/lib/dpkg", "/var/lib/apt", "/var/cache", "/tmp", "/var/tmp"];
-
-/// The two packages of `cargo xtask package --verify`, the older one first.
-fn packages() -> Result<[PathBuf; 2]> {
-    let list = std::env::var("BALANCER_PACKAGES").context("run this by `cargo xtask package --verify`")?;
-    let paths: Vec<PathBuf> = list.split(':').map(PathBuf::from).collect();
-    paths.try_into().ok().context("two packages")
-}
-
-/// Boots a Debian on each controller's host, with Juju's files and a stand-in for jujud, and the packages in `/root`.
-fn boot(cluster: &mut Cluster) -> Result<Vec<Debian>> {
-    let system = std::env::var("BALANCER_DEBIAN").context("run this by `cargo xtask package --verify`")?;
-    let (secrets, identity) = (Secrets::fresh(), Identity::make()?);
-    let addresses = cluster.addresses();
-    cluster.servers.clear();
-    let mut hosts = Vec::new();
-    for (index, host) in cluster.net.controllers.iter().enumerate() {
-        let directory = Debian::prepare(cluster.directory(), &host.name, Path::new(&system))?;
-        let files = files(&directory);
-        let conf = AgentConf::new(&files.join("var/lib/juju"), index, Format::V3, &secrets)?;
-        conf.with_identity(&identity).write(&addresses)?;
-        let introspection = format!("/var/lib/juju/agents/machine-{index}/introspection.socket");
-        let options = Options {
-            name: host.name.clone(),
-            introspection: Some(introspection.into()),
-            ..Options::default()
-        };
-        let put = |path: &str, text: &str| {
-            let path = files.join(path);
-            fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
-            write(&path, text)
-        };
-        let options = serde_json::to_string(&options)?;
-        put(
-            &format!("etc/systemd/system/jujud-machine-{index}.service"),
-            &format!("[Service]\nExecStart=/usr/local/bin/jujud '{options}'\nLimitNOFILE=64000\n"),
-        )?;
-        put(
-            "etc/systemd/system/multi-user.target.d/jujud.conf",
-            &format!("[Unit]\nWants=jujud-machine-{index}.service\n"),
-        )?;
-        put("usr/local/bin/jujud", "")?;
-        fs::copy(fixture("stand-in-server")?, files.join("usr/local/bin/jujud"))?;
-        for (package, place) in packages()?.iter().zip(["root", "root/newer"]) {
-            fs::create_dir_all(files.join(place))?;
-            fs::copy(package, files.join(place).join(package.file_name().context("a package has a name")?))?;
-        }
-        hosts.push((&host.namespace, directory));
-    }
-    hosts.into_iter().map(|(namespace, directory)| Debian::boot(namespace, directory)).collect()
-}
 
 /// A line for each file: kind, mode, owner, path, and a file's size. The files that Debian itself changes are left out.
 fn all_files(host: &Debian) -> Result<BTreeSet<String>> {
@@ -87,20 +30,6 @@ fn all_files(host: &Debian) -> Result<BTreeSet<String>> {
     let text =
         host.run(&format!("find / -xdev {left_out} -o {directories} -o -printf '%y %m %u %p %s\\n'"))?;
     Ok(text.lines().map(str::to_owned).collect())
-}
-
-fn status(host: &Debian) -> Result<Value> {
-    let output = host.output("balancer status --json")?;
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// Waits until all is well in each host's view.
-fn await_well(hosts: &[Debian]) -> Result<()> {
-    for host in hosts {
-        wait_for(UNIT, "all is well", || host.run("balancer status"), |text| text.starts_with("OK"))?;
-    }
-    Ok(())
 }
 
 /// A property of the unit.
@@ -191,7 +120,7 @@ fn redirects(host: &Debian) -> Result<()> {
 fn a_bare_debian_is_installed_operated_and_purged() -> Result<()> {
     let mut cluster = Cluster::start(ClusterOptions { balancer: false, ..ClusterOptions::new("deb") })?;
     let start = Instant::now();
-    let hosts = boot(&mut cluster)?;
+    let hosts = boot(&mut cluster, "BALANCER_DEBIAN")?;
     println!("three Debians: {:.1} s", start.elapsed().as_secs_f64());
     let bare = hosts.iter().map(all_files).collect::<Result<Vec<_>>>()?;
 

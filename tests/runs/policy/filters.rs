@@ -1,48 +1,23 @@
 //! Clients that may not reach the API: kept out by the hosts' firewalls, or denied by the configuration.
 
 use std::net::SocketAddr;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 use tests::cluster::{API_PORT, Cluster, ClusterOptions};
 use tests::juju::fleet::{Dial, How, Kind};
 use tests::network::firewall;
-use tests::network::namespace::Namespace;
+use tests::network::knock::let_in;
 use tests::support::eventually::{eventually, wait_for};
 use tests::support::process::run;
 
 use crate::DEADLINE;
 
 const TRIES: usize = 20;
-/// A client repeats its SYN after 1 s, and the answer to a relayed one takes no longer.
-const PATIENCE: Duration = Duration::from_millis(2_500);
 /// The agents look at the rules every 30 s.
 const LOOKED: Duration = Duration::from_secs(35);
 const OTHERS: usize = 30;
-
-/// How many of [`TRIES`] connections from `client` to `server` open.
-fn let_in(clients: &Namespace, client: SocketAddr, server: SocketAddr) -> Result<usize> {
-    clients.enter(|| -> Result<usize> {
-        let mut sockets = Vec::new();
-        for _ in 0..TRIES {
-            let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
-            socket.bind(&client.into())?;
-            socket.set_nonblocking(true)?;
-            // It is under way, or refused at once; the end tells.
-            let _: std::io::Result<()> = socket.connect(&server.into());
-            sockets.push(socket);
-        }
-        let until = Instant::now() + PATIENCE;
-        let open = || sockets.iter().filter(|socket| socket.peer_addr().is_ok()).count();
-        while open() < TRIES && Instant::now() < until {
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(open())
-    })?
-}
 
 /// A cluster, a client that is to be kept out, and others that are not.
 struct Scene {
@@ -63,7 +38,7 @@ impl Scene {
     fn attempts(&self, what: &str) -> Result<Vec<usize>> {
         let clients = &self.cluster.net.clients[0].namespace;
         let servers = self.cluster.addresses();
-        let opened = servers.into_iter().map(|server| let_in(clients, self.blocked, server));
+        let opened = servers.into_iter().map(|server| let_in(clients, self.blocked, server, TRIES));
         let opened = opened.collect::<Result<Vec<_>>>()?;
         println!("{what}: {opened:?} of {TRIES} at each controller");
         Ok(opened)

@@ -7,6 +7,7 @@
 //! ```
 //! In each of a, b, c: a stand-in server and the balancer, on virtio_net.
 
+pub mod controllers;
 pub mod debian;
 pub mod guest;
 pub mod machine;

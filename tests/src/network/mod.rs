@@ -3,6 +3,7 @@
 mod build;
 pub mod delay;
 pub mod firewall;
+pub mod knock;
 pub mod namespace;
 pub mod neighbour;
 pub mod net;

@@ -24,6 +24,23 @@ const ARM64: [(&str, &str); 2] = [
     ("/usr/aarch64-linux-gnu/lib/libc.so", "libc6-dev-arm64-cross"),
 ];
 const DEBIAN: &str = "bookworm";
+/// A bare Debian, which lacks whatever the package does not name itself.
+const BARE: System = System { name: DEBIAN, packages: "systemd,iproute2,nftables" };
+/// One with the tools in the documents' commands.
+const OPERATOR: System = System {
+    name: "operator",
+    packages: "systemd,iproute2,nftables,iptables,ufw,firewalld,tcpdump,bpftool,iputils-ping,procps,man-db,curl",
+};
+/// A firewall that lets nobody in, once it is installed.
+const MASK: &str =
+    r#"if [ -e "$1/lib/systemd/system/firewalld.service" ]; then systemctl --root="$1" mask firewalld; fi"#;
+
+/// A Debian to boot.
+struct System {
+    /// Of its directory.
+    name: &'static str,
+    packages: &'static str,
+}
 
 /// An architecture of packages, by Debian's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -60,19 +77,28 @@ pub fn package(profile: &str, architecture: Architecture) -> Result<PathBuf> {
     pack(&packager, profile, architecture, 1)
 }
 
-/// The command that tries a package of the balancer built with `profile`. Its harness is given two revisions.
-pub fn trial(profile: &str) -> Result<Command> {
+/// The commands that try a package of the balancer built with `profile`, with a title each. Their harnesses are given two
+/// revisions.
+pub fn trials(profile: &str) -> Result<[(&'static str, Command); 2]> {
     let packages = [
         package(profile, Architecture::Native)?,
         pack(&toolchain::packager()?, profile, Architecture::Native, 2)?,
     ];
-    let system = debian()?;
-    let tests = executables(cargo("test").arg("--no-run").args(RELEASED).args(["--test", "package"]))?;
-    let mut command = Command::new(harness(&tests, "package")?);
-    command.args(["--include-ignored", "--test-threads=1", "--nocapture"]).env("BALANCER_DEBIAN", system);
-    command.env("BALANCER_PACKAGES", std::env::join_paths(packages)?);
-    command.env("CARGO_MANIFEST_DIR", root().join("tests"));
-    Ok(command)
+    let packages = std::env::join_paths(packages)?;
+    let names = ["package", "commands"];
+    let mut build = cargo("test");
+    build.arg("--no-run").args(RELEASED).args(names.iter().flat_map(|name| ["--test", name]));
+    let tests = executables(&mut build)?;
+    let trial = |name: &str, variable: &str, system: &System| -> Result<Command> {
+        let mut command = Command::new(harness(&tests, name)?);
+        command.args(["--include-ignored", "--test-threads=1", "--nocapture"]).env(variable, debian(system)?);
+        command.env("BALANCER_PACKAGES", &packages).env("CARGO_MANIFEST_DIR", root().join("tests"));
+        Ok(command)
+    };
+    Ok([
+        ("package on Debians", trial("package", "BALANCER_DEBIAN", &BARE)?),
+        ("the documents' commands on Debians", trial("commands", "BALANCER_OPERATOR", &OPERATOR)?),
+    ])
 }
 
 /// Builds the binary, and beside it the directory `manual` with man pages and completions.
@@ -98,19 +124,23 @@ fn pack(packager: &Path, profile: &str, architecture: Architecture, revision: u8
     Ok(output(&mut command)?.trim().into())
 }
 
-/// A bare Debian with systemd, iproute2 and nftables, in a directory that is kept.
-fn debian() -> Result<PathBuf> {
-    let (system, new) = (root().join("target/debian").join(DEBIAN), root().join("target/debian/new"));
-    if !system.is_dir() {
+/// A Debian in a directory that is kept as long as its packages are the same.
+fn debian(system: &System) -> Result<PathBuf> {
+    let directory = root().join("target/debian");
+    let (path, new) = (directory.join(system.name), directory.join("new"));
+    let (list, packages) = (directory.join(format!("{}.packages", system.name)), system.packages);
+    if !path.is_dir() || fs::read_to_string(&list).ok().as_deref() != Some(packages) {
         packages::install(&packages::missing(&[("mmdebstrap", "mmdebstrap")]))?;
-        if new.exists() {
-            fs::remove_dir_all(&new).with_context(|| format!("failed to remove {}", new.display()))?;
+        for old in [&new, &path] {
+            if old.exists() {
+                fs::remove_dir_all(old).with_context(|| format!("failed to remove {}", old.display()))?;
+            }
         }
         let mut command = Command::new("mmdebstrap");
-        run(command
-            .args(["--variant=minbase", "--include=systemd,iproute2,nftables", "--quiet", DEBIAN])
-            .arg(&new))?;
-        fs::rename(&new, &system).with_context(|| format!("failed to name {}", system.display()))?;
+        command.args(["--variant=minbase", "--quiet", &format!("--include={packages}")]);
+        run(command.arg(format!("--customize-hook={MASK}")).arg(DEBIAN).arg(&new))?;
+        fs::rename(&new, &path).with_context(|| format!("failed to name {}", path.display()))?;
+        fs::write(&list, packages).with_context(|| format!("failed to write {}", list.display()))?;
     }
-    Ok(system)
+    Ok(path)
 }

@@ -35,11 +35,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.verify {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut command = step("build of the trial", || package::trial(package::PROFILE))?;
+    let trials = step("build of the trials", || package::trials(package::PROFILE))?;
     let _bpffs = BpfFs::mount()?;
     let snapshot = Snapshot::take();
-    snapshot.mark(&mut command);
     let mut summary = Summary::default();
-    step("trial", || summary.add(true, "package", &mut command))?;
+    for (title, mut command) in trials {
+        snapshot.mark(&mut command);
+        step(title, || summary.add(true, title, &mut command))?;
+    }
     Ok(summary.close(None, true, &snapshot.leftovers()))
 }

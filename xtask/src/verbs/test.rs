@@ -88,8 +88,9 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
             session
                 .run_command("examples in the documentation", cargo("test").arg("--doc").args(selection))?;
         }
-        let mut trial = step("Debian package", || package::trial(package::RELEASE))?;
-        session.run_command("package on Debians", &mut trial)?;
+        for (title, mut trial) in step("Debian package", || package::trials(package::RELEASE))? {
+            session.run_command(title, &mut trial)?;
+        }
         let emulator = step("QEMU and kernels", Emulator::prepare)?;
         let kernels = KERNELS.map(str::to_owned);
         let reports = step("kernels in virtual machines", || {
