@@ -71,18 +71,36 @@ impl Architecture {
 }
 
 /// Builds the balancer with `profile`, and makes its package in target/debian.
-pub fn package(profile: &str, architecture: Architecture) -> Result<PathBuf> {
+pub fn package(profile: &str, architecture: Architecture, maintainer: Option<&str>) -> Result<PathBuf> {
     let packager = toolchain::packager()?;
     build(profile, architecture)?;
-    pack(&packager, profile, architecture, 1)
+    pack(&packager, profile, architecture, 1, maintainer)
+}
+
+/// The maintainer that a package names: the one `given`, or that of Debian's own tools, from `DEBFULLNAME` and `DEBEMAIL`.
+pub fn maintainer(given: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Result<Option<String>> {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    let maintainer = match (given, set("DEBFULLNAME"), set("DEBEMAIL")) {
+        (Some(given), ..) => given.to_owned(),
+        // It may have the name in it.
+        (None, _, Some(email)) if email.contains('<') => email,
+        (None, Some(name), Some(email)) => format!("{name} <{email}>"),
+        (None, ..) => return Ok(None),
+    };
+    let parts = maintainer.strip_suffix('>').and_then(|rest| rest.split_once(" <"));
+    let is_sound = parts.is_some_and(|(name, address)| {
+        !name.trim().is_empty() && address.contains('@') && !address.contains([' ', '<', '>'])
+    });
+    ensure!(is_sound && !maintainer.contains('\n'), "{maintainer:?} is not of the form `NAME <ADDRESS>`");
+    Ok(Some(maintainer))
 }
 
 /// The commands that try a package of the balancer built with `profile`, with a title each. Their harnesses are given two
 /// revisions.
 pub fn trials(profile: &str) -> Result<[(&'static str, Command); 2]> {
     let packages = [
-        package(profile, Architecture::Native)?,
-        pack(&toolchain::packager()?, profile, Architecture::Native, 2)?,
+        package(profile, Architecture::Native, None)?,
+        pack(&toolchain::packager()?, profile, Architecture::Native, 2, None)?,
     ];
     let packages = std::env::join_paths(packages)?;
     let names = ["package", "commands"];
@@ -113,7 +131,13 @@ fn build(profile: &str, architecture: Architecture) -> Result<()> {
 }
 
 /// Makes the package of this revision from the built files.
-fn pack(packager: &Path, profile: &str, architecture: Architecture, revision: u8) -> Result<PathBuf> {
+fn pack(
+    packager: &Path,
+    profile: &str,
+    architecture: Architecture,
+    revision: u8,
+    maintainer: Option<&str>,
+) -> Result<PathBuf> {
     // cargo-deb removes a package's other revisions from its directory.
     let directory = root().join(format!("target/debian/{profile}-{revision}/"));
     fs::create_dir_all(&directory).with_context(|| format!("failed to make {}", directory.display()))?;
@@ -121,6 +145,9 @@ fn pack(packager: &Path, profile: &str, architecture: Architecture, revision: u8
     command.current_dir(root()).args(["--no-build", "--no-strip", "--quiet", "--profile", profile]);
     command.args(["--package", "balancer", "--deb-revision", &revision.to_string(), "--output"]);
     command.arg(&directory).args(architecture.triple().map(|triple| format!("--target={triple}")));
+    if let Some(maintainer) = maintainer {
+        command.args(["--maintainer", maintainer]);
+    }
     Ok(output(&mut command)?.trim().into())
 }
 
@@ -143,4 +170,33 @@ fn debian(system: &System) -> Result<PathBuf> {
         fs::write(&list, packages).with_context(|| format!("failed to write {}", list.display()))?;
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_maintainer_is_the_one_given_or_that_of_debians_tools() {
+        let rows = [
+            ("nobody is named", None, ["", ""], None),
+            ("a name alone", None, ["Ada", ""], None),
+            ("Debian's variables", None, ["Ada", "a@b.example"], Some("Ada <a@b.example>")),
+            ("a name in the address", None, ["", "Ada <a@b.example>"], Some("Ada <a@b.example>")),
+            (
+                "the argument comes first",
+                Some("Bob <b@c.example>"),
+                ["Ada", "a@b.example"],
+                Some("Bob <b@c.example>"),
+            ),
+            ("spaces in the name", Some("The Team <t@c.example>"), ["", ""], Some("The Team <t@c.example>")),
+        ];
+        for (what, given, [name, email], wanted) in rows {
+            let variable = |asked: &str| Some((if asked == "DEBEMAIL" { email } else { name }).to_owned());
+            assert_eq!(maintainer(given, variable).unwrap().as_deref(), wanted, "{what}");
+        }
+        for wrong in ["", "Ada", "a@b.example", "<a@b.example>", "Ada <ab>", "Ada <a@b> x", "Ada <a@b\n>"] {
+            assert!(maintainer(Some(wrong), |_| None).is_err(), "{wrong:?}");
+        }
+    }
 }
