@@ -190,7 +190,7 @@ fn peers(status: &Status) -> Vec<Reason> {
         );
         found.push(Reason::new(Cause::Alone, "alone, no other controller is heard", sentence));
     }
-    for ControllerStatus { name, state, version, hears, silence, .. } in others {
+    for ControllerStatus { name, state, version, hears, silence, age_ms, .. } in others {
         match state.as_str() {
             "absent" => {
                 let of = format!("no client is relayed to {name}: ");
@@ -228,6 +228,8 @@ fn peers(status: &Status) -> Vec<Reason> {
         let theirs = match version {
             Some(version) if *version == status.version => continue,
             Some(version) => format!("balancer {version}"),
+            // It has yet to report to this agent, which may be younger than the programs.
+            None if age_ms.is_none() => continue,
             None => "an earlier version".into(),
         };
         let sentence = format!(
@@ -367,6 +369,12 @@ mod tests {
         let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
         let listed = &schema["properties"]["reasons"]["items"]["properties"]["cause"]["enum"];
         assert_eq!(*listed, serde_json::json!(Cause::ALL.map(Cause::name)));
+    }
+
+    #[test]
+    fn a_controller_that_has_yet_to_report_has_no_version() {
+        let status = changed(|s| (s.controllers[2].version, s.controllers[2].age_ms) = (None, None));
+        assert_eq!(reasons(&status), []);
     }
 
     #[test]
