@@ -2,19 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::cluster::daemon::binary;
 use tests::demo::{DRAINED, Figures, Scene};
 use tests::support::eventually::eventually;
+use tests::support::terminal;
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -88,15 +87,12 @@ fn the_demo_works_with_five_controllers_over_ipv6() -> Result<()> {
 
 #[test]
 fn a_terminal_of_24_rows_gets_one_block_that_is_redrawn() -> Result<()> {
-    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-    let pair = openpty(&size, None)?;
     let mut command = demo("dmtty");
-    command.stdin(pair.slave.try_clone()?).stdout(pair.slave.try_clone()?).stderr(pair.slave);
     command.env("NO_COLOR", "1");
+    let (mut master, slave) = terminal::give(&mut command)?;
     let mut child = command.spawn().context("failed to start the demo")?;
     // The parent's copies of the terminal would keep it open.
-    drop(command);
-    let mut master = File::from(pair.master);
+    drop((command, slave));
     let (mut seen, mut piece) = (String::new(), [0; 4096]);
     // A terminal without programs ends by an error.
     while let Ok(count @ 1..) = master.read(&mut piece) {

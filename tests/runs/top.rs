@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use tests::cluster::daemon::Daemon;
 use tests::cluster::{Cluster, ClusterOptions};
 use tests::juju::fleet::{Dial, Kind};
 use tests::support::eventually::{SOON, eventually};
+use tests::support::terminal::{self, COLUMNS, ROWS};
 use vt100::{Color, Parser};
 
-const ROWS: NonZero<u16> = NonZero::new(24).expect("above zero");
-const COLUMNS: NonZero<u16> = NonZero::new(80).expect("above zero");
 /// Top asks the agent once a second.
 const SECONDS: Duration = Duration::from_millis(2_500);
 /// What the help has to say of each key.
@@ -38,12 +35,10 @@ struct Top {
 
 impl Top {
     fn start(mut command: Command) -> Result<Self> {
-        let size = Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(&size, None)?;
-        let end = || pair.slave.try_clone();
-        command.stdin(end()?).stdout(end()?).stderr(end()?).env("TERM", "xterm-256color");
+        let (keys, terminal) = terminal::give(&mut command)?;
+        command.env("TERM", "xterm-256color");
         let child = command.spawn().context("failed to start top")?;
-        let mut output = File::from(pair.master.try_clone()?);
+        let mut output = keys.try_clone()?;
         let screen = Arc::new(Mutex::new(Parser::new(ROWS, COLUMNS, 0)));
         let shown = Arc::clone(&screen);
         let reader = std::thread::spawn(move || {
@@ -53,7 +48,7 @@ impl Top {
                 shown.lock().unwrap_or_else(PoisonError::into_inner).process(&piece[..count]);
             }
         });
-        Ok(Self { child, keys: pair.master.into(), terminal: pair.slave, screen, reader: Some(reader) })
+        Ok(Self { child, keys, terminal, screen, reader: Some(reader) })
     }
 
     fn press(&mut self, keys: &[u8]) -> Result<()> {
@@ -142,7 +137,7 @@ fn top(daemon: &Daemon) -> Command {
     command
 }
 
-/// A cluster whose controllers have the connections and limits of [`CONTROLLERS`].
+/// Starts a cluster with the connections and limits of [`CONTROLLERS`].
 fn uneven(tag: &str) -> Result<Cluster> {
     let policy = toml::from_str("steer = \"off\"\nrebalance = \"off\"\n")?;
     let mut cluster =

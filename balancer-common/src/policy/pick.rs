@@ -30,7 +30,7 @@ pub const WEIGHT_ONE: u32 = 1024;
 pub const MOST: u32 = 1 << 24;
 /// Divisions use weights with this many fractional parts.
 const FINE: u64 = 1 << 14;
-/// Fractional bits of the connections that a client a second stands for.
+/// Fractional bits of the units that are expected for each 1/1000 of an arrival a second.
 const SHARE_BITS: u32 = 20;
 /// A level above every load at every weight.
 const HIGHEST: u64 = 1 << 44;
@@ -100,7 +100,7 @@ pub fn pick<const SLOTS: usize>(field: &mut PickScratch, random: (u32, u32)) -> 
     let own_index = u64::from(field.own);
     let Arrivals { expected, total, own: own_rate } = arrivals::<SLOTS>(field);
     let level = water_level::<SLOTS>(field, expected);
-    // One division for all, with 20 more bits: a part in a million is lost, and `expected` is below 2^44.
+    // One division for all slots. `expected` is below 2^44, so no bit is shifted out.
     let share = (expected << SHARE_BITS) / (total | 1);
     let (mut own_room, mut own_eligible, mut room_sum, mut spare_sum) = (0, 0, 0u64, 0u64);
     let mut index = 0;

@@ -13,10 +13,11 @@ use crate::Scene;
 use crate::table::Typed;
 
 const DOCUMENT: &str = "docs/troubleshooting.md";
-/// The document's client, entry and owner, and the controllers here that the latter stand for.
+/// The document's client.
 const CLIENT: &str = "192.0.2.7";
 /// The client of the document's questions.
 const ASKED: &str = "10.0.4.7";
+/// The document's entry and owner: the first two controllers here stand for them.
 const ENTRY: &str = "10.0.0.11";
 const OWNER: &str = "10.0.0.12";
 
@@ -56,10 +57,8 @@ fn rows(text: &str) -> Result<Vec<Row>> {
         };
         let ends: Vec<&str> = packets
             .split(|one: char| !one.is_ascii_digit() && one != '.' && one != ':')
-            .filter(|word| {
-                word.parse::<SocketAddr>().is_ok() || word.trim_end_matches(':').parse::<SocketAddr>().is_ok()
-            })
             .map(|word| word.trim_end_matches(':'))
+            .filter(|word| word.parse::<SocketAddr>().is_ok())
             .collect();
         let (from, to) = match (&ends[..], rows.last()) {
             ([from, to], _) => ((*from).to_owned(), (*to).to_owned()),

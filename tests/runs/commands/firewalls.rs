@@ -1,5 +1,5 @@
-//! The commands of the section on firewalls, at hosts whose policy lets nobody in: before them, with the API port alone, and as
-//! the document has them.
+//! The commands of the section on firewalls. Hosts that let nobody in are tried three times: without these commands, with the
+//! API port alone, and with the commands as the document has them.
 
 use std::net::SocketAddr;
 use std::panic::resume_unwind;

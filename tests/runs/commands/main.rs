@@ -1,5 +1,5 @@
 //! Each command that the operator's documents show, typed as it stands there on Debians that systemd has booted, with the
-//! package installed. The table below says of each how it is run, or why it is not.
+//! package installed. `table` says how each one is run, or why it is not.
 
 #![expect(clippy::print_stdout, reason = "the run prints what the commands say")]
 

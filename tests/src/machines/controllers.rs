@@ -27,7 +27,8 @@ pub fn packages() -> Result<[PathBuf; 2]> {
     paths.try_into().ok().context("two packages")
 }
 
-/// Boots the Debian that the variable `system` names on each controller's host, with Juju's files and a stand-in for jujud, and the packages in `/root`.
+/// Boots a Debian on each controller's host, with Juju's files, a stand-in for jujud, and the packages in `/root`. The variable
+/// `system` names the Debian's directory.
 pub fn boot(cluster: &mut Cluster, system: &str) -> Result<Vec<Debian>> {
     let system = std::env::var(system).context("run this by `cargo xtask package --verify`")?;
     let (secrets, identity) = (Secrets::fresh(), Identity::make()?);

@@ -11,3 +11,4 @@ pub mod lines;
 pub mod noise;
 pub mod process;
 pub mod schema;
+pub mod terminal;

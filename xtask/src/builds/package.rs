@@ -24,7 +24,7 @@ const ARM64: [(&str, &str); 2] = [
     ("/usr/aarch64-linux-gnu/lib/libc.so", "libc6-dev-arm64-cross"),
 ];
 const DEBIAN: &str = "bookworm";
-/// A bare Debian, which lacks whatever the package does not name itself.
+/// A bare Debian: the package has to name all that it needs besides.
 const BARE: System = System { name: DEBIAN, packages: "systemd,iproute2,nftables" };
 /// One with the tools in the documents' commands.
 const OPERATOR: System = System {

@@ -37,6 +37,11 @@ pub fn missing<'a>(commands: &[(&str, &'a str)]) -> Vec<&'a str> {
 pub const KEYRING: (&str, &str) =
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring");
 
+/// The package with Debian's keys, if it is missing.
+pub fn missing_keyring() -> Option<&'static str> {
+    (!Path::new(KEYRING.0).is_file()).then_some(KEYRING.1)
+}
+
 /// Installs packages with apt.
 pub fn install(packages: &[&str]) -> Result<()> {
     install_with(&[], packages)
@@ -45,9 +50,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
 /// Installs packages of another `suite` of Debian's, such as `bookworm-backports`, on that Debian. The machine's own
 /// sources stay as they are; apt's lists are in `directory` meanwhile.
 pub fn install_from(directory: &Path, suite: &str, packages: &[&str]) -> Result<()> {
-    if !Path::new(KEYRING.0).is_file() {
-        install(&[KEYRING.1])?;
-    }
+    install(missing_keyring().as_slice())?;
     let lists = directory.join("lists");
     fs::create_dir_all(lists.join("partial"))
         .with_context(|| format!("failed to make {}", lists.display()))?;

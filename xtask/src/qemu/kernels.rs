@@ -56,7 +56,7 @@ impl Kernels {
     /// Opens the cache and asks the mirror for its kernels. If the mirror does not answer, the cache may still do.
     pub fn open(cache: &Path) -> Result<Self> {
         let mut missing = packages::missing(&COMMANDS);
-        missing.extend((!Path::new(KEYRING.0).is_file()).then_some(KEYRING.1));
+        missing.extend(packages::missing_keyring());
         packages::install(&missing)?;
         let mut kernels = Self { cache: cache.to_owned(), offered: Vec::new() };
         kernels.configure()?;
