@@ -83,15 +83,17 @@ impl Agent {
         limit.map(|_| self.programs.data_path.maps.clients()).transpose()
     }
 
-    /// Removes the records of connections that are over, and counts the relays.
-    pub(super) fn collect(&mut self) -> Result<()> {
+    /// Removes the records of connections that are over, and counts the relays. Returns how many connections it removed.
+    pub(super) fn collect(&mut self) -> Result<usize> {
         let now_s = boot_s();
         let now = Instant::now();
         let pairs = self.programs.data_path.maps.flows.pairs()?;
         let stuck = self.cluster.stuck(now, now_s, &pairs);
         self.give_up(&stuck);
         let maps = &mut self.programs.data_path.maps;
-        for pair in self.count.collect(now_s, pairs) {
+        let over = self.count.collect(now_s, pairs);
+        let removed = over.len();
+        for pair in over {
             // Since the listing its client may have connected anew from the same port.
             if let Some(pair) = maps.flows.again(&pair)
                 && count::collect::is_over(&pair, now_s)
@@ -122,7 +124,7 @@ impl Agent {
             let effects = self.cluster.note_networks(now, &maps.networks()?);
             self.carry_out_cluster(effects);
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Looks at jujud's readiness and at the memory.

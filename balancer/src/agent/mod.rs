@@ -62,7 +62,7 @@ use crate::{
     cluster::{Cluster, Probe, peers::Peers},
     config::Config,
     count::{
-        Count, seeded,
+        Count, collect, seeded,
         sock_diag::{Ended, SockDiag},
     },
     datapath::{self, PreviousDataPath},
@@ -87,7 +87,6 @@ use crate::{
     repeated::warn_repeated,
 };
 
-const COLLECT: Duration = Duration::from_secs(5);
 /// How often [`Balance::step`] runs.
 const BALANCE: Duration = Duration::from_secs(1);
 
@@ -232,7 +231,7 @@ impl Schedule {
         Self {
             pace: Pace::new(now),
             audit: now,
-            collect: now + COLLECT,
+            collect: now + collect::PAUSE,
             balance: now + BALANCE,
             memory: now,
             files: now,
@@ -343,10 +342,11 @@ impl Agent {
             self.schedule.audit = now + seeded::pause_after(now.elapsed(), self.count.is_due_soon(), told);
         }
         if now >= self.schedule.collect {
-            self.schedule.collect = now + COLLECT;
-            if let Err(error) = self.collect() {
+            let removed = self.collect().unwrap_or_else(|error| {
                 warn_repeated!("collect", "failed to collect finished flows: {error:#}");
-            }
+                0
+            });
+            self.schedule.collect = now + collect::pause_after(removed);
         }
         self.follow_clients(now);
         self.watch_host(now);
