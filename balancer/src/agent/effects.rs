@@ -196,8 +196,8 @@ impl Agent {
     /// The controller in `slot` is silent: resets those of its relays that have left their client without an answer for too
     /// long.
     fn reset_waiting(&mut self, slot: usize, name: &str) -> Result<()> {
-        let mut pairs = self.programs.data_path.maps.flows.pairs()?;
-        pairs.retain(|pair| usize::from(pair.flow.controller) == slot);
+        let pairs =
+            self.programs.data_path.maps.flows.pairs(|flow, _| usize::from(flow.controller) == slot)?;
         let waiting = self.cluster.waiting(boot_s(), slot, pairs);
         self.reset(&waiting);
         if !waiting.is_empty() {

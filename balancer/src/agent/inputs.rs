@@ -17,9 +17,10 @@ use super::{Agent, boot_ns, boot_s, bounds::Table};
 use crate::{
     balance,
     cluster::peers::{MAX_HOST, MAX_REPORTED, Report},
-    cluster::{self, Record, membership, paths},
+    cluster::{self, Record, membership, paths, waiting},
     config::{Steer, unreachable_kind},
     count::{self, audit::Present, clients::Counts, sock_diag::Socket, sock_diag::State as TcpState},
+    operator::status::Relays,
     repeated::warn_repeated,
 };
 
@@ -87,11 +88,15 @@ impl Agent {
     pub(super) fn collect(&mut self) -> Result<usize> {
         let now_s = boot_s();
         let now = Instant::now();
-        let pairs = self.programs.data_path.maps.flows.pairs()?;
+        let mut relays = Relays::default();
+        let pairs = self.programs.data_path.maps.flows.pairs(|flow, live| {
+            relays += Relays::of(flow, live);
+            count::collect::may_be_over(flow, live, now_s) || waiting::may_be_stuck(flow, live, now_s)
+        })?;
         let stuck = self.cluster.stuck(now, now_s, &pairs);
         self.give_up(&stuck);
         let maps = &mut self.programs.data_path.maps;
-        let over = self.count.collect(now_s, pairs);
+        let over = self.count.collect(now_s, relays, pairs);
         let removed = over.len();
         for pair in over {
             // Since the listing its client may have connected anew from the same port.

@@ -52,6 +52,13 @@ fn asked_s(pair: &FlowPair) -> Option<u32> {
 /// Seconds after which a relay that carries nothing is given up.
 const STUCK_S: u32 = 5;
 
+/// Whether a record may belong to a relay that is stuck: the owner is silent, and has acknowledged nothing but the SYN.
+pub fn may_be_stuck(flow: &Flow, live: bool, now_s: u32) -> bool {
+    live && flow.is(Kind::Return)
+        && flow.ack == flow.isn.wrapping_add(1)
+        && now_s.saturating_sub(flow.seen_s) > STUCK_S
+}
+
 /// Whether a relay has opened and carries nothing: its client has sent data, and the owner has acknowledged none. Such a
 /// client is better served by another dial; the owner's balancer alone has seen the handshake, or a filter in between drops
 /// what follows it.
@@ -115,9 +122,10 @@ mod tests {
             let mut pair = pair(1, 0, 100 - heard, 0);
             (pair.flow.isn, pair.flow.next, pair.flow.opened_s) = (99, 100 + sent, 100 - opened);
             let mut back = pair.back.unwrap();
-            back.ack = 100 + acknowledged;
+            (back.isn, back.ack) = (99, 100 + acknowledged);
             pair.back = Some(back);
             assert_eq!(is_stuck(&pair, 100), expected, "{sent} {acknowledged} {opened} {heard}");
+            assert!(!expected || may_be_stuck(&back, true, 100), "{sent} {acknowledged} {opened} {heard}");
             assert!(!is_stuck(&FlowPair { live: false, ..pair }, 100));
         }
     }

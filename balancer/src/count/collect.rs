@@ -36,6 +36,14 @@ pub const fn pause_after(removed: usize) -> Duration {
     if removed >= MANY { BUSY_PAUSE } else { PAUSE }
 }
 
+/// Whether a record may belong to a connection that is over at boot second `now_s`, so that both of its records are worth a
+/// look.
+pub fn may_be_over(flow: &Flow, live: bool, now_s: u32) -> bool {
+    let idle_s = now_s.saturating_sub(flow.seen_s);
+    let silent_s = if live { IDLE_S } else { HALF_OPEN_S };
+    idle_s >= silent_s || (idle_s >= AFTER_LAST_ACK_S && flow.state & (Flow::FIN | Flow::RST) != 0)
+}
+
 /// Whether both records of a connection can go at boot second `now_s`.
 pub fn is_over(pair: &FlowPair, now_s: u32) -> bool {
     is_done(&pair.flow, pair.back.as_ref(), pair.live, now_s)
@@ -114,7 +122,13 @@ mod tests {
             let row = format!("{forward} {back:?} {live} {idle}");
             let back = back.map(|state| flow(state, 1_000));
             let seen_s = if back.is_some() { 900 } else { 1_000 };
-            assert_eq!(is_done(&flow(forward, seen_s), back.as_ref(), live, 1_000 + idle), done, "{row}");
+            let forward = flow(forward, seen_s);
+            assert_eq!(is_done(&forward, back.as_ref(), live, 1_000 + idle), done, "{row}");
+            let is_listed = [Some(&forward), back.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(|flow| may_be_over(flow, live, 1_000 + idle));
+            assert!(!done || is_listed, "{row}");
         }
     }
 

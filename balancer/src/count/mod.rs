@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use balancer_common::records::{Budget, Flow, Kind, Tracked};
+use balancer_common::records::{Budget, Tracked};
 use log::Level;
 
 use self::{
@@ -167,21 +167,15 @@ impl Count {
         effects
     }
 
-    /// Counts the relays among `pairs` and returns the pairs of finished connections.
-    pub fn collect(&mut self, now_s: u32, pairs: Vec<FlowPair>) -> Vec<FlowPair> {
-        let mut relays = Relays::default();
-        let is_done = |pair: &FlowPair| {
-            let done = collect::is_over(pair, now_s);
-            // The agents' own probes are no relays of clients.
-            if !done && pair.live && pair.flow.state & Flow::PROBE == 0 {
-                relays.out += u64::from(pair.flow.is(Kind::Forward));
-                relays.into += u64::from(pair.flow.is(Kind::Restore));
-            }
-            done
-        };
-        let done = pairs.into_iter().filter(is_done).collect();
-        self.relays = relays;
-        done
+    /// Notes the `relays` that there are records of, and returns those of `pairs` that are over.
+    pub fn collect(&mut self, now_s: u32, relays: Relays, mut pairs: Vec<FlowPair>) -> Vec<FlowPair> {
+        pairs.retain(|pair| collect::is_over(pair, now_s));
+        let mut over = Relays::default();
+        for pair in &pairs {
+            over += Relays::of(&pair.flow, pair.live);
+        }
+        self.relays = relays.without(over);
+        pairs
     }
 }
 
@@ -235,7 +229,10 @@ mod tests {
     use std::cell::Cell;
 
     use anyhow::bail;
-    use balancer_common::wire::{Address, Port};
+    use balancer_common::{
+        records::{Flow, Kind},
+        wire::{Address, Port},
+    };
     use bytemuck::Zeroable as _;
 
     use super::*;
@@ -327,7 +324,11 @@ mod tests {
             pair(Kind::Restore, true, Flow::FIN, 70),
             pair(Kind::Forward, false, 0, 20),
         ];
-        let done = count.collect(100, pairs);
+        let mut relays = Relays::default();
+        for pair in &pairs {
+            relays += Relays::of(&pair.flow, pair.live);
+        }
+        let done = count.collect(100, relays, pairs);
         assert_eq!(done.iter().map(|pair| pair.flow.seen_s).collect::<Vec<_>>(), [90, 70, 20]);
         assert_eq!((count.relays().out, count.relays().into), (2, 1));
     }

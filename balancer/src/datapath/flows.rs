@@ -1,18 +1,20 @@
 //! Flow records as the agent sees them: listing, and removing in pairs.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
+use aya::maps::{HashMap as HashTable, IterableMap as _, Map, MapData, MapError};
 use balancer_common::records::{Flow, Kind, Tuple};
 
 use super::{batch, maps::copy};
 
 /// The two maps of flows.
 pub struct Flows {
-    live: HashMap<MapData, Tuple, Flow>,
-    half_open: HashMap<MapData, Tuple, Flow>,
+    live: HashTable<MapData, Tuple, Flow>,
+    half_open: HashTable<MapData, Tuple, Flow>,
 }
 
-/// A connection's two records at this host.
+/// A connection's two records at this host. If the record of the first direction is lost, `key` and `flow` are the second's.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowPair {
     /// Key of the client's direction: [`Kind::Forward`] or [`Kind::Restore`].
@@ -27,24 +29,22 @@ pub struct FlowPair {
 
 impl Flows {
     /// Wraps the maps LIVE and HALF_OPEN.
-    pub fn new(live: HashMap<MapData, Tuple, Flow>, half_open: HashMap<MapData, Tuple, Flow>) -> Self {
+    pub fn new(live: HashTable<MapData, Tuple, Flow>, half_open: HashTable<MapData, Tuple, Flow>) -> Self {
         Self { live, half_open }
     }
 
-    /// Every connection with a record here. If the record of the first direction is lost, `flow` is the
-    /// second.
-    pub fn pairs(&self) -> Result<Vec<FlowPair>> {
+    /// The connections of which `wanted` picks a record. It is shown every record, and whether its handshake is complete.
+    pub fn pairs(&self, mut wanted: impl FnMut(&Flow, bool) -> bool) -> Result<Vec<FlowPair>> {
         let mut pairs = Vec::new();
         for (map, live) in [(&self.live, true), (&self.half_open, false)] {
-            let records = batch::records(map.map()).context("failed to list flows")?;
-            let records: std::collections::HashMap<Tuple, Flow> = records.into_iter().collect();
-            for (key, flow) in &records {
-                let back = records.get(&flow.opposite(key)).copied();
-                let first = flow.is(Kind::Forward) || flow.is(Kind::Restore);
-                if first || back.is_none() {
-                    pairs.push(FlowPair { key: *key, flow: *flow, back, live });
+            let mut found = HashMap::new();
+            let note = |key: &Tuple, flow: &Flow| {
+                if wanted(flow, live) {
+                    found.insert(*key, *flow);
                 }
-            }
+            };
+            batch::visit(map.map(), note).context("failed to list flows")?;
+            pairs.extend(pair_up(&found, live, |key| map.get(key, 0).ok()));
         }
         Ok(pairs)
     }
@@ -90,6 +90,66 @@ impl Flows {
         for key in [pair.key, opposite] {
             // It may be gone already.
             let _: Result<(), MapError> = map.remove(&key);
+        }
+    }
+}
+
+/// The connections that `found` has a record of. `get` looks up the other record, if it is not in `found`.
+fn pair_up(
+    found: &HashMap<Tuple, Flow>,
+    live: bool,
+    get: impl Fn(&Tuple) -> Option<Flow>,
+) -> impl Iterator<Item = FlowPair> {
+    found.iter().filter_map(move |(&key, &flow)| {
+        let opposite = flow.opposite(&key);
+        let known = found.get(&opposite).copied();
+        let back = known.or_else(|| get(&opposite));
+        let is_first = flow.is(Kind::Forward) || flow.is(Kind::Restore);
+        match back {
+            // The first direction's record stands for both.
+            Some(_) if !is_first && known.is_some() => None,
+            Some(first) if !is_first => Some(FlowPair { key: opposite, flow: first, back: Some(flow), live }),
+            _ => Some(FlowPair { key, flow, back, live }),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::wire::{Address, Port};
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    /// The records that were picked and those in the map; the key and whether both records are listed.
+    type Row<'a> = (&'a [Tuple], &'a [Tuple], Option<(Tuple, bool)>);
+
+    #[test]
+    fn a_connection_is_listed_once_by_either_of_its_records() {
+        let end = |port| (Address::UNSPECIFIED, Port::new(port));
+        let (client, relay) = (1, 2);
+        let forward = Flow::new(Kind::Forward, 0, end(relay), end(9), 0, 0, 0);
+        let key = Tuple { remote_port: Port::new(client), local_port: Port::new(8), ..Tuple::zeroed() };
+        let back_key = forward.opposite(&key);
+        let back = Flow::new(Kind::Return, 0, end(8), end(client), 0, 0, 0);
+        assert_eq!(back.opposite(&back_key), key);
+        let all = HashMap::from([(key, forward), (back_key, back)]);
+        let rows: &[Row<'_>] = &[
+            (&[], &[key, back_key], None),
+            (&[key, back_key], &[], Some((key, true))),
+            (&[key], &[key, back_key], Some((key, true))),
+            (&[back_key], &[key, back_key], Some((key, true))),
+            (&[key], &[key], Some((key, false))),
+            (&[back_key], &[back_key], Some((back_key, false))),
+        ];
+        for (picked, present, expected) in rows {
+            let of = |keys: &[Tuple]| keys.iter().map(|key| (*key, all[key])).collect::<HashMap<_, _>>();
+            let present = of(present);
+            let found = of(picked);
+            let listed: Vec<_> = pair_up(&found, true, |key| present.get(key).copied())
+                .map(|pair| (pair.key, pair.back.is_some()))
+                .collect();
+            assert_eq!(listed, expected.iter().copied().collect::<Vec<_>>(), "{picked:?}");
         }
     }
 }

@@ -6,8 +6,9 @@ mod reasons;
 mod table;
 pub(crate) mod text;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::AddAssign};
 
+use balancer_common::records::{Flow, Kind};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -214,4 +215,29 @@ pub struct Relays {
     /// From other controllers to here.
     #[serde(rename = "in")]
     pub into: u64,
+}
+
+impl Relays {
+    /// The part of a record: one at its client's direction, so that each connection counts once.
+    pub fn of(flow: &Flow, live: bool) -> Self {
+        // The agents' own probes are no relays of clients.
+        let counts = live && flow.state & Flow::PROBE == 0;
+        Self {
+            out: u64::from(counts && flow.is(Kind::Forward)),
+            into: u64::from(counts && flow.is(Kind::Restore)),
+        }
+    }
+
+    /// These without `others`. A listing of a map that changes may have missed some of the others.
+    #[must_use]
+    pub fn without(self, others: Self) -> Self {
+        Self { out: self.out.saturating_sub(others.out), into: self.into.saturating_sub(others.into) }
+    }
+}
+
+impl AddAssign for Relays {
+    fn add_assign(&mut self, other: Self) {
+        self.out += other.out;
+        self.into += other.into;
+    }
 }
