@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use balancer::cli::Cli;
+use balancer::operator::cli::Cli;
 use clap::CommandFactory as _;
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;

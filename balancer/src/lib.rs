@@ -1,13 +1,12 @@
 //! The balancer's agent: it loads the data path, exchanges counts with its peers, enforces the hard limit, and reports
 //! to operators.
 //!
-//! A setting goes from [`cli`] through [`config`] and [`agent`] to [`datapath`]. A count goes from [`datapath`] (the
+//! A setting goes from [`operator::cli`] through [`config`] and [`agent`] to [`datapath`]. A count goes from [`datapath`] (the
 //! programs' own) and [`count::sock_diag`] (the kernel's list) through [`count::audit`] and [`cluster::peers`] to
 //! [`cluster::views`], and from there into the maps of [`datapath`].
 
 pub mod agent;
 pub mod balance;
-pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod count;
@@ -16,4 +15,3 @@ pub mod host;
 pub mod juju;
 pub mod operator;
 pub mod redirect;
-pub mod repeated;

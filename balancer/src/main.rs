@@ -11,12 +11,12 @@ use std::{
 use anyhow::{Context, Result};
 use balancer::{
     agent,
-    cli::{Cli, Command, Configured, Limit, Shown},
     config::Config,
     juju::key::ClusterKey,
     operator::{
         all::All,
         bundle, bypass, check,
+        cli::{Cli, Command, Configured, Limit, Shown},
         clients::ClientList,
         control::{self, Request},
         drain, events, exit,

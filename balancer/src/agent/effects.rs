@@ -15,7 +15,7 @@ use crate::{
         sock_diag::{Ended, Socket},
     },
     datapath::FlowPair,
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// Connections that are looked at for each one to close.

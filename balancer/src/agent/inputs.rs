@@ -20,8 +20,8 @@ use crate::{
     cluster::{self, Record, membership, paths, waiting},
     config::{Steer, unreachable_kind},
     count::{self, audit::Present, clients::Counts, sock_diag::Socket, sock_diag::State as TcpState},
+    operator::repeated::warn_repeated,
     operator::status::Relays,
-    repeated::warn_repeated,
 };
 
 impl Agent {

@@ -84,7 +84,7 @@ use crate::{
         key::ClusterKey,
     },
     operator::metrics::Board,
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// How often [`Balance::step`] runs.

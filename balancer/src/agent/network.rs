@@ -15,7 +15,7 @@ use super::{Agent, off::Source, programs::Programs};
 use crate::{
     cluster::membership::relay_address,
     host::interfaces::{Interface, Route, Routes, why_no_relays, why_not_by},
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// Clients' networks are looked for this often, and less often where that takes long: at most a twentieth of the time.

@@ -24,7 +24,7 @@ use crate::{
         interfaces::{self, Interface, Interfaces},
         xdp_support,
     },
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// The data path, and this host's network as of the last change.

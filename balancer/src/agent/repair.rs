@@ -8,7 +8,7 @@ use std::{
 use super::Agent;
 use crate::{
     datapath::{Displaced, Place},
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// An agent at rest looks at the clock four times a second.

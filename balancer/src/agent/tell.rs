@@ -7,12 +7,12 @@ use log::log;
 use super::{Agent, all::own_view};
 use crate::{
     host::notify,
+    operator::repeated::warn_repeated,
     operator::{
         loud::{Loud, Refused},
         minute::{Counted, Minute},
         status::{LastMinute, headline},
     },
-    repeated::warn_repeated,
 };
 
 /// What the operator has been shown, and what it is made of.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{
     Config, ConfigError, Fault, File, Host, api, cluster, metrics, paths, policy, read_text, redirect,
 };
-use crate::cli;
+use crate::operator::cli;
 
 /// The errors of the file at `path` that do not depend on the host, in its order.
 pub(super) fn errors(path: &Path, host: &Host) -> Vec<ConfigError> {

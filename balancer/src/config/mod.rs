@@ -42,7 +42,7 @@ pub use self::{
     relay_ports::RelayPorts,
 };
 use self::{error::Fault, file::File};
-use crate::{cli, juju::agent_conf};
+use crate::{juju::agent_conf, operator::cli};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

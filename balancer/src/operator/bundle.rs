@@ -23,7 +23,7 @@ use super::{
     flows::{Sort, Wanted},
     redact::Redactor,
 };
-use crate::{cli, config::Config};
+use crate::{config::Config, operator::cli};
 
 /// A tool that takes longer is left out.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use crate::{
-    cli,
     config::{Config, KeySource},
     host::interfaces,
+    operator::cli,
 };
 
 /// The sentence for the operator, if the configuration of this host takes its key from elsewhere than `file`.

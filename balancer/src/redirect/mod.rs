@@ -36,7 +36,7 @@ use self::{
     handed::Handed,
     session::{Shared, serve},
 };
-use crate::{host::notify, repeated::warn_repeated};
+use crate::{host::notify, operator::repeated::warn_repeated};
 
 /// Connections that wait for the redirector.
 const BACKLOG: i32 = 1_024;

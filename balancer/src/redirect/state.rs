@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{View, session::Shared};
 use crate::{
     operator::control::{self, Connection, Request},
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 const INTERVAL: Duration = Duration::from_millis(500);

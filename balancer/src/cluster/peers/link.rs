@@ -28,7 +28,7 @@ use super::{
     seal::{Header, MAX_PARTS, MemberId, PART},
     talk::{Aside, Talk},
 };
-use crate::repeated::warn_repeated;
+use crate::operator::repeated::warn_repeated;
 
 /// The most by which a sender's wall clock may differ from this host's.
 pub(super) const CLOCK_BOUND: Duration = Duration::from_secs(30);

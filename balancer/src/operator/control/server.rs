@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{Answer, Caller, Request};
-use crate::repeated::warn_repeated;
+use crate::operator::repeated::warn_repeated;
 
 /// Longest request, line break included.
 const LONGEST_REQUEST: u64 = 64 << 10;

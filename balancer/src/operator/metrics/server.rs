@@ -32,7 +32,7 @@ use super::{Seen, encode};
 use crate::{
     config::Listen,
     operator::control::{Place, SocketFile},
-    repeated::warn_repeated,
+    operator::repeated::warn_repeated,
 };
 
 /// Scrapes at a time; others wait in the kernel's backlog.

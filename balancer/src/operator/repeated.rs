@@ -68,7 +68,7 @@ pub fn due(subject: &str) -> Option<Unsaid> {
 /// `warn!` for a condition that may last: a subject, which names the condition, and the line.
 macro_rules! warn_repeated {
     ($subject:expr, $($line:tt)+) => {
-        if let Some(unsaid) = $crate::repeated::due($subject) {
+        if let Some(unsaid) = $crate::operator::repeated::due($subject) {
             log::warn!("{}{unsaid}", format_args!($($line)+));
         }
     };
