@@ -1,6 +1,9 @@
 //! Rows for [`Cluster::step`], with a clock of their own: news of controller b in, effects out.
 
-use balancer_common::wire::Port;
+use balancer_common::{
+    records::Network,
+    wire::{Address, Port},
+};
 use bytemuck::Zeroable as _;
 
 use super::{

@@ -1,10 +1,14 @@
 //! The maps as the agent sees them.
 
+mod devices;
 mod lookups;
 
-pub use self::lookups::Classes;
+pub use self::{
+    devices::{describe_devices, make_room_for_devices},
+    lookups::Classes,
+};
 
-use std::{collections::HashSet, fs, net::IpAddr, os::fd::AsFd as _, path::Path};
+use std::{collections::HashSet, net::IpAddr, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -340,42 +344,6 @@ fn last_of_each(wanted: &[(IpAddr, u8, AddressClass)]) -> Vec<(IpAddr, u8, Addre
     last
 }
 
-/// Capacity of the map of devices on a host that has `count` of them.
-fn room_for_devices(count: usize) -> u32 {
-    let least = MAPS.iter().find(|map| map.name == map::DEVICES).map_or(0, |map| map.capacity);
-    let room = count.saturating_mul(2).max(least).checked_next_power_of_two();
-    room.and_then(|room| u32::try_from(room).ok()).unwrap_or(u32::MAX >> 1)
-}
-
-/// The capacity of the map of devices for a host that has `count` of them. A map pinned in `directory` that is too small
-/// gives way; its records are returned for the next one.
-pub fn make_room_for_devices(directory: &Path, count: usize) -> Result<(u32, Vec<(u32, Device)>)> {
-    let room = room_for_devices(count);
-    let pin = directory.join(map::DEVICES);
-    if !pin.exists() {
-        return Ok((room, Vec::new()));
-    }
-    let pinned = MapData::from_pin(&pin).with_context(|| format!("failed to open {}", pin.display()))?;
-    let has_room = pinned.info()?.max_entries();
-    if has_room as usize >= count {
-        return Ok((has_room, Vec::new()));
-    }
-    let known: HashMap<_, u32, Device> = HashMap::try_from(aya::maps::Map::HashMap(pinned))?;
-    let known = known.iter().collect::<Result<_, MapError>>()?;
-    fs::remove_file(&pin).with_context(|| format!("failed to remove {}", pin.display()))?;
-    Ok((room, known))
-}
-
-/// Describes devices in a loaded object.
-pub fn describe_devices(ebpf: &mut Ebpf, known: &[(u32, Device)]) -> Result<()> {
-    let map = ebpf.map_mut(map::DEVICES).context("the object lacks the map of devices")?;
-    let mut devices: HashMap<&mut MapData, u32, Device> = map.try_into()?;
-    for (index, device) in known {
-        devices.insert(index, device, 0).context("failed to describe a device")?;
-    }
-    Ok(())
-}
-
 /// Refuses pinned maps of another shape: the loader takes them by name alone.
 pub fn check_shapes(directory: &Path) -> Result<()> {
     for map in pinned() {
@@ -412,13 +380,5 @@ mod tests {
         let expected =
             [row("127.0.0.0", exempt), row("10.0.0.3", own), row("10.0.0.1", own), row("10.0.0.2", exempt)];
         assert_eq!(last_of_each(&wanted), expected);
-    }
-
-    #[test]
-    fn the_map_of_devices_has_room_for_twice_as_many() {
-        let rows = [(0, 1_024), (512, 1_024), (513, 2_048), (5_000, 16_384), (usize::MAX, u32::MAX >> 1)];
-        for (count, room) in rows {
-            assert_eq!(room_for_devices(count), room, "{count}");
-        }
     }
 }

@@ -1,6 +1,9 @@
 use std::net::IpAddr;
 
-use balancer_common::records::{Budget, Class, Network};
+use balancer_common::{
+    records::{Budget, Class, Controller, Network, Settings, State, Traffic},
+    wire::Port,
+};
 use bytemuck::Zeroable as _;
 
 use super::*;
