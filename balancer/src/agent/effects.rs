@@ -81,11 +81,12 @@ impl Agent {
     /// Takes the seeded sockets that have ended off the count.
     pub(super) fn follow_ended(&mut self) {
         if !self.count.has_seeded() {
-            self.ended = None;
+            self.sockets.ended = None;
             return;
         }
-        let Some(ended) = &mut self.ended else {
-            self.ended = Ended::subscribe().inspect_err(|error| warn_repeated!("ended", "{error:#}")).ok();
+        let Some(ended) = &mut self.sockets.ended else {
+            self.sockets.ended =
+                Ended::subscribe().inspect_err(|error| warn_repeated!("ended", "{error:#}")).ok();
             return;
         };
         let gone = ended.take();
@@ -145,7 +146,7 @@ impl Agent {
         candidates.extend(count::choose(fresh, &tracked, boot_s(), close.youngest_s, wanted));
         let mut looked = Vec::new();
         for socket in candidates {
-            match self.sockets.activity(socket) {
+            match self.sockets.diag.activity(socket) {
                 Ok(Some(activity)) => looked.push((socket, activity)),
                 Ok(None) => {}
                 Err(error) => {
@@ -158,7 +159,7 @@ impl Agent {
         let busy = if close.gentle { Vec::new() } else { busy };
         let mut clients = Vec::new();
         for socket in calm.into_iter().chain(busy).take(close.count) {
-            match self.sockets.destroy(socket) {
+            match self.sockets.diag.destroy(socket) {
                 Ok(was_there) => {
                     clients.extend(was_there.then(|| socket.remote.ip()));
                     // A client that is refused as it comes back may be gone for good: python-libjuju is.
@@ -236,7 +237,7 @@ impl Agent {
             self.programs.data_path.maps.flows.remove(pair);
             let dialled = SocketAddr::new(pair.key.local.into(), pair.key.local_port.host());
             let client = SocketAddr::new(pair.key.remote.into(), pair.key.remote_port.host());
-            if let Err(error) = self.resets.send(dialled, client, pair.flow.ack) {
+            if let Err(error) = self.sockets.resets.send(dialled, client, pair.flow.ack) {
                 debug!("no RST to {client}: {error:#}");
             }
         }

@@ -86,8 +86,8 @@ impl Agent {
         self.firewall_read(Looked { reasons, changed: false });
         self.inbox.firewall_question.send_replace(question);
         questions.mark_unchanged();
-        let watching = self.tasks.beside.spawn(reader.watch(questions, tell));
-        self.tasks.handles.push(watching);
+        let watching = self.inbox.tasks.beside.spawn(reader.watch(questions, tell));
+        self.inbox.tasks.handles.push(watching);
     }
 
     /// Notes why the firewall allows no relays. Where the rules have changed, here and at the others each path is probed.

@@ -20,8 +20,7 @@ use crate::{
     cluster::{self, Record, membership, paths, waiting},
     config::{Steer, unreachable_kind},
     count::{self, audit::Present, clients::Counts, sock_diag::Socket, sock_diag::State as TcpState},
-    operator::repeated::warn_repeated,
-    operator::status::Relays,
+    operator::{repeated::warn_repeated, status::Relays},
 };
 
 impl Agent {
@@ -109,17 +108,17 @@ impl Agent {
         if self.config.running.policy.per_client_limit.is_some() {
             let [count, room] = maps.forget_idle_clients(now_s)?;
             // The last record was free for a moment, at best.
-            self.bounds.note(Table::Clients, count + 1, room, |_| {
+            self.programs.bounds.note(Table::Clients, count + 1, room, |_| {
                 format!(
                     "more than {room} addresses have connections here, which is all that per_client_limit counts: the \
                      others have the overall limit alone"
                 )
             });
         } else {
-            self.bounds.note(Table::Clients, 0, 0, |_| String::new());
+            self.programs.bounds.note(Table::Clients, 0, 0, |_| String::new());
         }
         let untracked = maps.counter(Event::Untracked.index())? as usize;
-        self.bounds.note(Table::Sockets, untracked, 0, |above| {
+        self.programs.bounds.note(Table::Sockets, untracked, 0, |above| {
             format!(
                 "{above} connections so far found no room in the table of sockets; each counts from the next audit that \
                  finds room for it"
@@ -172,7 +171,7 @@ impl Agent {
     pub(super) fn api_sockets(&mut self) -> Result<Vec<Socket>> {
         let config = &self.config.running;
         let (port, relay) = (config.api.port, config.cluster.relay_ports);
-        self.sockets.dump(&[port..=port, relay.first..=relay.last], &TcpState::IN_USE)
+        self.sockets.diag.dump(&[port..=port, relay.first..=relay.last], &TcpState::IN_USE)
     }
 
     pub(super) fn is_client(&self, address: IpAddr) -> bool {

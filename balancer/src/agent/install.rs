@@ -76,7 +76,7 @@ impl Agent {
                 info!("{error:#}");
             }
         }
-        if let Some(mute) = &self.mute
+        if let Some(mute) = &self.sockets.mute
             && let Err(error) = self.programs.data_path.maps.set_mute(mute)
         {
             warn!("{error:#}; {WITHOUT_MUTE}");

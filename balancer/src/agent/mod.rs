@@ -47,7 +47,6 @@ use tokio::{
 
 pub use self::start::Started;
 use self::{
-    bounds::Bounds,
     firewall::Looked,
     names::Names,
     off::Off,
@@ -83,7 +82,6 @@ use crate::{
         introspection::Connections,
         key::ClusterKey,
     },
-    operator::metrics::Board,
     operator::repeated::warn_repeated,
 };
 
@@ -146,20 +144,13 @@ struct Agent {
     balance: Balance,
     programs: Programs,
     gossip: Peers,
-    sockets: SockDiag,
-    /// While there are sockets that the programs will not see end.
-    ended: Option<Ended>,
-    resets: ResetSender,
-    mute: Option<Mute>,
+    sockets: Sockets,
     jujud: Jujud,
     inbox: Inbox,
     /// Why nothing is relayed.
     off: Off,
-    bounds: Bounds,
-    metrics: Board,
     shown: Shown,
     schedule: Schedule,
-    tasks: Tasks,
 }
 
 /// The configuration that is in force, and where it comes from.
@@ -198,6 +189,16 @@ struct Inbox {
     /// Why this host's firewall allows no relays.
     firewall: mpsc::Receiver<Looked>,
     firewall_question: watch::Sender<Question>,
+    tasks: Tasks,
+}
+
+/// The kernel's sockets: the list of them, their ends, and what the agent sends by itself.
+struct Sockets {
+    diag: SockDiag,
+    /// While there are sockets that the programs will not see end.
+    ended: Option<Ended>,
+    resets: ResetSender,
+    mute: Option<Mute>,
 }
 
 /// A relay that the agent has opened, its ends if it came so far, and whether it worked.
@@ -298,10 +299,10 @@ impl Agent {
         }
         notify::stopping();
         info!("ending; the data path stays at work (`balancer uninstall` removes it)");
-        let _: Result<(), _> = self.tasks.stop.send(true);
+        let _: Result<(), _> = self.inbox.tasks.stop.send(true);
         self.say_stops().await;
         self.gossip.shutdown().await;
-        for task in self.tasks.handles {
+        for task in self.inbox.tasks.handles {
             task.abort();
         }
         Ok(())
@@ -338,7 +339,7 @@ impl Agent {
             // jujud may have started after the agent.
             self.jujud.memory.seek();
             self.adapt_limit();
-            let told = self.ended.is_some();
+            let told = self.sockets.ended.is_some();
             self.schedule.audit = now + seeded::pause_after(now.elapsed(), self.count.is_due_soon(), told);
         }
         if now >= self.schedule.collect {

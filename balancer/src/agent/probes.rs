@@ -39,7 +39,7 @@ impl Agent {
         match self.open_probe(&probe) {
             Ok((socket, key)) => {
                 let prober = self.jujud.prober.clone();
-                self.tasks.beside.spawn(async move {
+                self.inbox.tasks.beside.spawn(async move {
                     let result = run(&probe, socket, &prober).await;
                     // The agent is ending where nobody listens.
                     let _: Result<(), _> =
@@ -85,7 +85,7 @@ impl Agent {
     pub(super) fn begin_knock(&self, name: String, from: IpAddr, to: IpAddr) {
         let results = self.inbox.finders.clone();
         let to = SocketAddr::new(to, self.config.running.api.port);
-        self.tasks.beside.spawn(async move {
+        self.inbox.tasks.beside.spawn(async move {
             let answered = answers(from, to).await;
             let _: Result<(), _> = results.send(Found::Knocked { name, answered }).await;
         });

@@ -12,7 +12,7 @@ use log::{info, warn};
 
 use super::{
     Agent,
-    bounds::Table,
+    bounds::{Bounds, Table},
     network::Network,
     repair::{self, Repair},
 };
@@ -47,6 +47,8 @@ pub(super) struct Programs {
     pub(super) grace_until_s: u32,
     /// The programs took the place of another version's, so relays may exist that they do not know.
     pub(super) upgraded: bool,
+    /// Tables that are full.
+    pub(super) bounds: Bounds,
 }
 
 impl Programs {
@@ -217,7 +219,7 @@ impl Agent {
             config.cluster.controllers.iter().map(|controller| self.cluster.slot_of(&controller.name));
         let slots: Vec<_> = slots.map(|slot| slot.unwrap_or(MAX_CONTROLLERS)).collect();
         let [count, room] = maps.set_address_classes(&address_classes(config, &slots))?;
-        self.bounds.note(Table::Networks, count, room, |above| {
+        self.programs.bounds.note(Table::Networks, count, room, |above| {
             format!(
                 "{above} of {count} networks and addresses are beyond the table of addresses, which takes {room}: \
                  api.exempt, then api.deny, do not hold for all that they name"
@@ -287,7 +289,7 @@ impl Agent {
 
     pub(super) fn write_devices(&mut self, api: &[Interface]) -> Result<()> {
         let (count, room) = self.programs.write_devices(api)?;
-        self.bounds.note(Table::Interfaces, count, room, |above| {
+        self.programs.bounds.note(Table::Interfaces, count, room, |above| {
             format!(
                 "{above} of {count} interfaces are beyond the table of interfaces: segments of clients behind those are \
                  not made to fit relays; restart the agent, which makes the table larger"

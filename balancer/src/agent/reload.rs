@@ -243,7 +243,7 @@ impl Agent {
             self.balance.membership_changed(now);
         }
         self.adapt_limit();
-        self.metrics.listen(&self.config.running.metrics);
+        self.shown.metrics.listen(&self.config.running.metrics);
         self.jujud.prober.set_own(&self.config.running.cluster.this().addresses);
         self.write_addresses()?;
         // Connections that are there may be clients' since, or no longer.
@@ -272,7 +272,7 @@ impl Agent {
             wanted.iter().zip(&indices).filter(|(_, slot)| slot.is_none()).map(|((name, _), _)| *name);
         let without = without.collect::<Vec<_>>().join(", ");
         let room = indices.iter().flatten().count();
-        self.bounds.note(Table::Controllers, wanted.len(), room, |_| {
+        self.programs.bounds.note(Table::Controllers, wanted.len(), room, |_| {
             format!(
                 "nothing is relayed to or from {without}: the balancer takes {MAX_CONTROLLERS} controllers, and each but \
                  this one needs a port of cluster.relay_ports; their clients are served where they dial"

@@ -31,7 +31,7 @@ impl Agent {
         }
         if *request == Request::StatusAll {
             let asking = self.ask_all(answer);
-            self.tasks.beside.spawn(asking);
+            self.inbox.tasks.beside.spawn(asking);
             return;
         }
         match self.listing(request) {

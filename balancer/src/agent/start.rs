@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use super::{
-    Agent, Configuration, Inbox, Jujud, Schedule, Tasks, bounds::Bounds, install::WITHOUT_MUTE, names::Names,
-    network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair, requests, tell::Shown,
-    view,
+    Agent, Configuration, Inbox, Jujud, Schedule, Sockets, Tasks, bounds::Bounds, install::WITHOUT_MUTE,
+    names::Names, network::Network, off::Off, programs::Programs, reload::Rereading, repair::Repair,
+    requests, tell::Shown, view,
 };
 use crate::{
     balance::{Balance, Limit, limits},
@@ -190,6 +190,7 @@ impl Agent {
         }
         handles.push(beside.spawn(forward_log(data_path.logger()?)));
         let metrics = Board::start(config.metrics.clone(), beside, &mut handles);
+        let tasks = Tasks { handles, stop, beside: beside.clone() };
         let mut config = Configuration {
             path,
             running: config,
@@ -219,20 +220,15 @@ impl Agent {
                 unnamed: Vec::new(),
                 grace_until_s: 0,
                 upgraded: false,
+                bounds: Bounds::default(),
             },
             gossip,
-            sockets,
-            ended: None,
-            resets,
-            mute,
+            sockets: Sockets { diag: sockets, ended: None, resets, mute },
             jujud: Jujud { health, connections, prober, memory },
-            inbox: Inbox { asked, found, finders, firewall, firewall_question },
+            inbox: Inbox { asked, found, finders, firewall, firewall_question, tasks },
             off: Off::default(),
-            bounds: Bounds::default(),
-            metrics,
-            shown: Shown::new(now, digest),
+            shown: Shown::new(now, digest, metrics),
             schedule: Schedule::new(now),
-            tasks: Tasks { handles, stop, beside: beside.clone() },
         };
         let listed = agent.config.running.cluster.clone();
         agent.config.running.cluster = agent.cluster.grouped(now, &listed);

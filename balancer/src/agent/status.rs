@@ -73,7 +73,7 @@ impl Agent {
             hard_limit: self.balance.admit(),
             controllers,
             not_relayed: self.not_relayed(),
-            bounds: self.bounds.sentences(),
+            bounds: self.programs.bounds.sentences(),
             exempt_connections: self.count.exempt_connections(&budget),
             relays: self.count.relays(),
             last_minute,
@@ -82,7 +82,7 @@ impl Agent {
             health: self.jujud.health.borrow().reason.clone(),
             jujud_connections: self.jujud.connections.borrow().clone(),
             balance: status::Balance { refuse_ratio, ..balance },
-            metrics_fault: self.metrics.fault(),
+            metrics_fault: self.shown.metrics.fault(),
             drift: self.count.drift(),
         };
         status.reasons = reasons(&status);

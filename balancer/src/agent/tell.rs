@@ -7,10 +7,11 @@ use log::log;
 use super::{Agent, all::own_view};
 use crate::{
     host::notify,
-    operator::repeated::warn_repeated,
     operator::{
         loud::{Loud, Refused},
+        metrics::Board,
         minute::{Counted, Minute},
+        repeated::warn_repeated,
         status::{LastMinute, headline},
     },
 };
@@ -19,6 +20,7 @@ use crate::{
 pub(super) struct Shown {
     minute: Minute,
     loud: Loud,
+    pub(super) metrics: Board,
     /// As systemd shows it.
     pub(super) headline: String,
     /// When the agent started.
@@ -34,10 +36,11 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn new(now: Instant, digest: String) -> Self {
+    pub(super) fn new(now: Instant, digest: String, metrics: Board) -> Self {
         Self {
             minute: Minute::default(),
             loud: Loud::new(now),
+            metrics,
             headline: String::new(),
             started: now,
             since_s: seconds(),
@@ -95,6 +98,6 @@ impl Agent {
             notify::status(&headline);
             self.shown.headline = headline;
         }
-        self.metrics.show(now, status);
+        self.shown.metrics.show(now, status);
     }
 }

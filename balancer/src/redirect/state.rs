@@ -10,9 +10,9 @@ use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{View, session::Shared};
-use crate::{
-    operator::control::{self, Connection, Request},
-    operator::repeated::warn_repeated,
+use crate::operator::{
+    control::{self, Connection, Request},
+    repeated::warn_repeated,
 };
 
 const INTERVAL: Duration = Duration::from_millis(500);

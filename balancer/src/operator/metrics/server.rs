@@ -31,8 +31,10 @@ use tokio::{
 use super::{Seen, encode};
 use crate::{
     config::Listen,
-    operator::control::{Place, SocketFile},
-    operator::repeated::warn_repeated,
+    operator::{
+        control::{Place, SocketFile},
+        repeated::warn_repeated,
+    },
 };
 
 /// Scrapes at a time; others wait in the kernel's backlog.
