@@ -9,9 +9,8 @@ use super::{
 };
 use crate::balance::Bypass;
 
-/// The reason that `status` here and at the other controllers tells, and the beginning by which they know it.
+/// The reason that `status` here and at the other controllers tells.
 const WHY: &str = "the operator has the balancer bypassed; `balancer on` ends that";
-pub(super) const BEGINS: &str = "the operator has the balancer bypassed";
 
 impl Agent {
     /// Before the settings are written: `before` as the programs have them.

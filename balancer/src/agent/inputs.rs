@@ -208,6 +208,7 @@ impl Agent {
             off: self.cluster.off(),
             leaving: false,
             farewells: self.cluster.farewells(),
+            bypassed: self.balance.bypass().is_on(),
             agent: self.about(),
         });
     }

@@ -8,7 +8,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Agent, boot_s,
-    bypass::BEGINS,
     requests::{self, Asked},
 };
 use crate::{
@@ -57,7 +56,7 @@ impl Agent {
             Known {
                 controller: self.peer_status(now, peer),
                 handshakes: report.map_or(0, |report| report.handshakes),
-                bypassed: report.is_some_and(|report| report.off.values().any(|why| why.starts_with(BEGINS))),
+                bypassed: report.is_some_and(|report| report.bypassed),
             }
         });
         Ok(View { api_port: config.api.port, controllers: std::iter::once(own).chain(peers).collect() })

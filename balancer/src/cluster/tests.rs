@@ -87,6 +87,7 @@ fn report(connections: u64) -> Report {
         off: BTreeMap::new(),
         leaving: false,
         farewells: BTreeSet::new(),
+        bypassed: false,
         agent: About::default(),
     }
 }

@@ -338,6 +338,7 @@ impl Agent {
             off: self.cluster.off(),
             leaving: false,
             farewells: self.cluster.farewells(),
+            bypassed: false,
             agent: About::default(),
         };
         (self.started, Rc::new(report))

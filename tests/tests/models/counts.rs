@@ -154,6 +154,7 @@ fn report(told: Told) -> Report {
         off: std::collections::BTreeMap::new(),
         leaving: false,
         farewells: std::collections::BTreeSet::new(),
+        bypassed: false,
         agent: About::default(),
     }
 }

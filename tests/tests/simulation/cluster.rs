@@ -247,6 +247,7 @@ impl Cluster {
             off: BTreeMap::new(),
             leaving: false,
             farewells: std::collections::BTreeSet::new(),
+            bypassed: false,
             agent: About::default(),
         };
         self.nodes[node].published = Some(report.clone());

@@ -71,6 +71,9 @@ pub struct Report {
     /// The controllers that are leaving and to which its programs relay nothing more.
     #[serde(default)]
     pub farewells: BTreeSet<String>,
+    /// Its operator has the balancer bypassed. [`Self::off`] says so in words.
+    #[serde(default)]
+    pub bypassed: bool,
     #[serde(default)]
     pub agent: About,
 }
@@ -133,6 +136,7 @@ impl Report {
             off: BTreeMap::new(),
             leaving: true,
             farewells: BTreeSet::new(),
+            bypassed: false,
             agent: About::default(),
         }
     }
@@ -240,6 +244,7 @@ pub(super) mod tests {
             off: BTreeMap::new(),
             leaving: true,
             farewells: BTreeSet::from(["c".to_owned()]),
+            bypassed: true,
             agent: About {
                 version: "0.1.0".to_owned(),
                 since_s: 1_700_000_000,
