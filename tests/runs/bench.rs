@@ -1,6 +1,7 @@
 //! Runs the bench as a user does: its figures are whole, no connection breaks, and nothing is left behind.
 #![expect(clippy::print_stdout, reason = "figures for the reader of a run")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -39,6 +40,17 @@ fn a_quick_run_has_every_figure_and_leaves_nothing_behind() -> Result<()> {
     ensure!(samples.len() == 2 * rows.len(), "one for each row and round: {}", samples.len());
     let page = fs::read_to_string(out.path().join("index.html"))?;
     ensure!(page.matches("<svg").count() == 2 * 6 + 4, "rate and CPU time of each task, and p99 of four");
+    let links: BTreeSet<&str> =
+        page.split("<a href=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    ensure!(links.len() == 2 * (2 * 6 + 4), "each plot as SVG and as PNG: {links:?}");
+    for link in links {
+        let contents = fs::read(out.path().join(link)).with_context(|| format!("no {link}"))?;
+        let (start, least): (&[u8], _) = match link.split_once('.') {
+            Some((_, "png")) => (b"\x89PNG", 2_000),
+            _ => (b"<svg ", 500),
+        };
+        ensure!(contents.starts_with(start) && contents.len() > least, "{link}: {} bytes", contents.len());
+    }
     for place in ["/run/netns", "/sys/fs/bpf", "/tmp"] {
         let names =
             fs::read_dir(place)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());

@@ -115,7 +115,8 @@ fn bench(ways: Vec<Way>, parts: &[Part], arguments: &Arguments) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes network namespaces: run it as root");
     // Known before minutes are spent.
     let out = &arguments.out;
-    fs::create_dir_all(out).with_context(|| format!("failed to make {}", out.display()))?;
+    let plots = out.join(report::PLOTS);
+    fs::create_dir_all(&plots).with_context(|| format!("failed to make {}", plots.display()))?;
     let noise = Noise::listen()?;
     let mut warnings: Vec<String> = noise.complaint().into_iter().collect();
     let ways = available(ways, &arguments.packages, &mut warnings);
@@ -144,13 +145,15 @@ fn bench(ways: Vec<Way>, parts: &[Part], arguments: &Arguments) -> Result<()> {
     let (rounds, window) = (plan.rounds, plan.window);
     let figures =
         Figures { quick: arguments.quick, rounds, window, kernel, noise, warnings, rows, samples, scale };
-    write(&out.join("bench.json"), &serde_json::to_string_pretty(&figures).context("no JSON")?)?;
+    write(&out.join("bench.json"), serde_json::to_string_pretty(&figures).context("no JSON")?.as_bytes())?;
     let sections = report::sections(&figures);
-    write(&out.join("index.html"), &report::html(&figures, &sections))?;
+    for (name, contents) in report::files(&figures, &sections)? {
+        write(&out.join(name), &contents)?;
+    }
     let mut terminal = stdout();
     write!(terminal, "{}", report::text(&figures, &sections))?;
     let seconds = started.elapsed().as_secs();
-    writeln!(terminal, "\ndone in {seconds} s; report: {}", out.join("index.html").display())?;
+    writeln!(terminal, "\ndone in {seconds} s; report: {}", out.join(report::PAGE).display())?;
     Ok(())
 }
 
@@ -162,8 +165,8 @@ fn progress(steps: usize) -> Result<ProgressBar> {
     Ok(bar)
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    fs::write(path, contents).with_context(|| format!("failed to write {}", path.display()))
 }
 
 impl Plan {

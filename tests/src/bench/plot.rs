@@ -1,15 +1,27 @@
-//! Horizontal bars with whiskers, as SVG.
+//! Horizontal bars with whiskers.
 
-use std::fmt::Write as _;
+use anyhow::Result;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::bench::figures::Spread;
+use crate::support::drawing::{Canvas, Drawing};
 
-/// All lengths are in the SVG's own units.
-const LABELS: f64 = 130.0;
-const WIDTH: f64 = 560.0;
-const NUMBERS: f64 = 90.0;
+const WIDTH: u32 = 780;
+const EDGE: f64 = 8.0;
+const TITLE: f64 = 34.0;
 const ROW: f64 = 22.0;
 const BAR: f64 = 14.0;
+/// Between a bar and text.
+const GAP: f64 = 8.0;
+/// Heights of text.
+const LARGE: u32 = 17;
+const SMALL: u32 = 14;
+
+pub const PAPER: RGBColor = WHITE;
+pub const INK: RGBColor = RGBColor(0x1c, 0x23, 0x30);
+pub const OURS: RGBColor = RGBColor(0x2f, 0x6f, 0xde);
+pub const THEIRS: RGBColor = RGBColor(0x9a, 0xa6, 0xbd);
 
 /// One value.
 pub struct Bar {
@@ -21,55 +33,102 @@ pub struct Bar {
     pub shown: String,
 }
 
-/// A drawing of bars from 0, the longest whisker as wide as the drawing.
-pub fn bars(bars: &[Bar]) -> String {
-    let most = bars.iter().map(|bar| bar.spread.high).fold(0.0, f64::max);
-    let length = |value: f64| if most > 0.0 { value / most * WIDTH } else { 0.0 };
-    let (mut top, mut body) = (0.0, String::new());
-    for bar in bars {
-        let Spread { median, low, high } = bar.spread;
-        let (middle, base) = (top + ROW / 2.0, top + ROW / 2.0 + 4.0);
-        let class = if bar.ours { "ours" } else { "theirs" };
-        let _ = writeln!(
-            body,
-            "<text x=\"{:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{}</text>\
-             <rect class=\"{class}\" x=\"{LABELS:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{BAR:.1}\"/>\
-             <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{base:.1}\">{}</text>",
-            LABELS - 8.0,
-            bar.label,
-            middle - BAR / 2.0,
-            length(median),
-            LABELS + length(low),
-            LABELS + length(high),
-            LABELS + length(high) + 8.0,
-            bar.shown,
-        );
-        top += ROW;
+/// Bars from 0, below a title; the longest whisker is as wide as the labels and the numbers leave.
+pub struct Bars<'a> {
+    pub title: String,
+    pub bars: &'a [Bar],
+}
+
+/// The share of the longest bar's length; nothing where a value is below 0, as a difference may be.
+fn share(value: f64, most: f64) -> f64 {
+    if most > 0.0 { (value / most).max(0.0) } else { 0.0 }
+}
+
+impl Drawing for Bars<'_> {
+    fn size(&self) -> (u32, u32) {
+        #[expect(clippy::cast_precision_loss, reason = "few bars")]
+        let rows = self.bars.len() as f64;
+        (WIDTH, (TITLE + rows * ROW + EDGE) as u32)
     }
-    let width = LABELS + WIDTH + NUMBERS;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {top:.0}\" width=\"{width:.0}\" \
-         role=\"img\">\n{body}</svg>\n"
-    )
+
+    fn draw<B: DrawingBackend<ErrorType: 'static>>(&self, canvas: &Canvas<B>) -> Result<()> {
+        let area = &canvas.area;
+        let [edge, gap, row, bar_height] = [EDGE, GAP, ROW, BAR].map(|length| canvas.length(length));
+        let title = canvas.font(LARGE).color(&INK);
+        area.draw(&Text::new(&*self.title, (edge, edge), title))?;
+        let small = canvas.font(SMALL);
+        let widest = |text: fn(&Bar) -> &str| -> Result<i32> {
+            let widths = self.bars.iter().map(|bar| small.box_size(text(bar)));
+            Ok(widths
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .map(|(width, _)| width as i32)
+                .max()
+                .unwrap_or(0))
+        };
+        let left = edge + widest(|bar| &bar.label)? + gap;
+        let length = canvas.length(WIDTH.into()) - edge - widest(|bar| &bar.shown)? - gap - left;
+        let most = self.bars.iter().map(|bar| bar.spread.high).fold(0.0, f64::max);
+        let at = |value: f64| left + (f64::from(length) * share(value, most)).round() as i32;
+        let text = |place| small.color(&INK).pos(Pos::new(place, VPos::Center));
+        let mut middle = canvas.length(TITLE) + row / 2;
+        for Bar { label, ours, spread, shown } in self.bars {
+            let (top, bottom) = (middle - bar_height / 2, middle + bar_height / 2);
+            let colour = if *ours { OURS } else { THEIRS };
+            area.draw(&Text::new(&**label, (left - gap, middle), text(HPos::Right)))?;
+            area.draw(&Rectangle::new([(left, top), (at(spread.median), bottom)], colour.filled()))?;
+            let whisker = vec![(at(spread.low), middle), (at(spread.high), middle)];
+            area.draw(&PathElement::new(whisker, INK.stroke_width(canvas.stroke(1))))?;
+            area.draw(&Text::new(&**shown, (at(spread.high) + gap, middle), text(HPos::Left)))?;
+            middle += row;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::support::drawing::{colour, png, svg};
+
+    fn bar(label: &str, median: f64, ours: bool) -> Bar {
+        let spread = Spread { median, low: median, high: median };
+        Bar { label: label.to_owned(), ours, spread, shown: "5".to_owned() }
+    }
+
+    /// The widths of all bars of a colour.
+    fn widths(drawn: &str, colour_of: RGBColor) -> Vec<u32> {
+        let fill = format!("fill=\"{}\"", colour(colour_of));
+        let rows = drawn.lines().filter(|line| line.starts_with("<rect") && line.contains(&fill));
+        let width = |line: &str| line.split("width=\"").nth(1)?.split('"').next()?.parse().ok();
+        rows.map(|line| width(line).expect("a width")).collect()
+    }
+
+    #[test]
+    fn bars_have_the_room_that_labels_leave() {
+        /// Label, value, and whether it is the balancer's.
+        type Given = (&'static str, f64, bool);
+        // The widths of the balancer's bars, and of the others: the longest ends before its number.
+        let rows: [(&[Given], [&[u32]; 2]); 4] = [
+            (&[("", 50.0, true), ("", 25.0, false)], [&[741], &[371]]),
+            (&[("relayed", 50.0, true), ("nft", 25.0, false)], [&[697], &[349]]),
+            (&[("200,000, 200,000 active", 50.0, true), ("nft", -25.0, true)], [&[594, 0], &[]]),
+            (&[("nft", 0.0, false)], [&[], &[0]]),
+        ];
+        for (bars, expected) in rows {
+            let bars: Vec<Bar> = bars.iter().map(|&(label, value, ours)| bar(label, value, ours)).collect();
+            let drawn = svg(&Bars { title: "p99, µs".to_owned(), bars: &bars }).expect("it is drawn");
+            assert_eq!([OURS, THEIRS].map(|colour| widths(&drawn, colour)), expected, "{drawn}");
+        }
+        assert!(png(&Bars { title: "nothing".to_owned(), bars: &[] }).is_ok());
+    }
 
     #[test]
     fn lengths_are_shares_of_the_longest_whisker() {
-        let bar = |median, high, ours| Bar {
-            label: "way".to_owned(),
-            ours,
-            spread: Spread { median, low: median, high },
-            shown: "5".to_owned(),
-        };
-        let drawn = bars(&[bar(50.0, 100.0, true), bar(25.0, 25.0, false)]);
-        assert!(drawn.contains("class=\"ours\" x=\"130.0\" y=\"4.0\" width=\"280.0\""), "{drawn}");
-        assert!(drawn.contains("class=\"theirs\" x=\"130.0\" y=\"26.0\" width=\"140.0\""), "{drawn}");
-        assert!(drawn.contains("viewBox=\"0 0 780 44\""), "{drawn}");
-        assert!(bars(&[bar(0.0, 0.0, true)]).contains("width=\"0.0\""), "no value is no division by zero");
+        for (value, most, expected) in
+            [(50.0, 100.0, 0.5), (100.0, 100.0, 1.0), (-5.0, 100.0, 0.0), (0.0, 0.0, 0.0), (-5.0, 0.0, 0.0)]
+        {
+            assert!((share(value, most) - expected).abs() < 1e-9, "{value} of {most}");
+        }
     }
 }

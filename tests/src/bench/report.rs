@@ -2,11 +2,18 @@
 
 use std::fmt::Write as _;
 
+use anyhow::{Context as _, Result};
+
 use crate::bench::Figures;
 use crate::bench::figures::{Row, Spread};
-use crate::bench::plot::{self, Bar};
+use crate::bench::plot::{Bar, Bars, INK, OURS, PAPER, THEIRS};
 use crate::bench::table::{Table, number};
 use crate::bench::ways::{Setting, WAYS, Way};
+use crate::support::drawing::{colour, links, png, svg};
+
+pub const PAGE: &str = "index.html";
+/// The directory of the plots beside the page.
+pub const PLOTS: &str = "plots";
 
 const STYLE: &str = "
 :root { --ink: #1c2330; --soft: #66708a; --rule: #d9deea; --ours: #2f6fde; --theirs: #9aa6bd; --paper: #fff; }
@@ -18,9 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 p.soft, figcaption { color: var(--soft); }
 p.warning { border-left: 4px solid #d9822b; padding: .3rem .8rem; }
-figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg .ours { fill: var(--ours); } svg .theirs { fill: var(--theirs); } svg line { stroke: var(--ink); }
+figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif; } figcaption { font-size: .85rem; }
 div.table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
@@ -48,11 +54,43 @@ pub fn sections(figures: &Figures) -> Vec<Section> {
     tasks.chain(figures.scale.sections()).collect()
 }
 
-pub fn html(figures: &Figures, sections: &[Section]) -> String {
+/// The page, and each of its plots as SVG and as PNG: names, and contents.
+pub fn files(figures: &Figures, sections: &[Section]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut page = head(figures);
+    let mut files = Vec::new();
+    for Section { title, about, plots, table } in sections {
+        let _ = writeln!(page, "<h2>{}</h2>", capital(title));
+        if !about.is_empty() {
+            let _ = writeln!(page, "<p class=\"soft\">{about}</p>");
+        }
+        for plot in plots {
+            let name = file_name(title, &plot.title);
+            let bars = Bars { title: format!("{}; {}", capital(title), plot.title), bars: &plot.bars };
+            let failed = || format!("failed to draw {name}");
+            let (drawn, picture) = (svg(&bars).with_context(failed)?, png(&bars).with_context(failed)?);
+            let _ = writeln!(page, "<figure>\n{drawn}<figcaption>{}</figcaption></figure>", links(&name));
+            files.extend([(format!("{name}.svg"), drawn.into_bytes()), (format!("{name}.png"), picture)]);
+        }
+        page += &table.html();
+    }
+    page += "</html>\n";
+    files.push((PAGE.to_owned(), page.into_bytes()));
+    Ok(files)
+}
+
+/// The page above the sections.
+fn head(figures: &Figures) -> String {
+    // The files have colours for white paper; the page's own drawings follow its theme.
+    let theme = [(PAPER, "paper"), (INK, "ink"), (OURS, "ours"), (THEIRS, "theirs")].map(|(drawn, name)| {
+        let drawn = colour(drawn);
+        let rule = |what| format!("svg [{what}=\"{drawn}\"] {{ {what}: var(--{name}); }}\n");
+        rule("fill") + &rule("stroke")
+    });
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>balancer: bench</title>\n<style>{STYLE}</style>\n<h1>The balancer beside other ways</h1>\n"
+         <title>balancer: bench</title>\n<style>{STYLE}{}</style>\n<h1>The balancer beside other ways</h1>\n",
+        theme.concat()
     );
     let _ = writeln!(
         page,
@@ -69,19 +107,15 @@ pub fn html(figures: &Figures, sections: &[Section]) -> String {
     }
     let is_there = |way: &&Way| figures.rows.iter().any(|row| row.way == way.name);
     let ways = WAYS.iter().filter(is_there).map(|way| vec![way.name.to_owned(), way.title.to_owned()]);
-    page += &Table::new(&["way", "from the client to a server"], ways).html();
-    for Section { title, about, plots, table } in sections {
-        let _ = writeln!(page, "<h2>{}</h2>", capital(title));
-        if !about.is_empty() {
-            let _ = writeln!(page, "<p class=\"soft\">{about}</p>");
-        }
-        for Plot { title, bars } in plots {
-            let drawn = plot::bars(bars);
-            let _ = writeln!(page, "<figure><figcaption>{title}</figcaption>\n{drawn}</figure>");
-        }
-        page += &table.html();
-    }
-    page + "</html>\n"
+    page + &Table::new(&["way", "from the client to a server"], ways).html()
+}
+
+/// Where a plot is, without the ending; what follows a colon in its title is left out.
+fn file_name(section: &str, plot: &str) -> String {
+    let what = plot.split(':').next().unwrap_or_default();
+    let plain = format!("{section} {what}").to_lowercase().replace('µ', "u");
+    let words = plain.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    format!("{PLOTS}/{}", words.collect::<Vec<_>>().join("-"))
 }
 
 /// All tables, and the warnings after them.
@@ -151,11 +185,28 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::bench::figures::{Sample, Task, rows};
     use crate::bench::machine::Noise;
     use crate::bench::scale::Scale;
     use crate::bench::wire::{Outcome, Work};
+
+    #[test]
+    fn files_are_called_after_what_they_show() {
+        for (section, plot, expected) in [
+            (
+                "requests on one connection",
+                "CPU µs each: less is better",
+                "requests-on-one-connection-cpu-us-each",
+            ),
+            ("to the server on 64 connections", "Gbit/s: more", "to-the-server-on-64-connections-gbit-s"),
+            ("../etc", "<a>\"&", "etc-a"),
+        ] {
+            assert_eq!(file_name(section, plot), format!("plots/{expected}"));
+        }
+    }
 
     #[test]
     fn a_page_has_a_section_for_each_task_and_a_row_for_each_way() {
@@ -180,7 +231,10 @@ mod tests {
             scale: Scale::default(),
         };
         let sections = sections(&figures);
-        let page = html(&figures, &sections);
+        let files = files(&figures, &sections).expect("plots are drawn");
+        let (last, plots) = files.split_last().expect("a page");
+        assert_eq!(last.0, PAGE);
+        let page = String::from_utf8(last.1.clone()).expect("text");
         for text in [
             "<h2>Requests on one connection</h2>",
             "<h2>From the server on 64 connections</h2>",
@@ -190,6 +244,17 @@ mod tests {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert_eq!(page.matches("<svg").count(), 5, "rates, CPU time, and the requests' p99");
+        let names: BTreeSet<&str> = plots.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names.len(), 2 * 5, "each plot has two files of its own: {names:?}");
+        for (name, contents) in plots {
+            assert!(page.contains(&format!("<a href=\"{name}\">")), "{name} in {page}");
+            let is_good = match name.split_once('.') {
+                Some((_, "svg")) => page.contains(&*String::from_utf8_lossy(contents)),
+                Some((_, "png")) => contents.starts_with(b"\x89PNG"),
+                _ => false,
+            };
+            assert!(is_good, "{name}: an SVG is on the page too, a PNG begins as one");
+        }
         assert_eq!(page.matches("<tr><td").count(), 2 + 4, "ways and rows");
         let text = text(&figures, &sections);
         assert!(text.starts_with("\nrequests on one connection\n  way      beside  "), "{text}");

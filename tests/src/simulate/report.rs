@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result};
 use plotters::prelude::*;
 
 use super::Compared;
 use super::measures::{BALANCED, Course};
 use super::rules::Rule;
 use super::scenario::Scenario;
+use crate::support::drawing::{Canvas, Drawing, links, png, svg};
 
 pub const PAGE: &str = "index.html";
 
@@ -70,17 +71,21 @@ pub fn table(compared: &[Compared]) -> String {
     text
 }
 
-/// The page and its plots, by name.
-pub fn files(compared: &[Compared], seed: u64) -> Result<Vec<(String, String)>> {
-    let mut files = vec![(PAGE.to_owned(), page(compared, seed))];
+/// The page, and each of its plots as SVG and as PNG: names, and contents.
+pub fn files(compared: &[Compared], seed: u64) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = vec![(PAGE.to_owned(), page(compared, seed).into_bytes())];
     for one in compared {
-        files.push((plot_name(&one.scenario), plot(one)?));
+        let name = plot_name(&one.scenario);
+        let failed = || format!("failed to draw {name}");
+        files.push((format!("{name}.svg"), svg(one).with_context(failed)?.into_bytes()));
+        files.push((format!("{name}.png"), png(one).with_context(failed)?));
     }
     Ok(files)
 }
 
+/// Without the ending.
 fn plot_name(scenario: &Scenario) -> String {
-    format!("{}-{}.svg", scenario.name, scenario.weights.len())
+    format!("{}-{}", scenario.name, scenario.weights.len())
 }
 
 fn page(compared: &[Compared], seed: u64) -> String {
@@ -112,8 +117,12 @@ fn page(compared: &[Compared], seed: u64) -> String {
             let row = cells(*rule, course).map(|cell| format!("<td>{cell}</td>")).concat();
             let _ = writeln!(text, "<tr>{row}</tr>");
         }
-        let _ =
-            writeln!(text, "</table>\n<p><img src=\"{}\" alt=\"excess over time\"></p>", plot_name(scenario));
+        let name = plot_name(scenario);
+        let _ = writeln!(
+            text,
+            "</table>\n<p><img src=\"{name}.svg\" alt=\"excess over time\"><br>{}</p>",
+            links(&name)
+        );
     }
     text.push_str("</html>\n");
     text
@@ -130,52 +139,51 @@ const COLOURS: [RGBColor; 7] = [
 ];
 
 /// The excess of all rules over time.
-fn plot(compared: &Compared) -> Result<String> {
-    let mut text = String::new();
-    {
-        let area = SVGBackend::with_string(&mut text, (1_000, 420)).into_drawing_area();
-        draw(&area, compared)
-            .map_err(|error| anyhow!("failed to draw {}: {error}", compared.scenario.name))?;
+impl Drawing for Compared {
+    fn size(&self) -> (u32, u32) {
+        (1_000, 420)
     }
-    Ok(text)
-}
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-
-fn draw(area: &Area<'_>, compared: &Compared) -> Result<(), Box<dyn std::error::Error>> {
-    area.fill(&WHITE)?;
-    let lines = || compared.courses.iter().flat_map(|(_, course)| &course.line);
-    let most = lines().map(|(_, percent)| *percent).fold(1.0, f64::max);
-    #[expect(clippy::cast_precision_loss, reason = "seconds")]
-    let length_s = compared.scenario.length_s as f64;
-    let mut chart = ChartBuilder::on(area)
-        .caption(format!("{}: excess, % of the share", title(&compared.scenario)), ("sans-serif", 18))
-        .margin(10)
-        .x_label_area_size(36)
-        .y_label_area_size(52)
-        .build_cartesian_2d(0.0..length_s * LEGEND, (LEAST..most * 1.2).log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc("seconds")
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| format!("{y}"))
-        .draw()?;
-    for ((rule, course), colour) in compared.courses.iter().zip(COLOURS) {
-        let width = if *rule == Rule::Ours { 3 } else { 1 };
-        let style = colour.stroke_width(width);
-        let points = course.line.iter().map(|&(at_s, percent)| (at_s, percent.max(LEAST)));
+    fn draw<B: DrawingBackend<ErrorType: 'static>>(&self, canvas: &Canvas<B>) -> Result<()> {
+        let lines = || self.courses.iter().flat_map(|(_, course)| &course.line);
+        let most = lines().map(|(_, percent)| *percent).fold(1.0, f64::max);
+        #[expect(clippy::cast_precision_loss, reason = "seconds")]
+        let length_s = self.scenario.length_s as f64;
+        let length = |length| canvas.length(length);
+        let mut chart = ChartBuilder::on(&canvas.area)
+            .caption(format!("{}: excess, % of the share", title(&self.scenario)), canvas.font(18))
+            .margin(length(10.0))
+            .x_label_area_size(length(36.0))
+            .y_label_area_size(length(52.0))
+            .build_cartesian_2d(0.0..length_s * LEGEND, (LEAST..most * 1.2).log_scale())?;
         chart
-            .draw_series(LineSeries::new(points, style))?
-            .label(rule.name())
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .label_style(canvas.font(12))
+            .set_all_tick_mark_size(length(5.0))
+            .x_desc("seconds")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y}"))
+            .draw()?;
+        let sample = length(18.0);
+        for ((rule, course), colour) in self.courses.iter().zip(COLOURS) {
+            let width = if *rule == Rule::Ours { 3 } else { 1 };
+            let style = colour.stroke_width(canvas.stroke(width));
+            let points = course.line.iter().map(|&(at_s, percent)| (at_s, percent.max(LEAST)));
+            chart
+                .draw_series(LineSeries::new(points, style))?
+                .label(rule.name())
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + sample, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(canvas.font(12))
+            .legend_area_size(length(30.0))
+            .margin(canvas.stroke(10))
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK)
+            .draw()?;
+        Ok(())
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
-    area.present()?;
-    Ok(())
 }

@@ -23,7 +23,7 @@ fn the_same_seed_gives_the_same_bytes() {
     let first = run(7);
     assert!(first == run(7), "two runs with seed 7 differ");
     assert!(first.0 != run(8).0, "seeds 7 and 8 give the same course");
-    assert_eq!(first.1.len(), 4, "a page and three plots");
+    assert_eq!(first.1.len(), 1 + 3 * 2, "a page, and three plots as SVG and as PNG");
 }
 
 /// The promise is a peak of at most the bound, max(1.5·√n, 1 % of the mean). The most of a thousand looks may pass it by a

@@ -4,6 +4,7 @@ pub mod bpffs;
 pub mod chance;
 pub mod cleanup;
 pub mod document;
+pub mod drawing;
 pub mod eventually;
 pub mod files;
 pub mod limits;
