@@ -182,6 +182,11 @@ fn older_connections_of_an_address_count_toward_its_limit_until_they_end() -> Re
     no_drift(&cluster)
 }
 
+/// Whether `found` are the `wanted` exempt connections, and at each controller one more at most: its agent's to jujud.
+fn besides_health(found: &[usize], wanted: &[usize]) -> bool {
+    found.iter().zip(wanted).all(|(found, wanted)| (*wanted..=wanted + 1).contains(found))
+}
+
 #[test]
 fn a_reload_exempts_connections_that_are_there() -> Result<()> {
     const CLIENTS: usize = 90;
@@ -209,7 +214,7 @@ fn a_reload_exempts_connections_that_are_there() -> Result<()> {
         SOON,
         "none counts",
         || Ok((counted(&cluster)?, exempt(&cluster)?)),
-        |found| *found == (vec![0; 3], open.clone()),
+        |(counts, found)| *counts == [0; 3] && besides_health(found, &open),
     )?;
     cluster.daemons[0].operate(&["drain", "--within", "1s"])?;
     std::thread::sleep(DRAINED);
@@ -222,7 +227,7 @@ fn a_reload_exempts_connections_that_are_there() -> Result<()> {
     ensure!(exact(&cluster, "all count again", CLIENTS)? == open);
     ensure!(cluster.fleet.close(CLIENTS, How::Fin)? == CLIENTS);
     exact(&cluster, "all have ended", 0)?;
-    wait_for(SOON, "no exempt ones are left", || exempt(&cluster), |found| *found == [0; 3])?;
+    wait_for(SOON, "no exempt ones are left", || exempt(&cluster), |found| besides_health(found, &[0; 3]))?;
     await_empty(&cluster, Duration::from_mins(1))?;
     no_drift(&cluster)
 }

@@ -11,8 +11,8 @@ use balancer_common::policy::shed::STALE_MS;
 pub(super) const TICK: Duration = Duration::from_millis(100);
 /// The same at rest.
 const REST: Duration = Duration::from_millis(250);
-/// Between two reports at rest.
-const RENEW: Duration = Duration::from_millis(500);
+/// Between two reports at rest: every second tick, which may come a little early.
+const RENEW: Duration = Duration::from_millis(450);
 // Nobody closes connections by a stale report, so an agent at rest must not let its own become stale.
 const _: () = assert!(RENEW.as_millis() + REST.as_millis() < STALE_MS as u128);
 /// The agent rests once nothing has moved for this long.
@@ -121,8 +121,8 @@ mod tests {
             (0, 1_900, 1_999, 7, true),
             (0, 2_000, 2_250, 7, false),
             (0, 2_000, 2_250, 8, true),
-            (0, 2_000, 2_499, 7, false),
-            (0, 2_000, 2_500, 7, true),
+            (0, 2_000, 2_449, 7, false),
+            (0, 2_000, 2_450, 7, true),
             (2_100, 2_000, 2_250, 7, true),
         ];
         for (moved, reported, now, load, wanted) in rows {

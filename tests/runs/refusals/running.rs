@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tests::cluster::judge::await_state;
 use tests::cluster::status::{connections, controllers, seen};
@@ -96,7 +96,9 @@ fn a_reload_applies_a_valid_configuration_and_ignores_an_invalid_one() -> Result
     // Those from before are exempt as well.
     let all = 60 + own.as_u64().unwrap_or(0);
     let status = cluster.daemons[0].await_status("all are exempt", |status| {
-        status["exempt_connections"] == all && seen(status, "a").is_ok_and(|one| one["connections"] == 0)
+        // And the agent's own one to jujud, at times.
+        [json!(all), json!(all + 1)].contains(&status["exempt_connections"])
+            && seen(status, "a").is_ok_and(|one| one["connections"] == 0)
     })?;
     println!("after the reload: {} exempt, drift {}", status["exempt_connections"], status["drift"]);
     ensure!(status["drift"] == 0, "{status}");

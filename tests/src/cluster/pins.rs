@@ -66,7 +66,10 @@ pub fn tables(pins: &Path) -> Result<BTreeMap<String, usize>> {
     for name in [map::LIVE, map::HALF_OPEN] {
         tables.insert(name.to_owned(), records::<Tuple, Flow>(pins, name)?.len());
     }
-    tables.insert(map::TRACKED.to_owned(), records::<u64, Tracked>(pins, map::TRACKED)?.len());
+    // Not the exempt ones: an agent's own connection to jujud is one of them.
+    let clients = records::<u64, Tracked>(pins, map::TRACKED)?;
+    let clients = clients.iter().filter(|(_, tracked)| tracked.client != 0);
+    tables.insert(map::TRACKED.to_owned(), clients.count());
     Ok(tables)
 }
 

@@ -98,6 +98,18 @@ fn views_converge_with_30_percent_loss() {
     each_seed(8, |seed| lossy(seed, 0.3, ms(800)));
 }
 
+#[test]
+fn nobody_at_rest_dies_of_30_percent_loss() {
+    each_seed(8, |seed| {
+        let mut cluster = started(seed, FAR);
+        cluster.run(ms(4_000));
+        cluster.air_loses(0.3);
+        cluster.run(ms(30_000));
+        cluster.nobody_died(Duration::ZERO);
+        cluster.course()
+    });
+}
+
 /// Partitions `these` from the rest for a while.
 fn partitioned(seed: u64, these: &[usize]) -> String {
     let those: Vec<_> = everybody().into_iter().filter(|node| !these.contains(node)).collect();

@@ -7,7 +7,7 @@ use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig
 use log::{debug, error};
 use tokio::{
     sync::{oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -26,12 +26,16 @@ const GOSSIP_EVERY: Duration = Duration::from_millis(100);
 pub(super) const PUSH_EVERY: Duration = Duration::from_millis(10);
 /// A peer that has sent nothing for this long gets a message even if chitchat takes it for dead.
 pub(super) const SOUGHT_AFTER: Duration = Duration::from_millis(500);
+/// Between two of these messages.
+const SEEK_EVERY: Duration = Duration::from_millis(100);
 /// Most of them that get one at the same time.
 const SOUGHT: usize = 32;
 /// chitchat keeps the state of a dead controller for this long: past a restart, but not much longer.
 const DEAD_GRACE: Duration = Duration::from_mins(1);
 // chitchat must forget first, or it would bring a forgotten start back.
 const _: () = assert!(FORGOTTEN_AFTER.as_secs() >= DEAD_GRACE.as_secs() + 5);
+/// At rest peers are judged whenever chitchat has taken in a message, when one of them is about to die, and so often.
+const JUDGE_AT_REST: Duration = Duration::from_millis(250);
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 const REPORT_KEY: &str = "report";
 
@@ -87,10 +91,7 @@ impl Driver {
             .await;
         let ended = handle.termination_watcher();
         tokio::pin!(ended);
-        let mut ticks = interval(JUDGE_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pauses = Pauses::new(host::now());
-        let mut round = 0_u32;
+        let mut rounds = Rounds::new(host::now());
         let mut is_due = self.outgoing.borrow().is_some();
         let mut due_at = Instant::now();
         loop {
@@ -108,13 +109,7 @@ impl Driver {
                     self.push(&handle).await?;
                     due_at = Instant::now() + PUSH_EVERY;
                 }
-                _ = ticks.tick() => {
-                    self.judge(&handle, &mut pauses).await;
-                    if round.is_multiple_of(2) {
-                        seek(&handle, &in_turn(&self.shared.addresses(true), round / 2))?;
-                    }
-                    round = round.wrapping_add(1);
-                }
+                () = self.shared.round_is_due(&rounds) => self.judge(&handle, &mut rounds).await?,
             }
         }
         if let Err(error) = handle.shutdown().await {
@@ -136,12 +131,13 @@ impl Driver {
         handle.with_chitchat(|chitchat| chitchat.self_node_state().set(REPORT_KEY, &text)).await;
         if self.pushed.as_ref().is_none_or(|pushed| report.is_news_after(pushed)) {
             self.pushed = Some(report);
+            self.shared.link.rhythm().hurry(host::now());
             seek(handle, &self.shared.addresses(false))?;
         }
         Ok(())
     }
 
-    async fn judge(&self, handle: &ChitchatHandle, pauses: &mut Pauses) {
+    async fn judge(&self, handle: &ChitchatHandle, rounds: &mut Rounds) -> Result<()> {
         let heartbeats = handle
             .with_chitchat(|chitchat| {
                 let states = chitchat.node_states().iter();
@@ -149,7 +145,45 @@ impl Driver {
             })
             .await;
         let now = host::now();
-        self.shared.judge(&heartbeats, pauses.since_last(now), now);
+        let death = self.shared.judge(&heartbeats, rounds.pauses.since_due(now), now);
+        let silent = self.shared.addresses(true);
+        rounds.rests = silent.is_empty() && self.shared.link.rhythm().rests(now);
+        let next = if rounds.rests {
+            death.map_or(now + JUDGE_AT_REST, |death| death.clamp(now, now + JUDGE_AT_REST))
+        } else {
+            now + JUDGE_EVERY
+        };
+        rounds.pauses.await_next(next);
+        if now < rounds.seek_at {
+            return Ok(());
+        }
+        rounds.seek_at = now + SEEK_EVERY;
+        rounds.sought = rounds.sought.wrapping_add(1);
+        seek(handle, &in_turn(&silent, rounds.sought))
+    }
+}
+
+/// The rounds in which peers are judged, and silent ones sought.
+struct Rounds {
+    pauses: Pauses,
+    /// Whether nothing happens, and every peer is heard.
+    rests: bool,
+    seek_at: std::time::Instant,
+    sought: u32,
+}
+
+impl Rounds {
+    fn new(now: std::time::Instant) -> Self {
+        Self { pauses: Pauses::new(now), rests: false, seek_at: now, sought: 0 }
+    }
+}
+
+impl Shared {
+    async fn round_is_due(&self, rounds: &Rounds) {
+        tokio::select! {
+            () = sleep_until(rounds.pauses.due().into()) => {}
+            () = self.link.taken_in.notified(), if rounds.rests => {}
+        }
     }
 }
 
@@ -167,7 +201,8 @@ fn seek(handle: &ChitchatHandle, addresses: &[SocketAddr]) -> Result<()> {
 }
 
 /// chitchat's own detector only chooses its partners for gossip (see `heartbeat`). With five samples and a prior as
-/// heavy, its mean interval cannot fall below 50 ms however often changes are pushed: dead after 1.0 to 2.0 s at phi 20.
+/// heavy, its mean interval cannot fall below 50 ms however often changes are pushed: dead after 1.0 to 2.0 s at phi 20, and
+/// at rest after 4 s.
 fn chitchat_config(chitchat_id: ChitchatId, listen_addr: SocketAddr, cluster_id: &str) -> ChitchatConfig {
     ChitchatConfig {
         chitchat_id,

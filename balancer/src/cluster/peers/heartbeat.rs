@@ -20,8 +20,8 @@ pub(super) const JUDGE_EVERY: Duration = Duration::from_millis(50);
 /// After this long a silence, the number of the peer's last start is forgotten. A host numbers its starts by its clock:
 /// once a clock that was ahead is set back, the next start has a lower number and would never be heard.
 pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_secs(70);
-/// A longer gap between two calls is this host's own pause, and counts against no peer.
-const STALLED: Duration = Duration::from_millis(500);
+/// A round of judging that is later than this shows a pause of this host's own, which counts against no peer.
+const STALLED: Duration = Duration::from_millis(450);
 
 #[derive(Debug, Default)]
 pub(super) struct Heartbeat {
@@ -69,6 +69,12 @@ impl Heartbeat {
         std::mem::replace(&mut self.alive, alive) != alive
     }
 
+    /// When it dies if nothing is heard of it until then.
+    pub(super) fn dies_at(&self) -> Option<Instant> {
+        let (moved, heard) = (self.moved_at? + DEAD_AFTER, self.heard_at? + HEARD_WITHIN);
+        self.alive.then_some(moved.min(heard))
+    }
+
     /// Leaves out of the silence a `pause` in which this host did not listen.
     pub(super) fn forgive(&mut self, pause: Duration) {
         if let Some((_, at)) = &mut self.newest {
@@ -84,18 +90,29 @@ impl Heartbeat {
 /// Tells this host's own pauses from its peers' silence.
 #[derive(Debug)]
 pub(super) struct Pauses {
-    judged_at: Instant,
+    due: Instant,
 }
 
 impl Pauses {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { judged_at: now }
+    /// The first round of judging is due at `due`.
+    pub(super) fn new(due: Instant) -> Self {
+        Self { due }
+    }
+
+    /// When the next round of judging is due.
+    pub(super) fn due(&self) -> Instant {
+        self.due
     }
 
     /// The time to forgive every peer, if any. Call it before each round of judging.
-    pub(super) fn since_last(&mut self, now: Instant) -> Option<Duration> {
-        let gap = now.saturating_duration_since(std::mem::replace(&mut self.judged_at, now));
-        (gap > STALLED).then(|| gap.saturating_sub(JUDGE_EVERY))
+    pub(super) fn since_due(&self, now: Instant) -> Option<Duration> {
+        let late = now.saturating_duration_since(self.due);
+        (late > STALLED).then_some(late)
+    }
+
+    /// Call it after each round of judging: the next one is due at `due`.
+    pub(super) fn await_next(&mut self, due: Instant) {
+        self.due = due;
     }
 }
 
@@ -165,13 +182,34 @@ mod tests {
     }
 
     #[test]
-    fn only_a_gap_beyond_half_a_second_is_an_own_pause() {
-        let rows = [(0, None), (50, None), (500, None), (501, Some(451)), (10_000, Some(9_950))];
-        for (gap, forgiven) in rows {
-            let start = Instant::now();
+    fn only_a_round_that_comes_much_too_late_is_an_own_pause() {
+        let start = Instant::now();
+        let rows = [(0, None), (200, None), (650, None), (651, Some(451)), (10_000, Some(9_800))];
+        for (at, forgiven) in rows {
             let mut pauses = Pauses::new(start);
-            assert_eq!(pauses.since_last(start + ms(gap)), forgiven.map(ms), "{gap} ms");
-            assert_eq!(pauses.since_last(start + ms(gap)), None, "{gap} ms, told once");
+            pauses.await_next(start + ms(200));
+            assert_eq!(pauses.since_due(start + ms(at)), forgiven.map(ms), "{at} ms");
+            pauses.await_next(start + ms(at + 50));
+            assert_eq!(pauses.since_due(start + ms(at)), None, "{at} ms, told once");
+        }
+    }
+
+    #[test]
+    fn a_peer_dies_at_the_time_that_is_told() {
+        let start = Instant::now();
+        // Milliseconds of its last move and of its last own datagram, and when it dies.
+        let rows = [(1_000, 1_000, 2_300), (1_000, 200, 2_200), (1_000, 900, 2_300)];
+        for (moved, heard, dies) in rows {
+            let mut peer = Heartbeat::default();
+            assert_eq!(peer.dies_at(), None);
+            peer.observe(1, 1, start);
+            peer.observe(1, 2, start + ms(moved));
+            peer.hear(Some(start + ms(heard)));
+            assert!(peer.judge(start + ms(moved)));
+            assert_eq!(peer.dies_at(), Some(start + ms(dies)), "{moved} {heard}");
+            assert!(!peer.judge(start + ms(dies - 1)), "{moved} {heard}");
+            assert!(peer.judge(start + ms(dies)), "{moved} {heard}");
+            assert_eq!(peer.dies_at(), None, "it is dead");
         }
     }
 }

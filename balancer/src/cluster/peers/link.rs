@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Result, ensure};
 use chitchat::{ChitchatMessage, Deserializable};
 use log::{debug, info, warn};
+use tokio::sync::Notify;
 
 use super::{
     counters::{SyncCounters, SyncDrop},
@@ -25,6 +26,7 @@ use super::{
     keys::{Keys, OLD_KEYS},
     lock,
     members::{Roster, handle},
+    rhythm::Rhythm,
     seal::{Header, MAX_PARTS, MemberId, PART},
     talk::{Aside, Talk},
 };
@@ -50,6 +52,9 @@ pub(super) struct Link {
     pub(super) counters: SyncCounters,
     strangers: Throttle,
     pub(super) talk: Talk,
+    rhythm: Mutex<Rhythm>,
+    /// chitchat has taken in a message.
+    pub(super) taken_in: Notify,
     wrong_key: Throttle,
     clock_skew: Throttle,
     #[cfg(test)]
@@ -97,6 +102,8 @@ impl Link {
             counters: SyncCounters::default(),
             strangers: Throttle::default(),
             talk: Talk::default(),
+            rhythm: Mutex::new(Rhythm::new(host::now())),
+            taken_in: Notify::new(),
             wrong_key: Throttle::default(),
             clock_skew: Throttle::default(),
             #[cfg(test)]
@@ -110,6 +117,10 @@ impl Link {
 
     pub(super) fn clock(&self) -> Clock {
         Clock { now: host::now(), wall_ms: self.since_epoch().as_millis() as u64 }
+    }
+
+    pub(super) fn rhythm(&self) -> MutexGuard<'_, Rhythm> {
+        lock(&self.rhythm)
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {

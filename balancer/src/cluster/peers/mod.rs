@@ -1,10 +1,10 @@
 //! Peer sync: each controller publishes a [`Report`], and sees the others' reports and whether they are alive.
 //!
-//! chitchat spreads the reports (`gossip`: a round every 100 ms, and a push when something changed) over a link of our
-//! own: `seal` makes and opens datagrams, `keys` chooses the key, `link` sends and judges them, `members` knows the
-//! controllers and their addresses. `report` checks a report, `heartbeat` decides which peers are alive, and `views` holds the
-//! result. Peers have the cluster's key. They are trusted to speak for themselves and to pass on reports of others, but
-//! not to be free of faults: every number is checked.
+//! chitchat spreads the reports (`gossip`: a round every 100 ms, fewer at rest as `rhythm` says, and a push when something
+//! changed) over a link of our own: `seal` makes and opens datagrams, `keys` chooses the key, `link` sends and judges them,
+//! `members` knows the controllers and their addresses. `report` checks a report, `heartbeat` decides which peers are alive,
+//! and `views` holds the result. Peers have the cluster's key. They are trusted to speak for themselves and to pass on
+//! reports of others, but not to be free of faults: every number is checked.
 
 mod counters;
 mod gossip;
@@ -18,6 +18,7 @@ mod offline;
 mod parts;
 mod replay;
 mod report;
+mod rhythm;
 mod seal;
 mod talk;
 #[cfg(test)]
@@ -248,17 +249,27 @@ impl Shared {
         }
     }
 
-    fn judge(&self, heartbeats: &[(ChitchatId, u64)], pause: Option<Duration>, now: Instant) {
+    /// Returns when the next controller dies if it is not heard until then.
+    fn judge(
+        &self,
+        heartbeats: &[(ChitchatId, u64)],
+        pause: Option<Duration>,
+        now: Instant,
+    ) -> Option<Instant> {
         let heartbeats =
             heartbeats.iter().map(|(node, number)| (&*node.node_id, node.generation_id, *number));
         let heard = |name: &str| self.link.roster().heard_at(MemberId::of(name));
-        let changed = lock(&self.views).judge(heartbeats, heard, pause, now);
+        let (changed, next) = {
+            let mut views = lock(&self.views);
+            (views.judge(heartbeats, heard, pause, now), views.next_death())
+        };
         for (name, alive) in &changed {
             info!("controller {name} {}", if *alive { "is alive" } else { "is not heard" });
         }
         if !changed.is_empty() {
             self.wake();
         }
+        next
     }
 
     /// The addresses of the peers that have sent nothing for [`SOUGHT_AFTER`], and those of which no agent is known; or the

@@ -179,6 +179,11 @@ impl Views {
         self.by_name.retain(|name, _| !gone.contains(name));
         changed
     }
+
+    /// When the next controller dies if it is not heard until then.
+    pub(super) fn next_death(&self) -> Option<Instant> {
+        self.by_name.values().filter_map(|view| view.heartbeat.dies_at()).min()
+    }
 }
 
 #[cfg(test)]

@@ -35,8 +35,23 @@ pub(super) const LIMIT: Duration = Duration::from_secs(1);
 
 /// Bytes that fill two packets of an Ethernet.
 const FULL: usize = 3_000;
+/// A check in so many opens a connection: one handshake of TLS costs as much as many questions on a connection that is
+/// open, and only a new connection shows that the server takes more. After a check that fails the next one opens one.
+const CHECKS: u32 = 4;
+/// A connection outlives its last check for as long as an answer may take.
+const KEPT: Duration =
+    Duration::from_millis(INTERVAL.as_millis() as u64 * CHECKS as u64 + LIMIT.as_millis() as u64);
 /// How long an answer of an unknown protocol is waited for.
 const QUIET: Duration = Duration::from_millis(300);
+
+type Sender = http1::SendRequest<Empty<Bytes>>;
+
+/// A connection to the server, for the checks that are to come.
+pub(super) struct Kept {
+    pub(super) sender: Sender,
+    /// So many.
+    checks: u32,
+}
 
 pub struct Prober {
     mode: Mode,
@@ -64,21 +79,37 @@ impl Prober {
 
     /// One check, which takes a second at most.
     pub async fn check(&self) -> HealthCheck {
+        self.check_on(&mut None, 1).await
+    }
+
+    /// The same on the connection `kept`, if that is open; else on a new one, which is kept for `checks` in all.
+    pub(super) async fn check_on(&self, kept: &mut Option<Kept>, checks: u32) -> HealthCheck {
+        let before = kept.take();
         let checking = async {
             match self.mode {
-                Mode::None => Ok(HealthCheck::Ready("not checked (api.health is \"none\")".into())),
+                Mode::None => Ok((HealthCheck::Ready("not checked (api.health is \"none\")".into()), None)),
                 Mode::Tcp => self.connect().await.map(|stream| match stream {
-                    Some(_) => HealthCheck::Ready("the port accepts connections".into()),
-                    None => HealthCheck::Refused,
+                    Some(_) => (HealthCheck::Ready("the port accepts connections".into()), None),
+                    None => (HealthCheck::Refused, None),
                 }),
-                Mode::Https => match self.connect().await? {
-                    Some(stream) => self.ask(stream, 0).await,
-                    None => Ok(HealthCheck::Refused),
-                },
+                Mode::Https => {
+                    if let Some(before) = before
+                        && let Some((check, kept)) = ask_again(before).await
+                    {
+                        return Ok((check, kept));
+                    }
+                    match self.connect().await? {
+                        Some(stream) => self.ask(stream, 0, checks).await,
+                        None => Ok((HealthCheck::Refused, None)),
+                    }
+                }
             }
         };
         match timeout(LIMIT, checking).await {
-            Ok(Ok(check)) => check,
+            Ok(Ok((check, after))) => {
+                *kept = after.filter(|_| matches!(check, HealthCheck::Ready(_)));
+                check
+            }
             Ok(Err(reason)) => HealthCheck::Failed(reason),
             Err(_) => HealthCheck::Failed(format!("no answer within {} s", LIMIT.as_secs())),
         }
@@ -99,7 +130,7 @@ impl Prober {
     /// Whether `stream`, a relay to another controller, carries full packets both ways.
     pub async fn carries(&self, mut stream: TcpStream) -> Result<(), String> {
         if self.mode == Mode::Https {
-            return self.ask(stream, FULL).await.map(drop);
+            return self.ask(stream, FULL, 1).await.map(drop);
         }
         // Nobody knows the protocol: that the connection has opened must do, and is all that can be asked.
         let failed = |error: io::Error| error.to_string();
@@ -110,8 +141,14 @@ impl Prober {
         }
     }
 
-    /// Asks for the health, in a request that is `padding` bytes longer than it must be.
-    async fn ask(&self, stream: TcpStream, padding: usize) -> Result<HealthCheck, String> {
+    /// Asks for the health, in a request that is `padding` bytes longer than it must be. Returns the connection too, if it
+    /// is for more than one of `checks`.
+    async fn ask(
+        &self,
+        stream: TcpStream,
+        padding: usize,
+        checks: u32,
+    ) -> Result<(HealthCheck, Option<Kept>), String> {
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| format!("{SERVER_NAME}: {error}"))?;
         let stream = self
             .tls
@@ -121,13 +158,8 @@ impl Prober {
         let failed = |error: hyper::Error| format!("GET /health failed: {error}");
         let (mut sender, connection) =
             http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.map_err(failed)?;
-        let mut request =
-            Request::get("/health").header(header::HOST, SERVER_NAME).header(header::CONNECTION, "close");
-        if padding > 0 {
-            request = request.header("x-padding", "0".repeat(padding));
-        }
         let request =
-            request.body(Empty::new()).map_err(|error| format!("failed to build GET /health: {error}"))?;
+            question(padding, checks).map_err(|error| format!("failed to build GET /health: {error}"))?;
         let mut connection = Box::pin(connection.without_shutdown());
         let mut answer = std::pin::pin!(sender.send_request(request));
         let (answer, ended) = tokio::select! {
@@ -138,18 +170,19 @@ impl Prober {
                 Err(error) => return Err(failed(ended.err().unwrap_or(error))),
             },
         };
-        let status = answer.status();
-        tokio::spawn(timeout(LIMIT, async move {
+        let check = check_of(answer.status());
+        let life = if checks > 1 { KEPT } else { LIMIT };
+        tokio::spawn(timeout(life, async move {
             let rest = async move { if let Some(ended) = ended { ended } else { connection.await } };
             read_to_end(answer.into_body(), rest).await;
         }));
-        let reason = format!("GET /health answered {}", status.as_u16());
-        Ok(if status == StatusCode::OK { HealthCheck::Ready(reason) } else { HealthCheck::Failed(reason) })
+        Ok((check, (checks > 1).then(|| Kept { sender, checks: checks - 1 })))
     }
 
     /// Checks until the last receiver is dropped; logs and publishes changes only.
     pub async fn watch(self: Arc<Self>, publish: watch::Sender<Health>) {
         let mut readiness = Readiness::new();
+        let mut kept = None;
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -158,7 +191,7 @@ impl Prober {
                 () = publish.closed() => return,
             }
             let before = readiness.health().ready;
-            if readiness.observe(&self.check().await) {
+            if readiness.observe(&self.check_on(&mut kept, CHECKS).await) {
                 let health = readiness.health().clone();
                 match (before, health.ready) {
                     (false, true) => info!("the API server is ready: {}", health.reason),
@@ -172,14 +205,46 @@ impl Prober {
     }
 }
 
+/// A request for the health on a connection that is for so many `checks` from this one on.
+fn question(padding: usize, checks: u32) -> hyper::http::Result<Request<Empty<Bytes>>> {
+    let mut request = Request::get("/health").header(header::HOST, SERVER_NAME);
+    if checks <= 1 {
+        request = request.header(header::CONNECTION, "close");
+    }
+    if padding > 0 {
+        request = request.header("x-padding", "0".repeat(padding));
+    }
+    request.body(Empty::new())
+}
+
+/// Asks on a connection from before; `None`: it has ended, which says nothing about the server.
+async fn ask_again(before: Kept) -> Option<(HealthCheck, Option<Kept>)> {
+    let Kept { mut sender, checks } = before;
+    if !sender.is_ready() {
+        return None;
+    }
+    let answer = sender.send_request(question(0, checks).ok()?).await.ok()?;
+    let check = check_of(answer.status());
+    tokio::spawn(timeout(LIMIT, read(answer.into_body())));
+    Some((check, (checks > 1).then(|| Kept { sender, checks: checks - 1 })))
+}
+
+fn check_of(status: StatusCode) -> HealthCheck {
+    let reason = format!("GET /health answered {}", status.as_u16());
+    if status == StatusCode::OK { HealthCheck::Ready(reason) } else { HealthCheck::Failed(reason) }
+}
+
+async fn read(mut body: Incoming) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
 /// Reads until the server hangs up. Closing earlier would reset the connection while the server still writes (seen on
 /// slow hosts), and connection tracking may call a reset invalid that crosses the server's FIN.
 async fn read_to_end(
-    mut body: Incoming,
+    body: Incoming,
     connection: impl Future<Output = hyper::Result<Parts<TokioIo<TlsStream<TcpStream>>>>>,
 ) {
-    let body = async move { while let Some(Ok(_)) = body.frame().await {} };
-    let ((), ended) = tokio::join!(body, connection);
+    let ((), ended) = tokio::join!(read(body), connection);
     if let Ok(parts) = ended {
         let mut stream = parts.io.into_inner();
         let mut rest = [0; 512];

@@ -83,6 +83,18 @@ fn the_servers_answer_is_read_to_its_end() {
     });
 }
 
+fn acceptor() -> TlsAcceptor {
+    let key = rcgen::generate_simple_self_signed([SERVER_NAME.to_string()]).unwrap();
+    let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], private)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 /// A TLS server that answers every request with one status; 0 means never.
 struct Server {
     status: Arc<AtomicU16>,
@@ -94,15 +106,7 @@ struct Server {
 
 impl Server {
     async fn start(address: &str, status: u16) -> Self {
-        let key = rcgen::generate_simple_self_signed([SERVER_NAME.to_string()]).unwrap();
-        let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![key.cert.der().clone()], private)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor();
         let listener = TcpListener::bind(address).await.unwrap();
         let status = Arc::new(AtomicU16::new(status));
         let requests = Arc::new(AtomicUsize::new(0));
@@ -211,5 +215,59 @@ fn changes_are_published_and_the_watch_ends_with_its_reader() {
         drop(health);
         timeout(limit, watcher).await.unwrap().unwrap();
         server.task.abort();
+    });
+}
+
+/// A TLS server that answers every request of a connection. Returns the listener's task, and the connections and requests
+/// so far.
+async fn keeping_server() -> (JoinHandle<()>, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let acceptor = acceptor();
+    let listener = TcpListener::bind("127.0.0.1:17070").await.unwrap();
+    let counts = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (connections, requests) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+    let task = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (acceptor, requests) = (acceptor.clone(), Arc::clone(&requests));
+            connections.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut request = vec![0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut request).await {
+                    requests.fetch_add(1, Ordering::Relaxed);
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+                    if String::from_utf8_lossy(&request[..length]).contains("connection: close") {
+                        stream.shutdown().await.unwrap();
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (task, counts.0, counts.1)
+}
+
+#[test]
+fn some_checks_in_a_row_share_a_connection() {
+    run_in_namespace(async || {
+        let (server, connections, requests) = keeping_server().await;
+        let prober = Prober::new(Mode::Https, 17070, &[]);
+        let mut kept = None;
+        let so_far = || (connections.load(Ordering::Relaxed), requests.load(Ordering::Relaxed));
+        for (check, expected) in [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5)].into_iter().enumerate() {
+            let checked = prober.check_on(&mut kept, 2).await;
+            assert_eq!(checked, HealthCheck::Ready("GET /health answered 200".into()), "check {check}");
+            assert_eq!(so_far(), expected, "check {check}");
+            // The answer's body is read beside.
+            if let Some(kept) = &mut kept {
+                kept.sender.ready().await.unwrap();
+            }
+        }
+        // Nothing listens any more, but the connection from before answers: that is noticed when it has had its checks.
+        server.abort();
+        let _ = server.await;
+        assert!(matches!(prober.check_on(&mut kept, 2).await, HealthCheck::Ready(_)));
+        assert_eq!(prober.check_on(&mut kept, 2).await, HealthCheck::Refused);
+        assert_eq!(prober.check_on(&mut kept, 2).await, HealthCheck::Refused);
     });
 }

@@ -1,4 +1,4 @@
-//! One HTTP request on a connection: a page, or the start of a websocket.
+//! The HTTP requests on a connection: one for a page, some for pages that keep it open, or the start of a websocket.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -23,8 +23,14 @@ pub(super) fn page(status: StatusCode, body: impl Into<String>) -> Response<Stri
     page
 }
 
-/// Answers one request by a [`page`], or by a switch of protocols. Returns `io`, still open, and the bytes that came
-/// after the request.
+/// `page`, after which the connection stays open for more, as at jujud; unless the client does not want that.
+pub(super) fn kept(mut page: Response<String>) -> Response<String> {
+    page.headers_mut().remove(CONNECTION);
+    page
+}
+
+/// Answers one request by a [`page`], or by a switch of protocols; those before it by pages that are [`kept`]. Returns
+/// `io`, still open, and the bytes that came after the request.
 pub(super) async fn answer_one<Io: AsyncRead + AsyncWrite + Unpin>(
     io: Io,
     answer: impl Fn(&Request<Incoming>) -> Response<String>,

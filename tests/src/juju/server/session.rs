@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::HANDSHAKE;
-use super::http::{answer_one, page};
+use super::http::{answer_one, kept, page};
 use super::state::{Endpoint, Entry};
 use crate::juju::rpc::{self, Request as Call, Response as Answer};
 use crate::juju::transfer::{finish, send_noise, take};
@@ -68,7 +68,7 @@ pub(super) async fn serve(
 fn page_of(entry: &Entry, path: &str) -> Response<String> {
     entry.is(Endpoint::Other);
     entry.server.state(|state| match path {
-        "/health" if state.healthy => page(StatusCode::OK, "running\n"),
+        "/health" if state.healthy => kept(page(StatusCode::OK, "running\n")),
         "/health" => page(StatusCode::SERVICE_UNAVAILABLE, "not running\n"),
         "/metrics" => page(StatusCode::OK, state.metrics()),
         _ => page(StatusCode::NOT_FOUND, "no such page\n"),
