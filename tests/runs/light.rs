@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::records::{Controller, LAYOUT, MAX_CONTROLLERS, map};
+use balancer_common::records::{Controller, LAYOUT, MAX_CONTROLLERS, State, map};
 use nix::time::{ClockId, clock_gettime};
 use tests::cluster::daemon::Daemon;
 use tests::cluster::{Cluster, ClusterOptions};
@@ -33,13 +33,17 @@ const QUIET: Duration = Duration::from_millis(400);
 const CHANGES: usize = 25;
 const MIB: u64 = 1 << 20;
 
-/// A controller as a daemon's map has it: the load of the one at `address`.
-fn load_of(map: &Array<MapData, Controller>, address: SocketAddr) -> Option<i64> {
+/// The controller at `address` as a daemon's map has it.
+fn record_of(map: &Array<MapData, Controller>, address: SocketAddr) -> Option<Controller> {
     (0..MAX_CONTROLLERS as u32).find_map(|slot| {
         let controller = map.get(&slot, 0).ok()?;
         let is_it = address.ip() == std::net::IpAddr::from(controller.v4);
-        (controller.name_hash != 0 && is_it).then_some(controller.view_base)
+        (controller.name_hash != 0 && is_it).then_some(controller)
     })
+}
+
+fn load_of(map: &Array<MapData, Controller>, address: SocketAddr) -> Option<i64> {
+    record_of(map, address).map(|controller| controller.view_base)
 }
 
 fn controllers_of(daemon: &Daemon) -> Result<Array<MapData, Controller>> {
@@ -197,5 +201,47 @@ fn the_others_hear_of_a_change_at_once() -> Result<()> {
     let at = |percent: usize| took[(took.len() * percent / 100).min(took.len() - 1)];
     println!("a change is in every map after {:?} (p50), {:?} (p99)", at(50), at(99));
     ensure!(at(50) <= Duration::from_millis(60) && at(99) <= Duration::from_millis(180), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn the_others_notice_a_controller_that_dies_or_is_cut_off_at_rest() -> Result<()> {
+    /// Agents are at rest this long after the last event.
+    const RESTS: Duration = Duration::from_secs(4);
+    /// The design's time, with room for a busy machine.
+    const NOTICED: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start(quiet("litdead"))?;
+    let maps = cluster.daemons[..2].iter().map(controllers_of).collect::<Result<Vec<_>>>()?;
+    let address = cluster.address(2);
+    let is_ready = |map: &Array<_, _>| {
+        record_of(map, address).is_some_and(|controller| controller.state == State::Ready as u8)
+    };
+    let ready = || -> Vec<bool> { maps.iter().map(is_ready).collect() };
+    let await_ready = || wait_for(SOON, "the last one is ready", || Ok(ready()), |ready| ready == &[true; 2]);
+    for (round, dies) in [false, false, false, false, true, true].into_iter().enumerate() {
+        await_ready()?;
+        // At no fixed place between two exchanges.
+        sleep(RESTS + Duration::from_millis(round as u64 * 97 % 250));
+        let begun = Instant::now();
+        if dies {
+            cluster.daemons[2].kill9();
+        } else {
+            cluster.net.controllers[2].silence(true)?;
+        }
+        let mut noticed = [None; 2];
+        while noticed.contains(&None) {
+            ensure!(begun.elapsed() < NOTICED, "dies: {dies}; noticed after {noticed:?}");
+            for (noticed, _) in noticed.iter_mut().zip(ready()).filter(|(_, ready)| !ready) {
+                noticed.get_or_insert(begun.elapsed());
+            }
+            sleep(Duration::from_millis(1));
+        }
+        println!("{} at rest: noticed after {noticed:?}", if dies { "killed" } else { "cut off" });
+        if dies {
+            cluster.daemons[2].run()?;
+        } else {
+            cluster.net.controllers[2].silence(false)?;
+        }
+    }
     Ok(())
 }
