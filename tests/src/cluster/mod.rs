@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod config;
 pub mod daemon;
 pub mod judge;
+pub mod load;
 pub mod pins;
 pub mod status;
 

@@ -97,22 +97,44 @@ impl Process {
         Ok(kib.parse::<u64>().context("VmRSS is not a number")? * 1024)
     }
 
-    /// The time that its threads have run on a processor; that of threads which have ended is left out.
-    pub fn processor_time(&self) -> Result<Duration> {
+    /// How its threads have run; those that have ended are left out.
+    pub fn ran(&self) -> Result<Ran> {
         let path = format!("/proc/{}/task", self.child.id());
         let threads = std::fs::read_dir(&path).with_context(|| format!("failed to read {path}"))?;
-        let ran = |thread: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
+        let ran = |thread: std::io::Result<std::fs::DirEntry>| -> Option<[u64; 2]> {
             // In nanoseconds, where `stat` has hundredths of a second.
             let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-            text.split_whitespace().next()?.parse().ok()
+            let mut fields = text.split_whitespace().map(|field| field.parse().ok());
+            Some([fields.next()??, fields.nth(1)??])
         };
-        Ok(Duration::from_nanos(threads.filter_map(ran).sum()))
+        let mut sums = Ran { time: Duration::ZERO, turns: 0 };
+        for [nanoseconds, turns] in threads.filter_map(ran) {
+            sums.time += Duration::from_nanos(nanoseconds);
+            sums.turns += turns;
+        }
+        Ok(sums)
     }
 
     pub fn kill9(&mut self) {
         // Both fail only for a process that has already been reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// How the threads of a process have run.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// On a processor.
+    pub time: Duration,
+    /// How often one was given to them.
+    pub turns: u64,
+}
+
+impl Ran {
+    #[must_use]
+    pub fn since(self, before: &Self) -> Self {
+        Self { time: self.time.saturating_sub(before.time), turns: self.turns.saturating_sub(before.turns) }
     }
 }
 
