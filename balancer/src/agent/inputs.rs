@@ -83,7 +83,7 @@ impl Agent {
         limit.map(|_| self.programs.data_path.maps.clients()).transpose()
     }
 
-    /// Removes the records of connections that are over, and counts the relays. Returns how many connections it removed.
+    /// Removes the records of connections that are over, and counts the relays. Returns how many were over.
     pub(super) fn collect(&mut self) -> Result<usize> {
         let now_s = boot_s();
         let now = Instant::now();
@@ -96,7 +96,7 @@ impl Agent {
         self.give_up(&stuck);
         let maps = &mut self.programs.data_path.maps;
         let over = self.count.collect(now_s, relays, pairs);
-        let removed = over.len();
+        let ended = over.len();
         for pair in over {
             // Since the listing its client may have connected anew from the same port.
             if let Some(pair) = maps.flows.again(&pair)
@@ -128,7 +128,7 @@ impl Agent {
             let effects = self.cluster.note_networks(now, &maps.networks()?);
             self.carry_out_cluster(effects);
         }
-        Ok(removed)
+        Ok(ended)
     }
 
     /// Looks at jujud's readiness and at the memory.

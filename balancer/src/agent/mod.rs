@@ -343,11 +343,11 @@ impl Agent {
             self.schedule.audit = now + seeded::pause_after(now.elapsed(), self.count.is_due_soon(), told);
         }
         if now >= self.schedule.collect {
-            let removed = self.collect().unwrap_or_else(|error| {
+            let ended = self.collect().unwrap_or_else(|error| {
                 warn_repeated!("collect", "failed to collect finished flows: {error:#}");
                 0
             });
-            self.schedule.collect = now + collect::pause_after(removed);
+            self.schedule.collect = now + collect::pause_after(ended);
         }
         self.follow_clients(now);
         self.watch_host(now);

@@ -31,10 +31,14 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Connections of one collection that are many.
 const MANY: usize = 4_000;
 
-/// How long to wait after a collection that has removed the records of so many connections.
-pub const fn pause_after(removed: usize) -> Duration {
-    if removed >= MANY { BUSY_PAUSE } else { PAUSE }
+/// How long to wait after a collection in which so many connections were over.
+pub const fn pause_after(ended: usize) -> Duration {
+    if ended >= MANY { BUSY_PAUSE } else { PAUSE }
 }
+
+// `may_be_over` leaves out what was heard of more recently.
+const _: () = assert!(AFTER_LAST_ACK_S <= AFTER_RST_S && AFTER_LAST_ACK_S <= AFTER_FIN_S);
+const _: () = assert!(AFTER_LAST_ACK_S <= AFTER_ONE_FIN_S);
 
 /// Whether a record may belong to a connection that is over at boot second `now_s`, so that both of its records are worth a
 /// look.

@@ -19,7 +19,7 @@ use crate::support::process::Ran;
 /// What was taken of a processor for some time.
 pub struct Load {
     /// By each agent, percent.
-    pub agents: Vec<f64>,
+    agents: Vec<f64>,
     /// How often each agent's threads were given a processor, in a second.
     pub turns: Vec<f64>,
     /// By the yardstick, percent.

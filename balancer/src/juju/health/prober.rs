@@ -44,11 +44,9 @@ const KEPT: Duration =
 /// How long an answer of an unknown protocol is waited for.
 const QUIET: Duration = Duration::from_millis(300);
 
-type Sender = http1::SendRequest<Empty<Bytes>>;
-
 /// A connection to the server, for the checks that are to come.
 pub(super) struct Kept {
-    pub(super) sender: Sender,
+    pub(super) sender: http1::SendRequest<Empty<Bytes>>,
     /// So many.
     checks: u32,
 }
