@@ -31,7 +31,7 @@ use tests::packet::host::{self, Action, Frame, Host, SHOT, UNSPEC};
 use tests::packet::kernel::{Kernel, Left, apart, boot_clock_ns};
 use tests::packet::scene;
 
-use crate::row::{ANY_TIME, Row, hex, prove};
+use crate::row::{ANY_TIME, Row, hex, load, prove};
 use crate::scene::{CAME_IN, Scene};
 
 #[test]
@@ -242,7 +242,8 @@ fn every_counter_is_in_a_row() {
 fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
     for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
         apart(&scene(ANY_TIME).addresses(), || {
-            let (mut kernel, scene) = (Kernel::load(0)?, scene(boot_clock_ns()?));
+            let (mut loaded, scene) = (load(0)?, scene(boot_clock_ns()?));
+            let kernel = loaded.kernel();
             let world = scene.world();
             kernel.fill(&world)?;
             let (host, gone) = (Host::new(&world), Verdict::Drop(DropReason::NoRecord));
@@ -252,10 +253,10 @@ fn a_record_that_is_gone_between_two_stages_drops_the_packet() -> Result<()> {
             let counted =
                 |kernel: &Kernel| anyhow::Ok(kernel.counters()?.get("no_record").copied().unwrap_or(0));
             for (stage, frame) in [("tc_relay_syn", syn), ("tc_restore", relayed)] {
-                let before = counted(&kernel)?;
+                let before = counted(kernel)?;
                 let ran = kernel.run_program(stage, &frame, CAME_IN, false)?;
                 ensure!(ran.is_some_and(|ran| ran.code == SHOT), "kernel: {stage}");
-                ensure!(counted(&kernel)? == before + 1, "kernel: {stage} is counted");
+                ensure!(counted(kernel)? == before + 1, "kernel: {stage} is counted");
             }
             Ok(())
         })?;
@@ -311,17 +312,18 @@ fn all(scene: &Scene) -> Vec<Row> {
 fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
     for scene in [Scene::v4 as fn(u64) -> Scene, Scene::v6] {
         apart(&scene(ANY_TIME).addresses(), || {
-            let mut kernel = Kernel::load(0)?;
+            let mut loaded = load(0)?;
+            let kernel = loaded.kernel();
             for row in all(&scene(boot_clock_ns()?)) {
                 let world = row.before();
                 kernel.fill(world)?;
-                let counted = kernel.counters()?;
+                let (counted, tables) = (kernel.counters()?, Host::new(world));
                 for length in 0..ip_end(row.frame()) {
                     let cut = &row.frame()[..length];
                     let at = || {
                         format!("{}, {}, cut to {length}:\n{}", scene(ANY_TIME).name, row.what(), hex(cut))
                     };
-                    let (mut frame, tables) = (Frame::new(cut, CAME_IN), Host::new(world));
+                    let mut frame = Frame::new(cut, CAME_IN);
                     let action = host::run(row.hook(), &mut frame, &tables);
                     ensure!(action == Action { code: UNSPEC, ifindex: None }, "host: {action:?}: {}", at());
                     ensure!(frame.bytes == cut, "host: changed: {}", at());

@@ -17,7 +17,7 @@ use tests::packet::kernel::{Kernel, Left, RanXdp, boot_clock_ns, sockets};
 
 use crate::scene::{CAME_IN, RELAY};
 
-pub use self::prove::{ANY_TIME, prove};
+pub use self::prove::{ANY_TIME, load, prove};
 
 /// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;

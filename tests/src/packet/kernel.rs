@@ -25,13 +25,16 @@ use socket2::{Domain, Protocol, Socket as Socket2, Type};
 use crate::packet::host::{Hook, World, named, prefix_length};
 use crate::packet::testrun::{CHECKSUM_COMPLETE, test_run, test_runs};
 use crate::support::eventually::{SOON, eventually};
-use crate::support::process::run;
+use crate::support::process::feed;
 
 /// The interface that packets come in by, and its peer.
 pub const INTERFACES: [u32; 2] = [7, 8];
 
 /// Room of the larger tables: more than any row needs, and smaller tables that evict do so early.
 const LEAST: usize = 4096;
+
+/// No program makes a frame longer than this: a trailer, a RST, a word in front of it.
+const GROWTH: usize = 256;
 
 /// The loaded programs and their maps.
 pub struct Kernel {
@@ -166,7 +169,7 @@ impl Kernel {
     pub fn run_program(&self, name: &str, frame: &[u8], ifindex: u32, summed: bool) -> Result<Option<Ran>> {
         let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
         let context = of_interface(ifindex);
-        let mut out = vec![0; 1 << 16];
+        let mut out = vec![0; frame.len() + GROWTH];
         let program = program.fd()?.as_fd();
         let mut run = |flags| test_run(program, frame, &mut out, &context, flags);
         let is_invalid = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
@@ -191,7 +194,7 @@ impl Kernel {
     pub fn time(&self, name: &str, times: u32, frame: &[u8], ifindex: u32) -> Result<(Duration, Vec<u8>)> {
         let program: &SchedClassifier = self.ebpf.program(name).context("loaded before")?.try_into()?;
         let program = program.fd()?.as_fd();
-        let mut out = vec![0; 1 << 16];
+        let mut out = vec![0; frame.len() + GROWTH];
         let ran =
             test_runs(program, times, frame, &mut out, &of_interface(ifindex), 0).context("test run")?;
         out.truncate(ran.length as usize);
@@ -208,7 +211,7 @@ impl Kernel {
         let program: &Xdp = self.ebpf.program("ingress_xdp").context("loaded before")?.try_into()?;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context: [u32; 6] = [0, frame.len() as u32, 0, ifindex, 0, 0];
-        let mut out = vec![0; 1 << 16];
+        let mut out = vec![0; frame.len() + GROWTH];
         let returned =
             match test_run(program.fd()?.as_fd(), frame, &mut out, bytemuck::cast_slice(&context), 0) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
@@ -286,16 +289,18 @@ pub fn boot_clock_ns() -> Result<u64> {
 pub fn apart<T: Send>(addresses: &[IpAddr], work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).context("failed to make a network namespace")?;
-        let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
         let [near, far] = INTERFACES;
-        ip("link set lo up")?;
-        ip(&format!("link add near index {near} type veth peer name far index {far}"))?;
-        ip("link set near up")?;
-        ip("link set far up")?;
-        for address in addresses {
+        let own = addresses.iter().map(|address| {
             let nodad = if address.is_ipv6() { " nodad" } else { "" };
-            ip(&format!("addr add {address} dev lo{nodad}"))?;
-        }
+            format!("addr add {address} dev lo{nodad}\n")
+        });
+        let script = format!(
+            "link set lo up\nlink add near index {near} type veth peer name far index {far}\n\
+             link set near up\nlink set far up\n{}",
+            own.collect::<String>()
+        );
+        // In one process: an emulated processor takes longest to start one.
+        feed(Command::new("ip").args(["-batch", "-"]), &script)?;
         for address in addresses {
             // The kernel adds the route to an IPv6 address later (`addrconf_dad_work`).
             let reached = || Ok(UdpSocket::bind((*address, 0))?.connect((*address, 9))?);

@@ -1,6 +1,6 @@
 //! Proving rows: on the host, in the kernel, and with a checksum that a device completes.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use tests::packet::frame::{ETHERNET, source_port, verify};
@@ -27,22 +27,57 @@ pub const ANY_TIME: u64 = 1_000_000_000_000;
 /// Programs and maps, used for one row after another: loading takes an emulated processor seconds.
 static LOADED: Mutex<Option<Kernel>> = Mutex::new(None);
 
+/// [`LOADED`], for one test.
+pub struct Loaded(MutexGuard<'static, Option<Kernel>>);
+
+impl Loaded {
+    pub fn kernel(&mut self) -> &mut Kernel {
+        self.0.as_mut().expect("`load` has loaded it")
+    }
+}
+
+/// The programs and their maps, with room for `most` records.
+pub fn load(most: usize) -> Result<Loaded> {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = loaded.take().filter(|kernel| kernel.room() >= most);
+    *loaded = Some(known.map_or_else(|| Kernel::load(most), Ok)?);
+    Ok(Loaded(loaded))
+}
+
+/// The rows of one second. Records are exact to the second, so all its moments share them: to make all rows anew for each
+/// one would take an emulated processor longer than the kernel needs for them.
+struct Table<'a, R> {
+    scene: fn(u64) -> Scene,
+    rows: &'a R,
+    of_second: Option<(u64, Vec<Row>)>,
+}
+
+impl<R: Fn(&Scene) -> Vec<Row>> Table<'_, R> {
+    /// Row `index` as it is at `now_ns`.
+    fn row(&mut self, index: usize, now_ns: u64) -> Row {
+        let second = now_ns / SECOND;
+        self.of_second.take_if(|(known, _)| *known != second);
+        let (_, rows) = self.of_second.get_or_insert_with(|| (second, (self.rows)(&(self.scene)(now_ns))));
+        rows[index].clone()
+    }
+}
+
 fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) -> Result<Vec<String>> {
     let addresses = scene(ANY_TIME).addresses();
     apart(&addresses, || {
         let most = rows(&scene(ANY_TIME)).iter().map(|row| 2 * row.before.live.len()).max().unwrap_or(0);
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = loaded.take().filter(|kernel| kernel.room() >= most);
-        let kernel = loaded.insert(known.map_or_else(|| Kernel::load(most), Ok)?);
+        let mut loaded = load(most)?;
+        let kernel = loaded.kernel();
         let xdp = kernel.run_xdp(&[0; 64], CAME_IN)?.is_some();
         ensure!(
             xdp || kernel_is_before(5, 14)?,
             "this kernel can run XDP programs on a frame of an interface"
         );
+        let mut table = Table { scene, rows, of_second: None };
         let mut faults = Vec::new();
         for index in 0..rows(&scene(ANY_TIME)).len() {
-            let at = |now_ns| rows(&scene(now_ns)).swap_remove(index);
-            let (row, ran) = within_a_second(at, |row| row.in_kernel(kernel))?;
+            let mut at = |now_ns| table.row(index, now_ns);
+            let (row, ran) = within_a_second(&mut at, |row| row.in_kernel(kernel))?;
             let by_xdp = (xdp && row.hook == Hook::Ingress)
                 .then(|| within_a_second(|now_ns| at(now_ns).before_ingress(), |row| row.by_xdp(kernel)))
                 .transpose()?;
@@ -72,7 +107,7 @@ fn faults(scene: fn(u64) -> Scene, rows: &(impl Fn(&Scene) -> Vec<Row> + Sync)) 
 /// Repeats the row that `at` makes for the present moment until its packet is decided in the same second:
 /// records are exact to the second.
 fn within_a_second(
-    at: impl Fn(u64) -> Row,
+    mut at: impl FnMut(u64) -> Row,
     mut run: impl FnMut(&Row) -> Result<Ran>,
 ) -> Result<(Row, Result<Ran>)> {
     loop {
