@@ -94,6 +94,10 @@ pub fn cargo(root: &Path, toolchain: &str, verb: &str, arch: &str) -> Command {
         "-Clink-arg=--llvm-args=-unroll-full-max-count=1".into(),
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // The workspace's profile alone decides how they are built. A caller's variables would overrule it, and with
+    // CARGO_INCREMENTAL=0 `owner_syn` needs more stack than 512 bytes.
+    forget(&mut command, &["CARGO_PROFILE_"]);
+    command.env("CARGO_INCREMENTAL", "1");
     command
 }
 
@@ -112,9 +116,13 @@ pub fn through_rustup(toolchain: &str, program: impl AsRef<OsStr>) -> Command {
 
 /// Removes cargo's variables about the running package: build scripts would run again for each package.
 pub fn forget_package(command: &mut Command) {
-    let about_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+    forget(command, &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]);
+}
+
+/// Removes the variables whose names begin with one of `prefixes`.
+fn forget(command: &mut Command, prefixes: &[&str]) {
     for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|name| about_package.iter().any(|prefix| name.starts_with(prefix))) {
+        if name.to_str().is_some_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix))) {
             command.env_remove(name);
         }
     }

@@ -111,6 +111,13 @@ mod tests {
     }
 
     #[test]
+    fn a_callers_variable_does_not_change_how_programs_are_built() {
+        let cargo = recipe::cargo(root(), "nightly", "build", "x86_64");
+        let set = cargo.get_envs().find(|(name, _)| *name == "CARGO_INCREMENTAL");
+        assert_eq!(set.and_then(|(_, value)| value), Some("1".as_ref()));
+    }
+
+    #[test]
     fn a_missing_tool_has_no_version() {
         assert_eq!(tool_version(Path::new("/no/such/linker")), None);
     }
