@@ -14,7 +14,7 @@ pub const PURE: [&str; 4] = ["--package", "balancer-common", "--package", "xtask
 /// The libraries among [`PURE`]; they have examples.
 pub const PURE_LIBRARIES: [&str; 2] = ["--package", "balancer-common"];
 /// Packages that are tested as released. All commands use this one selection: with another, dependencies get other features
-/// and are built again.
+/// and are built again. So the balancer in tests differs from that of `cargo xtask build` in features of dependencies alone.
 pub const RELEASED: [&str; 5] = ["--release", "--package", "balancer", "--package", "tests"];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ pub fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
 /// Builds the test harnesses of some packages, and the binaries of those packages that have integration tests.
 pub fn build_tests(selection: &[&str]) -> Result<Vec<Executable>> {
     executables(cargo("test").arg("--no-run").args(selection))
+}
+
+/// Builds the test harnesses, binaries and examples of [`RELEASED`].
+pub fn build_released() -> Result<Vec<Executable>> {
+    // Not `cargo test`, which builds no binary in a package without integration tests, such as the balancer.
+    executables(cargo("build").args(RELEASED).args(["--tests", "--bins", "--examples"]))
 }
 
 /// The path of an integration test's harness.

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
-use super::artifacts::{RELEASED, binary, example, executables, harness};
+use super::artifacts::{RELEASED, binary, build_released, example, executables, harness};
 use super::toolchain;
 use crate::command::{cargo, output, root, run};
 use crate::host::packages;
@@ -103,10 +103,7 @@ pub fn trials(profile: &str) -> Result<[(&'static str, Command); 2]> {
         pack(&toolchain::packager()?, profile, Architecture::Native, 2, None)?,
     ];
     let packages = std::env::join_paths(packages)?;
-    let names = ["package", "commands"];
-    let mut build = cargo("test");
-    build.arg("--no-run").args(RELEASED).args(names.iter().flat_map(|name| ["--test", name]));
-    let tests = executables(&mut build)?;
+    let tests = build_released()?;
     let trial = |name: &str, variable: &str, system: &System| -> Result<Command> {
         let mut command = Command::new(harness(&tests, name)?);
         command.args(["--include-ignored", "--test-threads=1", "--nocapture"]).env(variable, debian(system)?);
@@ -121,8 +118,13 @@ pub fn trials(profile: &str) -> Result<[(&'static str, Command); 2]> {
 
 /// Builds the binary, and beside it the directory `manual` with man pages and completions.
 fn build(profile: &str, architecture: Architecture) -> Result<()> {
-    let selection = ["--profile", profile, "--package", "balancer", "--bin", "balancer"];
-    let program = binary(&executables(architecture.cargo("build")?.args(selection))?, "balancer")?;
+    let built = if profile == RELEASE {
+        build_released()?
+    } else {
+        let selection = ["--profile", profile, "--package", "balancer", "--bin", "balancer"];
+        executables(architecture.cargo("build")?.args(selection))?
+    };
+    let program = binary(&built, "balancer")?;
     let size = fs::metadata(&program).with_context(|| format!("failed to find {}", program.display()))?.len();
     println!("{} ({} KiB)", program.display(), size / 1024);
     ensure!(profile != PROFILE || size <= LARGEST, "the binary has {size} bytes, above {LARGEST}");

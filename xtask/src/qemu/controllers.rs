@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::emulator::Emulator;
 use super::{initramfs, machine};
-use crate::builds::artifacts::{RELEASED, build_tests, harness};
+use crate::builds::artifacts::{build_released, harness};
 use crate::builds::other;
 
 /// The harness, which `cargo xtask test` runs in another way than the others.
@@ -20,7 +20,7 @@ pub const UPGRADE: &str = "agents_are_upgraded_one_after_another_and_back";
 
 /// The command that runs the harness on machines with the newest kernel of `series`.
 pub fn command(emulator: &Emulator, series: &str, filter: Option<&str>) -> Result<Command> {
-    let built = build_tests(&RELEASED)?;
+    let built = build_released()?;
     let mut files = Vec::new();
     if filter.is_none_or(|filter| UPGRADE.contains(filter)) {
         files.push(("/fixtures/balancer-other".to_owned(), other::build()?));

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result};
 use super::archive::Archive;
 use super::kernels::Kernel;
 use crate::builds::artifacts::{Executable, binary};
-use crate::builds::balancer;
 use crate::command::{output, search_path};
 
 /// Commands of the system that the fixtures call.
@@ -73,7 +72,7 @@ pub fn common(built: &[Executable], mut files: Vec<(String, PathBuf)>, plan: &st
     }
     archive.file("/plan", plan.as_bytes());
     files.push(("/init".to_owned(), binary(built, INIT)?));
-    files.push(("/fixtures/balancer".to_owned(), balancer::build()?));
+    files.push(("/fixtures/balancer".to_owned(), binary(built, "balancer")?));
     for name in FIXTURES {
         files.push((format!("/fixtures/{name}"), binary(built, name)?));
     }

@@ -13,7 +13,7 @@ use super::emulator::Emulator;
 use super::kernels::Kernel;
 use super::report::Report;
 use super::{initramfs, kernels, machine, report};
-use crate::builds::artifacts::{RELEASED, build_tests, harness};
+use crate::builds::artifacts::{build_released, harness};
 use crate::parallel::parallel;
 use crate::results::libtest::Counts;
 use crate::step::step;
@@ -113,7 +113,7 @@ fn boot(
 }
 
 fn contents(runs: &[Run], filter: Option<&str>) -> Result<Archive> {
-    let built = build_tests(&RELEASED)?;
+    let built = build_released()?;
     let harnesses = runs.iter().map(|run| Ok((path_of(run), harness(&built, run.harness)?)));
     let harnesses = harnesses.collect::<Result<_>>()?;
     initramfs::common(&built, harnesses, &plan(runs, filter))

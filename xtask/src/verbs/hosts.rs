@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 use clap::Args;
 
-use crate::builds::artifacts::{RELEASED, build_tests, harness};
-use crate::builds::{balancer, toolchain};
+use crate::builds::artifacts::{binary, build_released, harness};
+use crate::builds::toolchain;
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Snapshot;
 use crate::host::packages;
@@ -44,9 +44,9 @@ fn in_machines(series: &[String], filter: Option<&str>) -> Result<ExitCode> {
 
 fn here(filter: Option<&str>) -> Result<ExitCode> {
     let [run] = HOSTS;
-    let harness = step("build", || harness(&build_tests(&RELEASED)?, run.harness))?;
-    let mut command = command(&harness, filter);
-    command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
+    let built = step("build", build_released)?;
+    let mut command = command(&harness(&built, run.harness)?, filter);
+    command.env("BALANCER_BIN", binary(&built, "balancer")?);
     let _bpffs = BpfFs::mount()?;
     let snapshot = Snapshot::take();
     snapshot.mark(&mut command);

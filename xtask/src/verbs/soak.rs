@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Args;
 
-use crate::builds::artifacts::{RELEASED, build_tests, harness};
-use crate::builds::{balancer, toolchain};
+use crate::builds::artifacts::{binary, build_released, harness};
+use crate::builds::toolchain;
 use crate::host::bpffs::BpfFs;
 use crate::host::leftovers::Snapshot;
 use crate::host::packages;
@@ -33,9 +33,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     require_root("the run makes network namespaces and loads programs into the kernel: run it as root")?;
     step("system packages", packages::ensure)?;
     step("tools", toolchain::ensure)?;
-    let harness = step("build", || harness(&build_tests(&RELEASED)?, HARNESS))?;
-    let mut command = command(&harness, arguments);
-    command.env("BALANCER_BIN", step("build of the balancer", balancer::build)?);
+    let built = step("build", build_released)?;
+    let mut command = command(&harness(&built, HARNESS)?, arguments);
+    command.env("BALANCER_BIN", binary(&built, "balancer")?);
     let _bpffs = BpfFs::mount()?;
     let snapshot = Snapshot::take();
     snapshot.mark(&mut command);

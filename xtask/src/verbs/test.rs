@@ -14,8 +14,10 @@ use cargo_metadata::TargetKind;
 use clap::Args;
 
 use self::session::Session;
-use crate::builds::artifacts::{Executable, PURE, PURE_LIBRARIES, RELEASED, build_tests};
-use crate::builds::{balancer, package, toolchain};
+use crate::builds::artifacts::{
+    Executable, PURE, PURE_LIBRARIES, RELEASED, binary, build_released, build_tests,
+};
+use crate::builds::{package, toolchain};
 use crate::command::cargo;
 use crate::host::root::require_root;
 use crate::host::{libjuju, packages, promtool};
@@ -68,12 +70,10 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
     let libjuju = step("python-libjuju", libjuju::ensure)?;
     let promtool = step("promtool", promtool::ensure)?;
     let pure = step("build of the tests with overflow checks", || build_tests(&PURE))?;
-    let released = step("build of the tests as released", || build_tests(&RELEASED))?;
-    // The last build, so that the tests get the same binary as `cargo xtask build`.
-    let binary = step("build of the balancer", balancer::build)?;
+    let released = step("build of the tests as released", build_released)?;
 
-    let mut session =
-        Session::start(binary, &[("BALANCER_LIBJUJU", &libjuju), ("BALANCER_PROMTOOL", &promtool)])?;
+    let tools = [("BALANCER_LIBJUJU", &*libjuju), ("BALANCER_PROMTOOL", &*promtool)];
+    let mut session = Session::start(binary(&released, "balancer")?, &tools)?;
     let of_this_machine = harnesses(released).filter(|harness| harness.name != controllers::HARNESS);
     for harness in harnesses(pure).chain(of_this_machine) {
         let threads =

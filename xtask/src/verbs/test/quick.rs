@@ -1,7 +1,6 @@
 //! `cargo xtask test --quick`: the checks that a contributor runs before each commit, in at most five minutes.
 //!
-//! The whole `cargo xtask test` needs everything that this builds. The balancer under test comes from the build of the tests:
-//! one with only the features of its own would be a second build of most dependencies.
+//! The whole `cargo xtask test` needs everything that this builds.
 
 use std::process::ExitCode;
 
@@ -10,8 +9,7 @@ use cargo_metadata::TargetKind;
 
 use super::session::Session;
 use super::{harnesses, lints};
-use crate::builds::artifacts::{self, PURE, RELEASED, build_tests, executables};
-use crate::command::cargo;
+use crate::builds::artifacts::{self, PURE, build_released, build_tests};
 use crate::step::step;
 
 /// Harnesses of the package `tests`, and the tests to run by their full names; all if there are none.
@@ -36,10 +34,7 @@ pub const TESTS: [(&str, &[&str]); 15] = [
 pub fn run(compiler: &str) -> Result<ExitCode> {
     lints::check(compiler)?;
     let pure = step("build of the tests with overflow checks", || build_tests(&PURE))?;
-    // Not `cargo test`, which builds no binary in a package without integration tests.
-    let mut build = cargo("build");
-    build.args(RELEASED).args(["--tests", "--bins"]);
-    let released = step("build of the tests as released", || executables(&mut build))?;
+    let released = step("build of the tests as released", build_released)?;
 
     let mut session = Session::start(artifacts::binary(&released, "balancer")?, &[])?;
     let (runs, units): (Vec<_>, Vec<_>) =
