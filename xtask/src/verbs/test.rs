@@ -40,7 +40,21 @@ pub struct Arguments {
 const POLICY: &str = "policy";
 /// Harnesses of the package `tests` that wait more than they compute, and the number of their tests that run at a time. All
 /// others take one: they share the machine, and some measure it.
-const AT_A_TIME: [(&str, &str); 3] = [("demo", "4"), ("fail_open", "4"), (POLICY, "6")];
+const AT_A_TIME: [(&str, &str); 13] = [
+    ("demo", "4"),
+    ("fail_open", "4"),
+    ("faults", "2"),
+    ("hosts", "2"),
+    ("hostile", "2"),
+    ("juju", "2"),
+    ("memory", "3"),
+    ("network", "3"),
+    ("operate", "3"),
+    (POLICY, "6"),
+    ("refusals", "2"),
+    ("relay", "2"),
+    ("upgrade", "2"),
+];
 /// The verb that runs in the background of [`POLICY`].
 const FUZZ: [&str; 3] = ["fuzz", "--seconds", "5"];
 /// The oldest kernel, and those that differ in their hooks.
