@@ -24,17 +24,26 @@ pub struct Run {
     options: &'static [&'static str],
     /// The tests to run; all if it is empty.
     pub only: &'static [&'static str],
+    /// Tests that run at a time.
+    at_a_time: u8,
     limit_s: u32,
 }
 
 pub const RUNS: [Run; 6] = [
     // That row fills 64,000 entries within one second, for which an emulated processor is too slow.
-    Run { harness: "verdicts", options: &["--skip", "relay_source_ports_run_out"], only: &[], limit_s: 600 },
-    Run { harness: "verifier", options: &["--nocapture"], only: &[], limit_s: 120 },
+    Run {
+        harness: "verdicts",
+        options: &["--skip", "relay_source_ports_run_out"],
+        only: &[],
+        at_a_time: 1,
+        limit_s: 600,
+    },
+    Run { harness: "verifier", options: &["--nocapture"], only: &[], at_a_time: 1, limit_s: 120 },
     Run {
         harness: "balance",
         options: &[],
         only: &["three_controllers_share_clients_that_all_dial_one"],
+        at_a_time: 1,
         limit_s: 200,
     },
     Run {
@@ -44,9 +53,16 @@ pub const RUNS: [Run; 6] = [
             "the_owner_sees_the_clients_address_and_port",
             "one_client_port_is_open_directly_and_through_both_entries",
         ],
+        at_a_time: 1,
         limit_s: 300,
     },
-    Run { harness: "xdp", options: &[], only: &["the_driver_relays", "the_driver_refuses"], limit_s: 300 },
+    Run {
+        harness: "xdp",
+        options: &[],
+        only: &["the_driver_relays", "the_driver_refuses"],
+        at_a_time: 1,
+        limit_s: 300,
+    },
     // The memory controller is one of cgroup v2 there.
     Run {
         harness: "memory",
@@ -55,12 +71,19 @@ pub const RUNS: [Run; 6] = [
             "a_lone_controller_refuses_clients_before_memory_runs_out_and_recovers",
             "without_the_balancer_a_growing_server_is_killed",
         ],
+        // They wait for memory to fill.
+        at_a_time: 2,
         limit_s: 300,
     },
 ];
 /// Every layout and event of hosts and networks. A row takes a minute on emulated processors, some take several.
-pub const HOSTS: [Run; 1] =
-    [Run { harness: "hosts", options: &["--include-ignored", "--nocapture"], only: &[], limit_s: 10_800 }];
+pub const HOSTS: [Run; 1] = [Run {
+    harness: "hosts",
+    options: &["--include-ignored", "--nocapture"],
+    only: &[],
+    at_a_time: 1,
+    limit_s: 10_800,
+}];
 /// Time to boot, on top of the limits of the runs.
 const BOOT: Duration = Duration::from_mins(2);
 
@@ -129,7 +152,8 @@ fn plan(runs: &[Run], filter: Option<&str>) -> String {
         let only = filter.map_or_else(|| run.only.to_vec(), |filter| vec![filter]);
         let limit = run.limit_s.to_string();
         let path = path_of(run);
-        let words = [run.harness, &limit, &path, "--test-threads=1"];
+        let threads = format!("--test-threads={}", run.at_a_time);
+        let words = [run.harness, &limit, &path, &threads];
         words.into_iter().chain(run.options.iter().copied()).chain(only).collect::<Vec<_>>().join("\t") + "\n"
     };
     runs.iter().map(line).collect()
