@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::cluster::{Cluster, ClusterOptions, is_even};
-use tests::juju::fleet::{Dial, How, Kind};
+use tests::juju::fleet::{Dial, Dialled, How, Kind};
 use tests::network::firewall;
 use toml::toml;
 
@@ -60,9 +60,23 @@ fn shed_clients_are_not_refused_when_they_return() -> Result<()> {
     let again = cluster.fleet.dial(&dial)?;
     ensure!(again.ok == CLOSED && again.refused == 0, "shed clients are relayed at once: {again:?}");
     dial.bind.reverse();
+    let before = cluster.daemons[0].counter("steered")?;
     let others = cluster.fleet.dial(&dial)?;
-    ensure!(others.refused == CLOSED, "clients that were not shed are refused: {others:?}");
+    let refused = refused(&cluster, before, &others)?;
+    ensure!(refused == CLOSED, "clients that were not shed are refused: {refused}, {others:?}");
     Ok(())
+}
+
+/// How many of the clients that dialled the first controller it has refused. `before`: its counter before that.
+///
+/// A busy machine loses a RST now and then. Its client repeats the SYN after a second, and is not refused twice.
+fn refused(cluster: &Cluster, before: u64, dialled: &Dialled) -> Result<usize> {
+    let refused = usize::try_from(cluster.daemons[0].counter("steered")? - before)?;
+    let lost = refused.checked_sub(dialled.refused).context("clients are refused that are not counted")?;
+    let clients = dialled.ok + dialled.refused;
+    ensure!(lost * 10 <= clients, "RSTs reach clients: {lost} of {refused} did not, {dialled:?}");
+    ensure!(lost == 0 || dialled.connect_ms.max > 900.0, "only a client that waited gets in: {dialled:?}");
+    Ok(refused)
 }
 
 #[test]
@@ -79,11 +93,12 @@ fn a_configured_part_of_the_clients_is_refused_at_random() -> Result<()> {
     let dial = Dial { bind, ..Dial::new("all", Kind::Single, 250, &[cluster.address(0)]) };
     let dialled = cluster.fleet.dial(&dial)?;
     let ratio = cluster.daemons[0].status()?["balance"]["refuse_ratio"].clone();
-    println!("{} of 250 refused; {ratio}", dialled.refused);
+    let refused = refused(&cluster, 0, &dialled)?;
+    println!("{refused} of 250 refused; {ratio}");
     // 83 ± 4·7.4.
-    ensure!(dialled.ok + dialled.refused == 250 && (54..=113).contains(&dialled.refused), "{dialled:?}");
+    ensure!(dialled.ok + dialled.refused == 250 && (54..=113).contains(&refused), "{dialled:?}");
     ensure!(ratio["configured"] == "1/3", "{ratio}");
-    let (real, refused) = (ratio["real"].as_f64().unwrap_or_default(), dialled.refused as f64 / 250.0);
+    let (real, refused) = (ratio["real"].as_f64().unwrap_or_default(), refused as f64 / 250.0);
     ensure!((real - refused).abs() < 0.001, "{ratio}: {dialled:?}");
     let again = cluster.fleet.dial(&dial)?;
     let counts = cluster.counts()?;
