@@ -119,7 +119,7 @@ pub fn forget_package(command: &mut Command) {
     forget(command, &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]);
 }
 
-/// Removes the variables whose names begin with one of `prefixes`.
+/// Hides variables with these prefixes from `command`.
 fn forget(command: &mut Command, prefixes: &[&str]) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix))) {

@@ -341,6 +341,8 @@ fn a_frame_cut_anywhere_passes_unchanged() -> Result<()> {
                         ensure!(ran.out == cut, "kernel, XDP: changed: {}", at());
                     }
                 }
+                let differences = tables.world().differences(world);
+                ensure!(differences.is_empty(), "host: {}: {differences:?}", row.what());
                 ensure!(kernel.counters()? == counted, "kernel: counted: {}", row.what());
                 let differences = kernel.world(world)?.differences(world);
                 ensure!(differences.is_empty(), "kernel: {}: {differences:?}", row.what());
